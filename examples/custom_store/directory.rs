@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
-use idempotency::store::{Record, StoreError, StoreErrorKind, envelope};
+use idempotency::store::{Operation, Record, StoreError, StoreErrorKind, envelope};
 
 pub(crate) struct Directory {
     path: PathBuf,
@@ -39,7 +39,7 @@ impl Directory {
     /// recognises what has already been written.
     pub(crate) fn step<R>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         key: KeyHash,
         transition: impl FnOnce(&mut Option<Record>, Timestamp) -> R,
     ) -> Result<R, StoreError> {
@@ -49,7 +49,7 @@ impl Directory {
     /// The same for a claim, whose fence must be larger than those of all removed records.
     pub(crate) fn step_above<R>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         key: KeyHash,
         transition: impl FnOnce(&mut Option<Record>, Timestamp, u64) -> R,
     ) -> Result<R, StoreError> {
@@ -97,7 +97,7 @@ impl Directory {
     }
 
     /// Returns the keys of all records, in order.
-    pub(crate) fn keys(&self, operation: &'static str) -> Result<Vec<KeyHash>, StoreError> {
+    pub(crate) fn keys(&self, operation: Operation) -> Result<Vec<KeyHash>, StoreError> {
         let names = fs::read_dir(&self.path).and_then(|entries| {
             entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()
         });
@@ -113,6 +113,6 @@ impl Directory {
     }
 }
 
-fn unavailable(operation: &'static str, error: io::Error) -> StoreError {
+fn unavailable(operation: Operation, error: io::Error) -> StoreError {
     StoreError::new(StoreErrorKind::Unavailable, operation).with_source(error)
 }

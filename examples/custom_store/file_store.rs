@@ -9,9 +9,9 @@ use bytes::Bytes;
 use idempotency::clock::Clock;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
-    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
-    transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Operation, Page,
+    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
+    Written, transition,
 };
 
 use super::directory::Directory;
@@ -40,46 +40,52 @@ impl Store for FileStore {
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
-        self.0.step_above("claim", claim.key, |slot, now, gone| {
+        self.0.step_above(Operation::Claim, claim.key, |slot, now, gone| {
             transition::claim_above(slot, &claim, now, gone)
         })
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
         let renew = |one: &Renewal| {
-            self.0.step("renew", one.key, |slot, now| transition::renew(slot, one, now))
+            self.0.step(Operation::Renew, one.key, |slot, now| transition::renew(slot, one, now))
         };
         renewals.iter().map(renew).collect()
     }
 
     async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
-        self.0.step("complete", commit.key, |slot, now| transition::complete(slot, &commit, now))
+        self.0.step(Operation::Complete, commit.key, |slot, now| {
+            transition::complete(slot, &commit, now)
+        })
     }
 
     async fn release(&self, release: Release) -> Result<Written, StoreError> {
-        self.0.step("release", release.key, |slot, now| transition::release(slot, &release, now))
+        self.0.step(Operation::Release, release.key, |slot, now| {
+            transition::release(slot, &release, now)
+        })
     }
 
     async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
-        self.0.step("abandon", abandon.key, |slot, now| transition::abandon(slot, &abandon, now))
+        self.0.step(Operation::Abandon, abandon.key, |slot, now| {
+            transition::abandon(slot, &abandon, now)
+        })
     }
 
     async fn park(&self, park: Park) -> Result<Written, StoreError> {
-        self.0.step("park", park.key, |slot, now| transition::park(slot, &park, now))
+        self.0.step(Operation::Park, park.key, |slot, now| transition::park(slot, &park, now))
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
-        self.0.step("checkpoint", checkpoint.key, |slot, now| {
+        self.0.step(Operation::Checkpoint, checkpoint.key, |slot, now| {
             transition::checkpoint(slot, &checkpoint, now)
         })
     }
 
     async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
-        self.0.step("fence", key, |slot, now| transition::fence(slot, token, now))
+        self.0.step(Operation::Fence, key, |slot, now| transition::fence(slot, token, now))
     }
 
     async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
-        self.0.step("read", key, transition::read)
+        self.0.step(Operation::Read, key, transition::read)
     }
 
     /// Files do not notify: waiting callers poll.
@@ -88,16 +94,19 @@ impl Store for FileStore {
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
-        self.0.step("resolve", resolve.key, |slot, now| transition::resolve(slot, &resolve, now))
+        self.0.step(Operation::Resolve, resolve.key, |slot, now| {
+            transition::resolve(slot, &resolve, now)
+        })
     }
 
     async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
-        self.0.step("remove", remove.key, |slot, now| transition::remove(slot, &remove, now))
+        self.0
+            .step(Operation::Remove, remove.key, |slot, now| transition::remove(slot, &remove, now))
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
         let mut page = Page::default();
-        for key in self.0.keys("scan")?.into_iter().filter(|&key| Some(key) > scan.after) {
+        for key in self.0.keys(Operation::Scan)?.into_iter().filter(|&key| Some(key) > scan.after) {
             let Some(mut record) = self.read(key).await? else { continue };
             let wanted = scan.state.is_none_or(|state| state == record.state)
                 && scan.operation.as_ref().is_none_or(|operation| *operation == record.operation);
@@ -113,9 +122,9 @@ impl Store for FileStore {
 
     async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
         let mut purged = Purged::default();
-        for key in self.0.keys("purge")? {
+        for key in self.0.keys(Operation::Purge)? {
             let room = purged.removed < limit;
-            let (gone, overdue) = self.0.step("purge", key, |slot, now| {
+            let (gone, overdue) = self.0.step(Operation::Purge, key, |slot, now| {
                 if room {
                     transition::expire(slot, now);
                 }

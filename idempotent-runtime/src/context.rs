@@ -8,9 +8,9 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
+use crate::engine::Inner;
 use crate::engine::lease::Lease;
 use crate::engine::scope::Scope;
-use crate::engine::{Inner, retry};
 use crate::error::{CLAIM_LOST, Error, ErrorKind};
 use crate::key::{KeyHash, derive, derive_in_step};
 use crate::outcome::refused;
@@ -229,11 +229,8 @@ impl Context {
         };
         let superseded = || self.lost();
         let engine = self.0.own.engine.upgrade().ok_or_else(superseded)?;
-        let fence = retry::until(&engine, engine.settings.claim_timeout, || {
-            engine.store.clone().fence(self.0.own.key, token)
-        });
+        let fence = engine.store.fence(self.0.own.key, token).await;
         fence
-            .await
             .map_err(|error| {
                 // The kinds and messages of the store's errors are about calls whose body did not
                 // run. This one's body does.
@@ -406,7 +403,7 @@ impl Own {
     }
 
     fn is_of_store(&self, engine: &Inner) -> bool {
-        self.engine.upgrade().is_some_and(|own| Arc::ptr_eq(&own.store, &engine.store))
+        self.engine.upgrade().is_some_and(|own| own.store.is_same(&engine.store))
     }
 }
 

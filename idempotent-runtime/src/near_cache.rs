@@ -13,8 +13,9 @@ use std::time::Duration;
 use moka::sync::Cache;
 
 use crate::clock::Clock;
+use crate::engine::StoreClient;
 use crate::key::KeyHash;
-use crate::store::{ChangeListener, DynStore, Moment, Record, State};
+use crate::store::{ChangeListener, Moment, Record, State};
 
 /// The size of an entry beside the body, in bytes.
 const OVERHEAD: usize = 512;
@@ -87,7 +88,7 @@ impl NearCache {
     }
 
     /// Learns of what others change, if `store` reports it.
-    pub(crate) async fn follow(self: Arc<Self>, store: Arc<dyn DynStore>) {
+    pub(crate) async fn follow(self: Arc<Self>, store: StoreClient) {
         if let Some(feed) = store.facets().change_feed {
             feed.follow(self).await;
         }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::StoreClient;
 use crate::key::KeyHash;
-use crate::store::{DynStore, Record};
+use crate::store::Record;
 
 pub(crate) enum NearCache {}
 
@@ -22,7 +23,7 @@ impl NearCache {
     }
 
     #[expect(clippy::unused_async, reason = "it is one where the feature is on")]
-    pub(crate) async fn follow(self: Arc<Self>, _: Arc<dyn DynStore>) {
+    pub(crate) async fn follow(self: Arc<Self>, _: StoreClient) {
         match *self {}
     }
 }

@@ -45,12 +45,13 @@ mod tests {
     use std::time::Duration;
 
     use super::explained;
-    use crate::store::{StoreError, StoreErrorKind};
+    use crate::store::{Operation, StoreError, StoreErrorKind};
 
     #[expect(clippy::disallowed_methods, reason = "it is Tokio's clock that is paused")]
     async fn times_out(after: Duration) -> Result<(), StoreError> {
         tokio::time::sleep(after).await;
-        Err(StoreError::new(StoreErrorKind::Unavailable, "connect").with_detail("no answer"))
+        Err(StoreError::new(StoreErrorKind::Unavailable, Operation::Connect)
+            .with_detail("no answer"))
     }
 
     #[tokio::test(start_paused = true)]

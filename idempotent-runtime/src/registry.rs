@@ -4,9 +4,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::store::{DynStore, Store, StoreError, StoreErrorKind};
+use crate::store::{DynStore, Operation, Store, StoreError, StoreErrorKind};
 
-const CONNECT: &str = "connect";
+const CONNECT: Operation = Operation::Connect;
 
 type Connected = Pin<Box<dyn Future<Output = Result<Arc<dyn DynStore>, StoreError>> + Send>>;
 type Connector = Arc<dyn Fn(String) -> Connected + Send + Sync>;

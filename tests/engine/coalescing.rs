@@ -1,5 +1,6 @@
 //! Callers of one call in one process share one claim.
 
+use idempotency::store::Operation;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -27,13 +28,13 @@ async fn sixty_four_callers_cost_one_claim_and_one_effect() {
     let (answers, ()) = tokio::join!(join_all(callers), open);
     let joined = answers.iter().filter(|(_, report)| report.as_ref().unwrap().joined).count();
     assert!(answers.iter().all(|(result, _)| result.as_ref().unwrap() == "receipt 1.1"));
-    assert_eq!((joined, world.store.requests("claim"), world.ledger.count()), (63, 1, 1));
+    assert_eq!((joined, world.store.requests(Operation::Claim), world.ledger.count()), (63, 1, 1));
 }
 
 #[tokio::test]
 async fn a_leader_that_goes_before_the_body_leaves_its_place_to_a_follower() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.next("claim", Fault::Late(gate.clone()));
+    world.store.next(Operation::Claim, Fault::Late(gate.clone()));
     let mut leader = Box::pin(world.charge(1));
     assert!(poll_once(&mut leader).is_pending());
     let mut follower = Box::pin(world.charge(1));
@@ -42,7 +43,10 @@ async fn a_leader_that_goes_before_the_body_leaves_its_place_to_a_follower() {
     // The follower's own claim meets no gate.
     assert_eq!(follower.await.unwrap(), "receipt 1.1");
     gate.open();
-    eventually("the late claim to be settled", async || world.store.requests("claim") == 2).await;
+    eventually("the late claim to be settled", async || {
+        world.store.requests(Operation::Claim) == 2
+    })
+    .await;
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
     assert_eq!(world.ledger.count(), 1);
 }
@@ -87,7 +91,7 @@ async fn a_leader_that_is_out_of_time_takes_nobody_along() {
         assert!(poll_once(&mut patient).is_pending());
         eventually("the leader to wait", async || {
             assert!(poll_once(&mut hasty).is_pending());
-            world.store.requests("watch") > 0
+            world.store.requests(Operation::Watch) > 0
         })
         .await;
         world.clock.advance(Duration::from_millis(101));
@@ -161,14 +165,14 @@ async fn a_follower_that_refuses_to_wait_is_told_at_once() {
     };
     let (leader, ()) = tokio::join!(leader, follower);
     leader.unwrap();
-    assert_eq!((world.store.requests("claim"), world.ledger.count()), (1, 1));
+    assert_eq!((world.store.requests(Operation::Claim), world.ledger.count()), (1, 1));
 }
 
 #[tokio::test]
 async fn a_follower_that_refuses_to_wait_still_gets_a_replay_that_is_on_its_way() {
     let (world, gate) = (World::new(), Gate::new());
     world.charge(1).await.unwrap();
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut leader = Box::pin(world.charge(1));
     assert!(poll_once(&mut leader).is_pending());
     let call = world.call(1).on_conflict(OnConflict::Reject);
@@ -203,7 +207,7 @@ async fn a_leader_whose_lease_is_too_short_for_the_store_takes_nobody_along() {
     let world = World::new();
     let gates = [Gate::new(), Gate::new()];
     for gate in &gates {
-        world.store.next("claim", Fault::LateAnswer(gate.clone()));
+        world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     }
     let short = world.call(1).lease(Duration::from_secs(1));
     let mut short = Box::pin(short.run(|| async { world.effect(1) }));
@@ -213,7 +217,7 @@ async fn a_leader_whose_lease_is_too_short_for_the_store_takes_nobody_along() {
     for (sent, gate) in gates.iter().enumerate() {
         eventually("the claim", async || {
             assert!(poll_once(&mut short).is_pending());
-            world.store.requests("claim") == sent + 1
+            world.store.requests(Operation::Claim) == sent + 1
         })
         .await;
         world.clock.advance(Duration::from_millis(900));
@@ -233,13 +237,13 @@ async fn a_leader_that_is_out_of_time_while_the_store_is_slow_takes_nobody_along
     });
     let here = async {
         world.record_is(1, |record| record.is_some()).await;
-        world.store.next("watch", Fault::Late(Gate::new()));
+        world.store.next(Operation::Watch, Fault::Late(Gate::new()));
         let hasty = world.call(1).on_conflict(OnConflict::Wait(Duration::from_millis(100)));
         let mut hasty = Box::pin(hasty.run(|| async { world.effect(1) }));
         let mut patient = Box::pin(world.charge(1));
         eventually("the leader to wait", async || {
             assert!(poll_once(&mut hasty).is_pending());
-            world.store.requests("watch") == 1
+            world.store.requests(Operation::Watch) == 1
         })
         .await;
         assert!(poll_once(&mut patient).is_pending());
@@ -267,13 +271,13 @@ async fn a_follower_waits_no_longer_than_its_own_patience() {
     assert!(
         matches!(poll_once(&mut follower), Poll::Ready(Err(error)) if error.kind() == ErrorKind::InProgress)
     );
-    assert_eq!(world.store.requests("claim"), 1);
+    assert_eq!(world.store.requests(Operation::Claim), 1);
 }
 
 #[tokio::test]
 async fn followers_share_that_the_store_does_not_answer() {
     let world = World::new();
-    world.store.always("claim", Some(Fault::LostRequest));
+    world.store.always(Operation::Claim, Some(Fault::LostRequest));
     let before = world.clock_now();
     let answers = world.while_time_passes(join_all((0..8).map(|_| world.charge(1)))).await;
     assert!(
@@ -286,16 +290,16 @@ async fn followers_share_that_the_store_does_not_answer() {
 #[tokio::test]
 async fn followers_of_a_leader_that_is_gone_ask_when_the_store_knows_of_it() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.next("park", Fault::Late(gate.clone()));
+    world.store.next(Operation::Park, Fault::Late(gate.clone()));
     let mut leader = Box::pin(world.call(1).run(std::future::pending::<Result<String, Error>>));
     assert!(poll_once(&mut leader).is_pending());
     let call = world.call(1).on_conflict(OnConflict::Wait(Duration::from_secs(1)));
     let mut follower = Box::pin(call.run(|| async { world.effect(1) }));
     assert!(poll_once(&mut follower).is_pending());
     drop(leader);
-    eventually("the parking", async || world.store.requests("park") == 1).await;
+    eventually("the parking", async || world.store.requests(Operation::Park) == 1).await;
     assert!(poll_once(&mut follower).is_pending());
-    assert_eq!(world.store.requests("claim"), 1);
+    assert_eq!(world.store.requests(Operation::Claim), 1);
     gate.open();
     assert_eq!(follower.await.unwrap_err().kind(), ErrorKind::InDoubt);
 }
@@ -321,12 +325,16 @@ async fn hanging(
 async fn callers_behind_a_body_that_hangs_ask_the_store_when_its_lease_is_over() {
     for on_crash in [OnCrash::Hold, OnCrash::Retry] {
         let world = World::new();
-        world.store.always("renew", Some(Fault::LostRequest));
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
         let _hanging = hanging(&world, on_crash).await;
         let call = || world.call(1).on_crash(on_crash).run(|| async { world.effect(1) });
         let mut follower = Box::pin(call());
         assert!(poll_once(&mut follower).is_pending());
-        assert_eq!(world.store.requests("claim"), 1, "it waits for the body in this process");
+        assert_eq!(
+            world.store.requests(Operation::Claim),
+            1,
+            "it waits for the body in this process"
+        );
         world.clock.advance(LEASE);
         let waited = world.while_time_passes(follower).await;
         let later = world.while_time_passes(call()).await;
@@ -345,7 +353,7 @@ async fn callers_behind_a_body_that_hangs_ask_the_store_when_its_lease_is_over()
 async fn callers_behind_a_body_that_hangs_get_what_was_decided_elsewhere() {
     let here = World::new();
     let there = here.other_process();
-    here.store.always("renew", Some(Fault::LostRequest));
+    here.store.always(Operation::Renew, Some(Fault::LostRequest));
     let _hanging = hanging(&here, OnCrash::Hold).await;
     here.clock.advance(LEASE * 2);
     let record = there.engine.record(OPERATION, 1);
@@ -383,7 +391,7 @@ async fn a_question_that_hangs_blocks_no_caller_of_its_process() {
     drop(owner);
     world.record_is(1, |record| record.is_some_and(|record| record.reason.is_some())).await;
     // A caller with a question is stricter than the record.
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let (asked, world) = (AtomicUsize::new(0), &world);
     let ask = |hangs: bool| {
         let asked = &asked;
@@ -413,7 +421,7 @@ async fn a_question_that_hangs_blocks_no_caller_of_its_process() {
 #[tokio::test]
 async fn a_leader_that_was_left_takes_no_seat_away_from_the_next_one() {
     let (world, gate, next) = (World::new(), Gate::new(), Gate::new());
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let mut late = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(|| async {
         gate.wait().await;
         Err::<String, _>(anyhow::anyhow!("nothing happened"))
@@ -444,5 +452,5 @@ async fn a_leader_that_was_left_takes_no_seat_away_from_the_next_one() {
         ("receipt 1.1".to_owned(), "receipt 1.1".to_owned())
     );
     assert!(report.unwrap().joined, "it shares the seat of the second one");
-    assert_eq!(world.store.requests("claim"), 2);
+    assert_eq!(world.store.requests(Operation::Claim), 2);
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use idempotency::clock::Clock as _;
 use idempotency::store::{
-    Claim, Claimed, Commit, Reason, Release, Remove, Store as _, StoreErrorKind, Token, Written,
+    Claim, Claimed, Commit, Operation, Reason, Release, Remove, Store as _, StoreErrorKind, Token,
+    Written,
 };
 use idempotency::{
     Builder, Error, ErrorKind, Fingerprint, Idempotency, OnConflict, OnCrash, State, observe,
@@ -18,9 +19,9 @@ use crate::world::{DAY, LEASE, OPERATION, World, eventually, without_renewals};
 #[tokio::test]
 async fn a_commit_whose_answer_was_lost_is_repeated_and_is_the_same_commit() {
     let world = World::new();
-    world.store.next("complete", Fault::LostAnswer);
+    world.store.next(Operation::Complete, Fault::LostAnswer);
     let first = world.while_time_passes(world.charge(1)).await.unwrap();
-    assert_eq!(world.store.requests("complete"), 2);
+    assert_eq!(world.store.requests(Operation::Complete), 2);
     assert_eq!(world.charge(1).await.unwrap(), first);
     assert_eq!(world.ledger.count(), 1);
 }
@@ -29,7 +30,7 @@ async fn a_commit_whose_answer_was_lost_is_repeated_and_is_the_same_commit() {
 async fn a_commit_that_fails_for_a_while_is_repeated_until_it_is_stored() {
     let world = World::new();
     for _ in 0..5 {
-        world.store.next("complete", Fault::LostRequest);
+        world.store.next(Operation::Complete, Fault::LostRequest);
     }
     let first = world.while_time_passes(world.charge(1)).await.unwrap();
     assert_eq!(world.record(1).await.unwrap().state, State::Completed);
@@ -39,14 +40,14 @@ async fn a_commit_that_fails_for_a_while_is_repeated_until_it_is_stored() {
 #[tokio::test]
 async fn a_result_that_cannot_be_stored_in_time_is_not_stored_and_the_background_goes_on() {
     let world = World::new();
-    world.store.always("complete", Some(Fault::LostRequest));
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
     let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotStored);
     let end = world.clock_now() + LEASE * 3;
     world.while_time_passes(eventually("time to pass", async || world.clock_now() >= end)).await;
     let record = world.record(1).await.unwrap();
     assert!(record.is_running(), "its lease is renewed as long as storing goes on: {record:?}");
-    world.store.always("complete", None);
+    world.store.always(Operation::Complete, None);
     let stored =
         world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
     world.while_time_passes(stored).await;
@@ -59,14 +60,15 @@ async fn a_result_that_cannot_be_stored_in_time_is_not_stored_and_the_background
     // With that the owner is done: it neither holds the record nor gives it up.
     let shutdown = world.engine.shutdown(Duration::from_secs(60));
     assert_eq!(world.while_time_passes(shutdown).await.abandoned, 0);
-    let further = ["park", "abandon", "release"].map(|request| world.store.requests(request));
+    let further = [Operation::Park, Operation::Abandon, Operation::Release]
+        .map(|request| world.store.requests(request));
     assert_eq!(further, [0, 0, 0]);
 }
 
 #[tokio::test]
 async fn a_result_that_can_never_be_stored_leaves_the_record_in_doubt() {
     let world = World::with(|builder| builder.background_commit(Duration::from_secs(20)));
-    world.store.always("complete", Some(Fault::LostRequest));
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
     let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotStored);
     let parked =
@@ -88,14 +90,14 @@ async fn a_result_that_the_store_refuses_to_take_is_stored_when_it_takes_it() {
     ] {
         for policy in [OnCrash::Hold, OnCrash::Retry] {
             let world = World::new();
-            world.store.always("complete", Some(Fault::Refused(kind)));
+            world.store.always(Operation::Complete, Some(Fault::Refused(kind)));
             let call = || world.call(1).on_crash(policy).run(|| async { world.effect(1) });
             assert_eq!(
                 world.while_time_passes(call()).await.unwrap_err().kind(),
                 ErrorKind::NotStored
             );
             world.while_time_passes(world.clock.sleep(LEASE)).await;
-            world.store.always("complete", None);
+            world.store.always(Operation::Complete, None);
             let stored = world.record_is(1, |record| {
                 record.is_some_and(|record| record.state == State::Completed)
             });
@@ -110,7 +112,7 @@ async fn a_result_that_the_store_refuses_to_take_is_stored_when_it_takes_it() {
 fn distant(configure: impl FnOnce(Builder) -> Builder) -> (World, FaultyStore) {
     let behind = World::new();
     let store = idempotency::testing::FaultyStore::new(behind.store.clone());
-    for operation in ["complete", "read"] {
+    for operation in [Operation::Complete, Operation::Read] {
         store.always(operation, Some(Fault::Slow(behind.clock.clone(), Duration::from_millis(5))));
     }
     let builder = Idempotency::builder(store)
@@ -124,10 +126,10 @@ fn distant(configure: impl FnOnce(Builder) -> Builder) -> (World, FaultyStore) {
 #[tokio::test]
 async fn without_time_in_the_background_a_result_is_tried_once_more() {
     let (world, store) = distant(|builder| builder.background_commit(Duration::ZERO));
-    store.always("complete", Some(Fault::Refused(StoreErrorKind::Refused)));
+    store.always(Operation::Complete, Some(Fault::Refused(StoreErrorKind::Refused)));
     let call = world.call(1).run(|| async { world.effect(1) });
     assert_eq!(without_renewals(&world, call).await.unwrap_err().kind(), ErrorKind::NotStored);
-    store.always("complete", None);
+    store.always(Operation::Complete, None);
     let stored =
         world.record_is(1, |record| record.is_some_and(|record| record.state == State::Completed));
     without_renewals(&world, stored).await;
@@ -136,7 +138,7 @@ async fn without_time_in_the_background_a_result_is_tried_once_more() {
 #[tokio::test]
 async fn the_last_try_has_time_and_the_error_names_the_reason() {
     let (world, store) = distant(|builder| builder);
-    store.always("read", Some(Fault::Refused(StoreErrorKind::Refused)));
+    store.always(Operation::Read, Some(Fault::Refused(StoreErrorKind::Refused)));
     let error =
         without_renewals(&world, world.engine.record(OPERATION, 1).inspect()).await.unwrap_err();
     let reasons = format!("{:#}", anyhow::Error::new(error));
@@ -147,12 +149,12 @@ async fn the_last_try_has_time_and_the_error_names_the_reason() {
 async fn a_caller_that_is_dropped_while_its_result_is_stored_loses_nothing() {
     let world = World::new();
     let gate = Gate::new();
-    world.store.next("complete", Fault::Late(gate.clone()));
+    world.store.next(Operation::Complete, Fault::Late(gate.clone()));
     {
         let mut call = Box::pin(world.charge(1));
         eventually("the commit to be sent", async || {
             assert!(crate::world::poll_once(&mut call).is_pending());
-            world.store.requests("complete") == 1
+            world.store.requests(Operation::Complete) == 1
         })
         .await;
     }
@@ -187,7 +189,7 @@ async fn an_owner_that_was_overtaken_returns_the_winner_s_result_and_reports_its
     let seen = Seen::default();
     let (here, gate) = (with_hook(&seen), Gate::new());
     let there = here.other_process();
-    here.store.always("renew", Some(Fault::LostRequest));
+    here.store.always(Operation::Renew, Some(Fault::LostRequest));
     let stalled = observe(here.call(1).on_crash(OnCrash::Retry).run(|| async {
         let result = here.effect(1);
         gate.wait().await;
@@ -218,7 +220,7 @@ async fn an_owner_that_was_overtaken_returns_the_winner_s_result_and_reports_its
 async fn an_owner_that_was_overtaken_waits_for_the_winner_that_still_runs() {
     let (here, gate, finish) = (World::new(), Gate::new(), Gate::new());
     let there = here.other_process();
-    here.store.always("renew", Some(Fault::LostRequest));
+    here.store.always(Operation::Renew, Some(Fault::LostRequest));
     let stalled = here.call(1).on_crash(OnCrash::Retry).run(|| async {
         gate.wait().await;
         here.effect(1)
@@ -234,7 +236,8 @@ async fn an_owner_that_was_overtaken_waits_for_the_winner_that_still_runs() {
         call.await
     };
     let end = async {
-        eventually("the stalled owner to wait", async || here.store.requests("watch") > 0).await;
+        eventually("the stalled owner to wait", async || here.store.requests(Operation::Watch) > 0)
+            .await;
         finish.open();
     };
     let (stalled, winner, ()) = tokio::join!(stalled, taker, end);
@@ -246,7 +249,7 @@ async fn an_owner_that_was_overtaken_waits_for_the_winner_that_still_runs() {
 async fn an_owner_that_was_overtaken_waits_no_longer_than_what_is_left_of_its_patience() {
     let (here, begun, gate, finish) = (World::new(), Gate::new(), Gate::new(), Gate::new());
     let there = here.other_process();
-    here.store.always("renew", Some(Fault::LostRequest));
+    here.store.always(Operation::Renew, Some(Fault::LostRequest));
     let key = here.engine.record(OPERATION, 1).hash().unwrap();
     let first = Token::from_bits(1);
     let mut claim = Claim::new(key, first, OPERATION.into());
@@ -267,7 +270,8 @@ async fn an_owner_that_was_overtaken_waits_no_longer_than_what_is_left_of_its_pa
         result
     };
     let taker = async {
-        eventually("it to wait for the first", async || here.store.requests("watch") > 0).await;
+        eventually("it to wait for the first", async || here.store.requests(Operation::Watch) > 0)
+            .await;
         here.clock.advance(Duration::from_secs(6));
         here.memory.release(Release::new(key, first)).await.unwrap();
         begun.wait().await;
@@ -281,9 +285,11 @@ async fn an_owner_that_was_overtaken_waits_no_longer_than_what_is_left_of_its_pa
     };
     let time = async {
         begun.wait().await;
-        let before = here.store.requests("watch");
-        eventually("it to wait for the winner", async || here.store.requests("watch") > before)
-            .await;
+        let before = here.store.requests(Operation::Watch);
+        eventually("it to wait for the winner", async || {
+            here.store.requests(Operation::Watch) > before
+        })
+        .await;
         here.clock.advance(Duration::from_secs(5));
     };
     let (stalled, winner, ()) = tokio::join!(stalled, taker, time);
@@ -351,7 +357,7 @@ async fn a_record_that_vanished_under_its_living_owner_is_written_anew() {
 #[tokio::test]
 async fn a_record_that_vanished_when_the_lease_was_over_is_not_written_anew() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let call = world.call(1).run(|| async {
         gate.wait().await;
         world.effect(1)
@@ -442,7 +448,7 @@ async fn an_own_commit_that_is_found_as_lost_is_still_the_own_result() {
 #[tokio::test]
 async fn the_lease_of_a_result_that_is_being_stored_is_renewed_also_past_the_longest_run() {
     let world = World::with(|builder| builder.max_run(LEASE * 2));
-    world.store.always("complete", Some(Fault::Refused(StoreErrorKind::Full)));
+    world.store.always(Operation::Complete, Some(Fault::Refused(StoreErrorKind::Full)));
     let call = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) });
     assert_eq!(call.await.unwrap_err().kind(), ErrorKind::NotStored);
     let other = world.other_process_with(|builder| builder.on_conflict(OnConflict::Reject));
@@ -452,7 +458,7 @@ async fn the_lease_of_a_result_that_is_being_stored_is_renewed_also_past_the_lon
         other.call(1).on_crash(OnCrash::Retry).run(|| async { other.effect(1) }).await
     };
     assert_eq!(world.while_time_passes(later).await.unwrap_err().kind(), ErrorKind::InProgress);
-    world.store.always("complete", None);
+    world.store.always(Operation::Complete, None);
     world
         .while_time_passes(
             world.record_is(1, |record| record.is_some_and(|record| record.state.is_answer())),
@@ -465,7 +471,7 @@ async fn the_lease_of_a_result_that_is_being_stored_is_renewed_also_past_the_lon
 #[tokio::test]
 async fn a_call_whose_result_is_not_stored_reports_its_attempt() {
     let world = World::new();
-    world.store.always("complete", Some(Fault::Refused(StoreErrorKind::Full)));
+    world.store.always(Operation::Complete, Some(Fault::Refused(StoreErrorKind::Full)));
     let (result, report) = observe(world.charge(1)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::NotStored);
     assert_eq!(report.unwrap().attempt, 1);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed, Commit, Release, Store as _, Token, Written};
+use idempotency::store::{Claim, Claimed, Commit, Operation, Release, Store as _, Token, Written};
 use idempotency::{ErrorKind, Fingerprint, OnConflict, observe};
 
 use crate::faults::Gate;
@@ -24,7 +24,10 @@ async fn a_caller_elsewhere_waits_and_gets_the_same_result() {
         result
     };
     let open = async {
-        eventually("the second caller to wait", async || there.store.requests("watch") > 0).await;
+        eventually("the second caller to wait", async || {
+            there.store.requests(Operation::Watch) > 0
+        })
+        .await;
         gate.open();
     };
     let (first, second, ()) = tokio::join!(first, second, open);
@@ -49,7 +52,10 @@ async fn a_caller_that_waits_does_not_get_the_result_of_another_request() {
     .await;
     let second = there.call(1).fingerprint("EUR 100").run(|| async { there.effect(1) });
     let other = async {
-        eventually("the second caller to wait", async || there.store.requests("watch") > 0).await;
+        eventually("the second caller to wait", async || {
+            there.store.requests(Operation::Watch) > 0
+        })
+        .await;
         // Before the second caller looks, the record is gone, and there is one of another request
         // in its place.
         let record = world.record(1).await.unwrap();
@@ -121,7 +127,7 @@ async fn more_waiters_than_the_bound_are_refused_at_once() {
     let mut waiter = Box::pin(world.charge(1));
     eventually("the first waiter to wait", async || {
         assert!(poll_once(&mut waiter).is_pending());
-        world.store.requests("watch") > 0
+        world.store.requests(Operation::Watch) > 0
     })
     .await;
     let error = world.charge(1).await.unwrap_err();
@@ -129,10 +135,10 @@ async fn more_waiters_than_the_bound_are_refused_at_once() {
     drop(waiter);
     // The place is free again.
     let mut waiter = Box::pin(world.charge(1));
-    let watches = world.store.requests("watch");
+    let watches = world.store.requests(Operation::Watch);
     eventually("the next waiter to wait", async || {
         assert!(poll_once(&mut waiter).is_pending());
-        world.store.requests("watch") > watches
+        world.store.requests(Operation::Watch) > watches
     })
     .await;
 }
@@ -150,7 +156,10 @@ async fn a_waiter_becomes_the_owner_when_the_claim_is_released() {
         there.charge(1).await
     };
     let open = async {
-        eventually("the second caller to wait", async || there.store.requests("watch") > 0).await;
+        eventually("the second caller to wait", async || {
+            there.store.requests(Operation::Watch) > 0
+        })
+        .await;
         gate.open();
     };
     let (first, second, ()) = tokio::join!(first, second, open);

@@ -1,5 +1,6 @@
 //! What a body can know about its call.
 
+use idempotency::store::Operation;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -93,10 +94,10 @@ async fn a_fence_of_a_claim_that_was_lost_is_superseded() {
 #[tokio::test]
 async fn a_fence_is_asked_again_when_its_answer_was_lost() {
     let world = World::new();
-    world.store.next("fence", Fault::LostAnswer);
+    world.store.next(Operation::Fence, Fault::LostAnswer);
     let call = world.call(1).run(|| async { Context::current().fence().await });
     assert!(world.while_time_passes(call).await.is_ok());
-    assert_eq!(world.store.requests("fence"), 2);
+    assert_eq!(world.store.requests(Operation::Fence), 2);
 }
 
 #[tokio::test]
@@ -110,7 +111,7 @@ async fn a_fence_that_the_store_does_not_tell_is_not_said_to_be_of_a_body_that_d
         (StoreErrorKind::Config, ErrorKind::Config),
     ] {
         let world = World::new();
-        world.store.always("fence", Some(Fault::Refused(kind)));
+        world.store.always(Operation::Fence, Some(Fault::Refused(kind)));
         let call = world.call(1).run(|| async {
             world.effect(1)?;
             Context::current().fence().await
@@ -154,14 +155,14 @@ async fn attempts_that_released_count_when_asked_to() {
 #[tokio::test]
 async fn an_attempt_counts_whose_claim_was_repeated_and_whose_release_an_outage_delayed() {
     let world = World::new();
-    world.store.next("claim", Fault::LostAnswer);
+    world.store.next(Operation::Claim, Fault::LostAnswer);
     let call = world.call(1).count_attempts().run(|| async {
-        world.store.always("release", Some(Fault::LostRequest));
+        world.store.always(Operation::Release, Some(Fault::LostRequest));
         Err::<(), _>(anyhow::anyhow!("busy"))
     });
     world.while_time_passes(call).await.unwrap_err();
     world.while_time_passes(world.clock.sleep(LEASE * 2)).await;
-    world.store.always("release", None);
+    world.store.always(Operation::Release, None);
     world
         .while_time_passes(
             world
@@ -200,7 +201,7 @@ async fn counts_on(give_back: impl AsyncFnOnce(&World)) {
 async fn a_claim_that_is_dropped_before_its_body_counts_no_attempt_and_forgets_none() {
     counts_on(async |world| {
         let gate = Gate::new();
-        world.store.next("claim", Fault::LateAnswer(gate.clone()));
+        world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
         let mut call = Box::pin(world.charge(1));
         assert!(poll_once(&mut call).is_pending());
         drop(call);
@@ -213,7 +214,7 @@ async fn a_claim_that_is_dropped_before_its_body_counts_no_attempt_and_forgets_n
 async fn a_claim_that_was_granted_too_late_counts_no_attempt_and_forgets_none() {
     counts_on(async |world| {
         for _ in 0..2 {
-            world.store.next("claim", Fault::Slow(world.clock.clone(), LEASE));
+            world.store.next(Operation::Claim, Fault::Slow(world.clock.clone(), LEASE));
         }
         let late = world.while_time_passes(world.charge(1)).await;
         assert_eq!(late.unwrap_err().kind(), ErrorKind::StoreUnavailable);
@@ -224,10 +225,10 @@ async fn a_claim_that_was_granted_too_late_counts_no_attempt_and_forgets_none() 
 #[tokio::test]
 async fn a_claim_whose_answer_was_lost_counts_no_attempt_and_forgets_none() {
     counts_on(async |world| {
-        world.store.always("claim", Some(Fault::LostAnswer));
+        world.store.always(Operation::Claim, Some(Fault::LostAnswer));
         let lost = world.while_time_passes(world.charge(1)).await;
         assert_eq!(lost.unwrap_err().kind(), ErrorKind::StoreUnavailable);
-        world.store.always("claim", None);
+        world.store.always(Operation::Claim, None);
     })
     .await;
 }
@@ -236,7 +237,7 @@ async fn a_claim_whose_answer_was_lost_counts_no_attempt_and_forgets_none() {
 async fn a_claim_that_a_shutdown_takes_away_counts_no_attempt_and_forgets_none() {
     counts_on(async |world| {
         let gate = Gate::new();
-        world.store.next("claim", Fault::LateAnswer(gate.clone()));
+        world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
         let mut call = Box::pin(world.charge(1));
         assert!(poll_once(&mut call).is_pending());
         let mut shutdown = Box::pin(world.engine.shutdown(LEASE));
@@ -307,7 +308,7 @@ async fn calls_that_the_body_of_a_disabled_operation_makes_are_not_reported() {
 async fn an_answer_that_is_there_is_taken_although_its_time_is_over() {
     for _ in 0..20 {
         let (world, gate) = (World::new(), Gate::new());
-        world.store.next("fence", Fault::LateAnswer(gate.clone()));
+        world.store.next(Operation::Fence, Fault::LateAnswer(gate.clone()));
         let call = world.call(1).run(|| async {
             let context = Context::current();
             let mut fence = Box::pin(context.fence());
@@ -317,7 +318,7 @@ async fn an_answer_that_is_there_is_taken_although_its_time_is_over() {
             fence.await
         });
         call.await.unwrap();
-        assert_eq!(world.store.requests("fence"), 1);
+        assert_eq!(world.store.requests(Operation::Fence), 1);
     }
 }
 

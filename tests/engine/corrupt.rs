@@ -8,9 +8,9 @@ use bytes::Bytes;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
-    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
-    envelope, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Operation, Page,
+    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
+    Written, envelope, transition,
 };
 use idempotency::{Error, ErrorKind, Idempotency, OnError};
 use proptest::prelude::*;
@@ -34,7 +34,7 @@ impl ByteStore {
         let mut records = self.0.lock().unwrap();
         let bytes = records.get(&key).cloned().map(Bytes::from);
         let record = bytes.map(|bytes| envelope::decode(key, bytes, Self::NOW)).transpose();
-        let mut slot = record.map_err(|error| error.during("read"))?;
+        let mut slot = record.map_err(|error| error.during(Operation::Read))?;
         let answer = transition(&mut slot);
         match slot {
             Some(record) => records.insert(key, envelope::encode(&record)),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use idempotency::clock::{Clock as _, Timestamp};
-use idempotency::store::{Claim, Claimed, Reason, Store as _, StoreErrorKind, Token};
+use idempotency::store::{Claim, Claimed, Operation, Reason, Store as _, StoreErrorKind, Token};
 use idempotency::{Builder, Error, ErrorKind, OnConflict, OnCrash, State, Unstored};
 
 use crate::faults::{Fault, Gate};
@@ -87,7 +87,7 @@ async fn a_panic_is_an_unknown_outcome_and_reaches_the_caller() {
 async fn a_call_that_is_dropped_while_it_claims_leaves_nothing() {
     let world = World::new();
     let gate = Gate::new();
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut call = Box::pin(world.charge(1));
     eventually("the claim to be applied", async || {
         assert!(poll_once(&mut call).is_pending());
@@ -104,12 +104,12 @@ async fn a_call_that_is_dropped_while_it_claims_leaves_nothing() {
 async fn a_claim_that_arrives_after_its_caller_is_gone_is_released() {
     let world = World::new();
     let gate = Gate::new();
-    world.store.next("claim", Fault::Late(gate.clone()));
+    world.store.next(Operation::Claim, Fault::Late(gate.clone()));
     let mut call = Box::pin(world.charge(1));
     assert!(poll_once(&mut call).is_pending());
     drop(call);
     gate.open();
-    eventually("the release", async || world.store.requests("release") == 1).await;
+    eventually("the release", async || world.store.requests(Operation::Release) == 1).await;
     world.record_is(1, |record| record.is_none()).await;
     assert_eq!(world.ledger.count(), 0);
 }
@@ -120,7 +120,7 @@ async fn a_claim_that_arrives_after_its_caller_is_gone_is_released() {
 async fn a_claim_that_arrives_minutes_after_it_was_given_up_is_released() {
     for late in [1, 30, 250] {
         let world = World::new();
-        world.store.always("claim", Some(Fault::LostRequest));
+        world.store.always(Operation::Claim, Some(Fault::LostRequest));
         let refused = without_renewals(&world, world.charge(1)).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::StoreUnavailable);
         without_renewals(&world, world.clock.sleep(Duration::from_secs(late))).await;
@@ -154,7 +154,7 @@ async fn a_call_that_is_dropped_while_it_waits_changes_nothing() {
         let mut waiter = Box::pin(there.charge(1));
         eventually("the waiter to wait", async || {
             assert!(poll_once(&mut waiter).is_pending());
-            there.store.requests("watch") > 0
+            there.store.requests(Operation::Watch) > 0
         })
         .await;
         drop(waiter);
@@ -162,7 +162,7 @@ async fn a_call_that_is_dropped_while_it_waits_changes_nothing() {
     };
     let (owner, ()) = tokio::join!(owner, waiter);
     assert_eq!(owner.unwrap(), "receipt 1.1");
-    assert_eq!(there.store.requests("release"), 0);
+    assert_eq!(there.store.requests(Operation::Release), 0);
 }
 
 /// An owner whose process is gone: it claimed, and is never heard of again.
@@ -214,7 +214,7 @@ async fn under_hold_the_record_of_a_dead_owner_is_in_doubt_when_its_lease_is_ove
 async fn a_claim_granted_after_80_percent_of_its_lease_starts_no_body_and_is_released() {
     let world = World::with(|builder| builder.claim_timeout(LEASE * 2));
     let gate = Gate::new();
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut call = Box::pin(world.charge(1));
     assert!(poll_once(&mut call).is_pending());
     world.clock.advance(LEASE / 5 * 4 + Duration::from_millis(1));
@@ -222,32 +222,32 @@ async fn a_claim_granted_after_80_percent_of_its_lease_starts_no_body_and_is_rel
     let result = call.await;
     // One late answer is forgiven: the call claims anew, in time.
     assert_eq!(result.unwrap(), "receipt 1.1");
-    assert_eq!(world.store.requests("claim"), 2);
+    assert_eq!(world.store.requests(Operation::Claim), 2);
     assert_eq!(world.ledger.count(), 1);
 }
 
 #[tokio::test]
 async fn a_claim_whose_answer_was_lost_is_recognised_by_its_token() {
     let world = World::new();
-    world.store.next("claim", Fault::LostAnswer);
+    world.store.next(Operation::Claim, Fault::LostAnswer);
     let result = world.while_time_passes(world.charge(1)).await;
     assert_eq!(result.unwrap(), "receipt 1.1");
     let record = world.record(1).await.unwrap();
-    assert_eq!((record.attempts, world.store.requests("claim")), (1, 2));
+    assert_eq!((record.attempts, world.store.requests(Operation::Claim)), (1, 2));
 }
 
 #[tokio::test]
 async fn a_store_that_does_not_answer_never_runs_the_body_and_leaves_no_claim_behind() {
     for fault in [Fault::LostRequest, Fault::LostAnswer] {
         let world = World::new();
-        world.store.always("claim", Some(fault));
+        world.store.always(Operation::Claim, Some(fault));
         let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
         assert!(error.is_retryable());
         assert_eq!(error.store(), Some("faulty"));
         world.record_is(1, |record| record.is_none()).await;
         assert_eq!(world.ledger.count(), 0);
-        world.store.always("claim", None);
+        world.store.always(Operation::Claim, None);
         assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
     }
 }
@@ -256,7 +256,7 @@ async fn a_store_that_does_not_answer_never_runs_the_body_and_leaves_no_claim_be
 async fn a_claim_that_hangs_is_given_up_and_released_when_it_is_answered() {
     let world = World::new();
     let gate = Gate::new();
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
     assert!(world.record(1).await.is_some(), "it was applied");
@@ -278,8 +278,8 @@ async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_afte
             world.clock.advance(Duration::from_millis(100));
         }
     };
-    world.store.always("claim", Some(Fault::LostAnswer));
-    world.store.always("release", Some(Fault::LostRequest));
+    world.store.always(Operation::Claim, Some(Fault::LostAnswer));
+    world.store.always(Operation::Release, Some(Fault::LostRequest));
     let calls = futures::future::join_all((0..CALLS).map(|key| world.charge(key)));
     let (refused, ()) = tokio::join!(calls, passes(LEASE * 4));
     assert!(
@@ -287,11 +287,12 @@ async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_afte
             .as_ref()
             .is_err_and(|error| error.kind() == ErrorKind::StoreUnavailable))
     );
-    let before = world.store.requests("release");
+    let before = world.store.requests(Operation::Release);
     passes(LEASE).await;
-    let during = world.store.requests("release") - before;
+    let during = world.store.requests(Operation::Release) - before;
     assert!(during <= 20, "one asks for all, about once a second: {during}");
-    let goes_on = eventually("another release", async || world.store.requests("release") > before);
+    let goes_on =
+        eventually("another release", async || world.store.requests(Operation::Release) > before);
     world.while_time_passes(goes_on).await;
     for key in 0..CALLS {
         assert!(
@@ -299,8 +300,8 @@ async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_afte
             "nobody renews it"
         );
     }
-    world.store.always("claim", None);
-    world.store.always("release", None);
+    world.store.always(Operation::Claim, None);
+    world.store.always(Operation::Release, None);
     // The server goes on, with what was sent before: some of it comes after the first release.
     passes(Duration::from_secs(1)).await;
     let late = world.store.sent_claims().remove(0);
@@ -315,20 +316,20 @@ async fn claims_that_an_outage_longer_than_a_lease_left_behind_are_released_afte
 #[tokio::test]
 async fn a_release_that_an_outage_keeps_from_the_store_is_sent_after_it() {
     let world = World::new();
-    world.store.always("release", Some(Fault::LostRequest));
+    world.store.always(Operation::Release, Some(Fault::LostRequest));
     let call = world.call(1).run(|| async { Err::<(), _>(anyhow::anyhow!("busy")) });
     world.while_time_passes(call).await.unwrap_err();
     world.while_time_passes(world.clock.sleep(LEASE * 2)).await;
     assert!(world.record(1).await.unwrap().is_orphaned());
-    world.store.always("release", None);
+    world.store.always(Operation::Release, None);
     world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
 }
 
 /// What an outage leaves of claims: none has an owner who lives, and their releases are owed.
 async fn leave_owed_releases(world: &World, keys: std::ops::Range<u64>) {
-    world.store.always("claim", Some(Fault::LostAnswer));
-    world.store.always("release", Some(Fault::LostRequest));
+    world.store.always(Operation::Claim, Some(Fault::LostAnswer));
+    world.store.always(Operation::Release, Some(Fault::LostRequest));
     let calls = futures::future::join_all(keys.clone().map(|key| world.charge(key)));
     let refused = without_renewals(world, calls).await;
     assert!(
@@ -337,7 +338,7 @@ async fn leave_owed_releases(world: &World, keys: std::ops::Range<u64>) {
             .is_err_and(|error| error.kind() == ErrorKind::StoreUnavailable))
     );
     without_renewals(world, world.clock.sleep(LEASE * 2)).await;
-    world.store.always("claim", None);
+    world.store.always(Operation::Claim, None);
     for key in keys {
         assert!(
             world.record(key).await.is_some_and(|record| record.is_orphaned()),
@@ -354,28 +355,28 @@ async fn an_owed_release_that_goes_on_failing_costs_the_others_nothing() {
         let locked: Vec<_> =
             (0..4).map(|key| world.engine.record(OPERATION, key).hash().unwrap()).collect();
         for key in &locked {
-            world.store.always_at("release", *key, Some(fault.clone()));
+            world.store.always_at(Operation::Release, *key, Some(fault.clone()));
         }
-        world.store.always("release", None);
+        world.store.always(Operation::Release, None);
         let since = world.clock_now();
         without_renewals(&world, world.record_is(4, |record| record.is_none())).await;
         let took = world.clock_now().saturating_sub(since);
         // Each of the four has had its try of five seconds before it, and the pauses grow to one
         // second.
         assert!(took < LEASE * 6, "{fault:?}: {took:?}");
-        world.store.always_at("release", locked[0], None);
+        world.store.always_at(Operation::Release, locked[0], None);
         without_renewals(&world, world.record_is(0, |record| record.is_none())).await;
         // What has failed for the whole time is given up, and then nothing is asked any more.
         without_renewals(&world, world.clock.sleep(LEASE * 10)).await;
-        let asked = world.store.requests("release");
+        let asked = world.store.requests(Operation::Release);
         without_renewals(&world, world.clock.sleep(LEASE)).await;
-        assert_eq!(world.store.requests("release"), asked, "{fault:?}");
+        assert_eq!(world.store.requests(Operation::Release), asked, "{fault:?}");
         for key in 1..4 {
             assert!(world.record(key).await.is_some_and(|record| record.is_orphaned()));
         }
         // And the next outage finds somebody who is at it.
         leave_owed_releases(&world, 5..7).await;
-        world.store.always("release", None);
+        world.store.always(Operation::Release, None);
         without_renewals(&world, world.record_is(6, |record| record.is_none())).await;
     }
 }
@@ -385,7 +386,7 @@ async fn an_owed_release_that_goes_on_failing_costs_the_others_nothing() {
 async fn a_claim_whose_answer_nobody_will_hear_is_released_when_its_caller_is_gone() {
     let world = World::new();
     let gate = Gate::new();
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut call = Box::pin(world.charge(1));
     assert!(poll_once(&mut call).is_pending());
     assert!(world.record(1).await.is_some(), "it was applied");
@@ -430,7 +431,7 @@ async fn a_detached_body_goes_on_when_its_caller_is_gone() {
 #[tokio::test]
 async fn a_claim_that_arrives_again_after_its_release_is_released_again() {
     let world = World::new();
-    world.store.next("claim", Fault::LostRequest);
+    world.store.next(Operation::Claim, Fault::LostRequest);
     let call = world.call(1).run(|| async { Err::<(), _>(anyhow::anyhow!("busy")) });
     world.while_time_passes(call).await.unwrap_err();
     assert!(world.record(1).await.is_none());
@@ -451,7 +452,7 @@ async fn a_claim_that_arrives_when_the_call_that_it_has_met_is_over_is_released(
     });
     let meeting = async {
         world.record_is(1, |record| record.is_some()).await;
-        world.store.next("claim", Fault::LostRequest);
+        world.store.next(Operation::Claim, Fault::LostRequest);
         let call = world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) });
         assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::InProgress);
         gate.open();
@@ -512,7 +513,7 @@ async fn a_takeover_that_starts_no_body_keeps_what_the_earlier_owner_left() {
     dead_owner(&world, OnCrash::Retry).await;
     world.clock.advance(LEASE + Duration::from_millis(1));
     let gate = Gate::new();
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut taker =
         Box::pin(world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }));
     assert!(poll_once(&mut taker).is_pending());
@@ -531,7 +532,7 @@ async fn a_takeover_that_starts_no_body_keeps_what_the_earlier_owner_left() {
 #[tokio::test]
 async fn a_claim_whose_answer_is_lost_after_its_caller_is_gone_is_released() {
     let world = World::new();
-    world.store.always("claim", Some(Fault::LostAnswer));
+    world.store.always(Operation::Claim, Some(Fault::LostAnswer));
     let mut call = Box::pin(world.charge(1));
     assert!(poll_once(&mut call).is_pending());
     assert!(world.record(1).await.is_some());
@@ -543,8 +544,8 @@ async fn a_claim_whose_answer_is_lost_after_its_caller_is_gone_is_released() {
 #[tokio::test]
 async fn a_refusal_does_not_tell_what_became_of_the_try_before_it() {
     let world = World::new();
-    world.store.next("claim", Fault::LostAnswer);
-    world.store.next("claim", Fault::Refused(StoreErrorKind::Full));
+    world.store.next(Operation::Claim, Fault::LostAnswer);
+    world.store.next(Operation::Claim, Fault::Refused(StoreErrorKind::Full));
     let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
     world.record_is(1, |record| record.is_none()).await;

@@ -1,5 +1,6 @@
 //! What becomes of an `Err` of the body, and of results that cannot be kept.
 
+use idempotency::store::Operation;
 use std::time::Duration;
 
 use idempotency::{Error, ErrorKind, OnCrash, OnError, State, Unstored};
@@ -75,7 +76,16 @@ async fn a_held_error_leaves_the_call_in_doubt() {
 
 /// The store takes nothing.
 fn is_away(world: &World, is_away: bool) {
-    for operation in ["park", "renew", "claim", "read", "watch", "release", "abandon", "complete"] {
+    for operation in [
+        Operation::Park,
+        Operation::Renew,
+        Operation::Claim,
+        Operation::Read,
+        Operation::Watch,
+        Operation::Release,
+        Operation::Abandon,
+        Operation::Complete,
+    ] {
         world.store.always(operation, is_away.then_some(Fault::LostRequest));
     }
 }
@@ -112,11 +122,11 @@ async fn a_held_error_is_held_also_after_an_outage_whatever_the_policy() {
 async fn a_shutdown_holds_what_an_error_has_held() {
     let world = World::new();
     let gate = Gate::new();
-    world.store.next("park", Fault::Late(gate.clone()));
+    world.store.next(Operation::Park, Fault::Late(gate.clone()));
     let call = world.call(1).on_crash(OnCrash::Retry).on_error(Unstored::Hold);
     let call = call.run(|| async { fails(&world, PayError::ProviderTimeout) });
     let shutdown = async {
-        eventually("the hold", async || world.store.requests("park") == 1).await;
+        eventually("the hold", async || world.store.requests(Operation::Park) == 1).await;
         assert_eq!(world.engine.shutdown(Duration::from_secs(1)).await.abandoned, 1);
         let there = world.other_process();
         let again = there.call(1).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }).await;
@@ -133,7 +143,7 @@ async fn an_owner_that_was_overtaken_and_fails_returns_the_answer_and_reports_it
     for unstored in [Unstored::Hold, Unstored::Release] {
         let (here, gate) = (World::new(), Gate::new());
         let there = here.other_process();
-        here.store.always("renew", Some(Fault::LostRequest));
+        here.store.always(Operation::Renew, Some(Fault::LostRequest));
         let owner = here.call(1).on_crash(OnCrash::Retry).on_error(unstored).run(|| async {
             here.ledger.charge("the first");
             gate.wait().await;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::store::{DynStore, MemoryStore};
+use idempotency::store::{DynStore, MemoryStore, Operation};
 use idempotency::testing::{Fault, FaultyStore, Gate};
 use idempotency::{Error, ErrorKind, Idempotency};
 
@@ -14,22 +14,22 @@ async fn call(engine: &Idempotency) -> Result<u64, Error> {
 }
 
 #[test]
-#[should_panic(expected = "`complet` is not an operation of a store; the operations are claim, \
-    renew, complete,")]
-fn a_fault_of_a_misspelt_operation_is_refused() {
-    FaultyStore::new(MemoryStore::new()).next("complet", Fault::LostAnswer);
+#[should_panic(expected = "`connect` is not a request to a store; the requests are claim, renew, \
+    complete,")]
+fn a_fault_that_no_request_can_meet_is_refused() {
+    FaultyStore::new(MemoryStore::new()).next(Operation::Connect, Fault::LostAnswer);
 }
 
 #[test]
-#[should_panic(expected = "`claims` is not an operation of a store")]
-fn a_standing_fault_of_a_misspelt_operation_is_refused() {
-    FaultyStore::new(MemoryStore::new()).always("claims", Some(Fault::LostAnswer));
+#[should_panic(expected = "`migrate` is not a request to a store")]
+fn a_standing_fault_that_no_request_can_meet_is_refused() {
+    FaultyStore::new(MemoryStore::new()).always(Operation::Migrate, Some(Fault::LostAnswer));
 }
 
 #[test]
-#[should_panic(expected = "`Claim` is not an operation of a store")]
-fn a_count_of_a_misspelt_operation_is_refused() {
-    FaultyStore::new(MemoryStore::new()).requests("Claim");
+#[should_panic(expected = "`claim in a transaction` is not a request to a store")]
+fn a_count_of_requests_that_cannot_be_is_refused() {
+    FaultyStore::new(MemoryStore::new()).requests(Operation::Transaction);
 }
 
 #[tokio::test]
@@ -39,8 +39,8 @@ fn a_count_of_a_misspelt_operation_is_refused() {
 async fn a_planned_fault_that_no_request_meets_is_reported_at_the_end() {
     let store = FaultyStore::new(MemoryStore::new());
     let engine = Idempotency::new(store.clone());
-    store.next("park", Fault::LostAnswer);
-    store.next("park", Fault::LostRequest);
+    store.next(Operation::Park, Fault::LostAnswer);
+    store.next(Operation::Park, Fault::LostRequest);
     call(&engine).await.unwrap();
 }
 
@@ -48,11 +48,11 @@ async fn a_planned_fault_that_no_request_meets_is_reported_at_the_end() {
 async fn a_planned_fault_is_unmet_until_a_request_comes() {
     let store = FaultyStore::new(MemoryStore::new());
     let engine = Idempotency::new(store.clone());
-    store.next("complete", Fault::LostAnswer);
-    assert!(matches!(store.unmet_faults()[..], [("complete", Fault::LostAnswer)]));
+    store.next(Operation::Complete, Fault::LostAnswer);
+    assert!(matches!(store.unmet_faults()[..], [(Operation::Complete, Fault::LostAnswer)]));
     call(&engine).await.unwrap();
     assert!(store.unmet_faults().is_empty());
-    assert_eq!(store.requests("complete"), 2);
+    assert_eq!(store.requests(Operation::Complete), 2);
 }
 
 #[tokio::test]
@@ -60,14 +60,14 @@ async fn faults_go_around_a_store_that_is_chosen_at_run_time() {
     let chosen: Arc<dyn DynStore> = Arc::new(MemoryStore::new());
     let store = FaultyStore::new(chosen);
     let engine = Idempotency::new(store.clone());
-    store.always("claim", Some(Fault::LostRequest));
+    store.always(Operation::Claim, Some(Fault::LostRequest));
     let engine_without_patience =
         Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(1)).build();
     assert_eq!(
         call(&engine_without_patience).await.unwrap_err().kind(),
         ErrorKind::StoreUnavailable
     );
-    store.always("claim", None);
+    store.always(Operation::Claim, None);
     assert_eq!(call(&engine).await.unwrap(), 7);
 }
 
@@ -86,7 +86,7 @@ async fn a_store_that_has_no_time_to_answer_because_the_clock_is_paused_says_so(
     let store = FaultyStore::new(MemoryStore::new());
     let engine =
         Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
-    store.always("claim", Some(Fault::Late(Gate::new())));
+    store.always(Operation::Claim, Some(Fault::Late(Gate::new())));
     let error = call(&engine).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
     let reason = error.to_string();
@@ -101,7 +101,7 @@ async fn a_store_that_does_not_answer_on_a_clock_that_goes_is_only_silent() {
     let store = FaultyStore::new(MemoryStore::new());
     let engine =
         Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
-    store.always("claim", Some(Fault::Late(Gate::new())));
+    store.always(Operation::Claim, Some(Fault::Late(Gate::new())));
     let error = call(&engine).await.unwrap_err();
     let reason = error.to_string();
     assert!(!reason.contains("start_paused"), "{reason}");

@@ -1,6 +1,8 @@
 //! What a call has to say about a record with another fingerprint, one of another version, or none.
 
-use idempotency::store::{Claim, Claimed, Commit, Park, Reason, Store as _, Token, Written};
+use idempotency::store::{
+    Claim, Claimed, Commit, Operation, Park, Reason, Store as _, Token, Written,
+};
 use idempotency::{
     Call, Error, ErrorKind, Fingerprint, OnConflict, OnCrash, State, Verdict, observe,
 };
@@ -213,12 +215,12 @@ async fn a_call_that_finds_its_former_record_gone_makes_one_of_its_own() {
             call.former_fingerprint(&100).formerly_without_fingerprint()
         };
         let gate = Gate::new();
-        world.store.next("claim", Fault::LateAnswer(gate.clone()));
+        world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
         let mut first = Box::pin(run(&world, key, made("EUR")));
-        let claims = world.store.requests("claim");
+        let claims = world.store.requests(Operation::Claim);
         eventually("the record to be found", async || {
             assert!(poll_once(&mut first).is_pending());
-            world.store.requests("claim") > claims
+            world.store.requests(Operation::Claim) > claims
         })
         .await;
         world.engine.record(OPERATION, key).forget().await.unwrap();
@@ -246,17 +248,18 @@ async fn a_store_that_takes_no_release_of_a_claim_for_a_former_record_keeps_no_c
     world.clock.advance(LEASE * 2);
     let call = world.call(1).fingerprint(&2).former_fingerprint(&1).on_crash(OnCrash::Retry);
     let call = call.lease(LONG).on_conflict(OnConflict::Reject);
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut call = Box::pin(run(&world, 1, call));
     eventually("the claim with the own fingerprint", async || {
         assert!(poll_once(&mut call).is_pending());
-        world.store.requests("claim") == 1
+        world.store.requests(Operation::Claim) == 1
     })
     .await;
     world.engine.record(OPERATION, 1).forget().await.unwrap();
-    world
-        .store
-        .always("release", Some(Fault::Refused(idempotency::store::StoreErrorKind::Unavailable)));
+    world.store.always(
+        Operation::Release,
+        Some(Fault::Refused(idempotency::store::StoreErrorKind::Unavailable)),
+    );
     let start = world.clock_now();
     gate.open();
     assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::InProgress);

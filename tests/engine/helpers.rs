@@ -1,6 +1,7 @@
 //! `idempotency::testing` finds what is wrong with a service. Each service here is wrong in one
 //! way, and each helper finds that which it is for.
 
+use idempotency::store::Operation;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -50,9 +51,9 @@ async fn judge(service: impl AsyncFn(&World, u64) -> Result<String, Error>) -> [
     );
     assert!(points.await >= 2, "the way to the bank and back");
 
-    world.store.always("claim", Some(Fault::LostRequest));
+    world.store.always(Operation::Claim, Some(Fault::LostRequest));
     let _ = service(3).await;
-    world.store.always("claim", None);
+    world.store.always(Operation::Claim, None);
     let store_failed = service(3).await.is_ok() && world.charges(3) == 1;
 
     service(4).await.unwrap();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Store as _, Token};
+use idempotency::store::{Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, Token};
 use idempotency::{Error, ErrorKind, OnCrash, Resolution, State, Unstored, Verdict};
 
 use crate::faults::Fault;
@@ -97,7 +97,7 @@ async fn a_panic_is_told() {
 #[tokio::test]
 async fn a_lost_lease_is_told() {
     let world = World::new();
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let call = hanging(&world).await;
     world.clock.advance(LEASE);
     drop(call);
@@ -119,7 +119,7 @@ async fn a_held_error_is_told() {
 #[tokio::test]
 async fn a_result_that_could_not_be_stored_is_told() {
     let world = World::with(|builder| builder.background_commit(Duration::from_secs(20)));
-    world.store.always("complete", Some(Fault::LostRequest));
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
     assert_eq!(
         world.while_time_passes(world.charge(1)).await.unwrap_err().kind(),
         ErrorKind::NotStored

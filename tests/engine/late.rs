@@ -4,7 +4,7 @@
 use std::future::pending;
 use std::time::Duration;
 
-use idempotency::store::{Remove, Store as _};
+use idempotency::store::{Operation, Remove, Store as _};
 use idempotency::{Context, Error, ErrorKind, OnCrash, Resolution, State, Unstored, Verdict};
 
 use crate::faults::{Fault, Gate};
@@ -26,10 +26,10 @@ impl Effect {
     }
 
     /// The request that leaves the record to what follows.
-    fn last_word(self, policy: OnCrash) -> &'static str {
+    fn last_word(self, policy: OnCrash) -> Operation {
         match self {
-            Self::Recorded if policy != OnCrash::Hold => "abandon",
-            _ => "park",
+            Self::Recorded if policy != OnCrash::Hold => Operation::Abandon,
+            _ => Operation::Park,
         }
     }
 }
@@ -84,8 +84,8 @@ fn stands_still(world: &World) {
     world.clock.advance(LEASE + Duration::from_millis(1));
 }
 
-fn is_cut_off(world: &World, requests: &[&'static str], is_cut_off: bool) {
-    for request in requests {
+fn is_cut_off(world: &World, requests: &[Operation], is_cut_off: bool) {
+    for &request in requests {
         world.store.always(request, is_cut_off.then_some(Fault::LostRequest));
     }
 }
@@ -109,7 +109,7 @@ async fn an_owner_that_fails_is_not_told_to_repeat_what_an_operator_believed_not
 {
     for case in EFFECTS {
         let (world, gate) = (World::new(), Gate::new());
-        world.store.always("renew", Some(Fault::LostRequest));
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
         let owner = fails(&world, case, || gate.wait());
         let operator = async {
             begun(&world, case.0).await;
@@ -151,7 +151,7 @@ async fn an_owner_that_fails_after_another_one_took_over_and_failed_is_not_told_
     for case in REPEATED {
         let (here, gate) = (World::new(), Gate::new());
         let there = here.other_process();
-        here.store.always("renew", Some(Fault::LostRequest));
+        here.store.always(Operation::Renew, Some(Fault::LostRequest));
         let owner = fails(&here, case, || gate.wait());
         let other = async {
             begun(&here, case.0).await;
@@ -173,7 +173,7 @@ async fn an_owner_that_fails_while_another_one_is_at_work_says_so_itself() {
     for case in REPEATED {
         let (here, gate, finish) = (World::new(), Gate::new(), Gate::new());
         let there = here.other_process();
-        here.store.always("renew", Some(Fault::LostRequest));
+        here.store.always(Operation::Renew, Some(Fault::LostRequest));
         let owner = async {
             let result = fails(&here, case, || gate.wait()).await;
             finish.open();
@@ -204,7 +204,7 @@ async fn an_owner_that_fails_in_an_outage_across_the_end_of_its_lease_returns_th
     for case in REPEATED {
         let here = World::new();
         let there = here.other_process();
-        here.store.always("renew", Some(Fault::LostRequest));
+        here.store.always(Operation::Renew, Some(Fault::LostRequest));
         let last_word = case.0.last_word(case.1);
         let owner = fails(&here, case, async || {
             here.clock.advance(LEASE.saturating_sub(Duration::from_secs(1)));
@@ -233,13 +233,13 @@ async fn a_held_error_that_another_one_was_faster_than_is_a_duplicate_also_after
     let case = (Effect::Held, OnCrash::Retry);
     let here = World::new();
     let there = here.other_process();
-    is_cut_off(&here, &["renew", "park"], true);
+    is_cut_off(&here, &[Operation::Renew, Operation::Park], true);
     let owner = fails(&here, case, async || {});
     is_own(&without_renewals(&here, owner).await.unwrap_err());
     assert_eq!(here.engine.duplicates(), 0, "nobody knows yet");
     here.clock.advance(LEASE);
     assert_eq!(succeeds(&there, case).await.unwrap(), "receipt 1.2");
-    is_cut_off(&here, &["park"], false);
+    is_cut_off(&here, &[Operation::Park], false);
     let reported = eventually("the report", async || here.engine.duplicates() == 1);
     without_renewals(&here, reported).await;
     assert_eq!(succeeds(&here, case).await.unwrap(), "receipt 1.2");
@@ -250,14 +250,14 @@ async fn a_result_that_is_never_stored_is_a_duplicate_where_another_one_was_fast
     let case = (Effect::Held, OnCrash::Retry);
     let here = World::with(|builder| builder.background_commit(LEASE * 2));
     let there = here.other_process();
-    is_cut_off(&here, &["renew", "complete"], true);
+    is_cut_off(&here, &[Operation::Renew, Operation::Complete], true);
     let owner = without_renewals(&here, succeeds(&here, case)).await;
     assert_eq!(owner.unwrap_err().kind(), ErrorKind::NotStored);
     here.clock.advance(LEASE);
     assert_eq!(succeeds(&there, case).await.unwrap(), "receipt 1.2");
     let reported = eventually("the report", async || here.engine.duplicates() == 1);
     without_renewals(&here, reported).await;
-    assert_eq!(here.store.requests("abandon"), 1);
+    assert_eq!(here.store.requests(Operation::Abandon), 1);
 }
 
 #[tokio::test]
@@ -286,7 +286,7 @@ async fn an_owner_that_leaves_a_recorded_step_out_returns_the_answer_that_was_gi
         let (world, gate) = (World::new(), Gate::new());
         let case = (Effect::Recorded, policy);
         is_own(&fails(&world, case, async || {}).await.unwrap_err());
-        world.store.always("renew", Some(Fault::LostRequest));
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
         let owner = world.call(1).on_crash(policy).run(|| async {
             gate.wait().await;
             Ok::<_, Error>("without the step".to_owned())
@@ -312,7 +312,7 @@ async fn an_owner_whose_record_an_observer_put_in_doubt_is_no_duplicate() {
     let case = (Effect::Recorded, OnCrash::Resume);
     let (here, gate) = (World::new(), Gate::new());
     let there = here.other_process();
-    here.store.always("renew", Some(Fault::LostRequest));
+    here.store.always(Operation::Renew, Some(Fault::LostRequest));
     let owner = fails(&here, case, || gate.wait());
     let observer = async {
         begun(&here, case.0).await;
@@ -332,7 +332,7 @@ async fn an_owner_whose_record_an_observer_put_in_doubt_is_no_duplicate() {
 async fn an_owner_that_fails_says_so_itself_where_the_next_call_verifies_first() {
     let (here, gate) = (World::new(), Gate::new());
     let there = here.other_process();
-    here.store.always("renew", Some(Fault::LostRequest));
+    here.store.always(Operation::Renew, Some(Fault::LostRequest));
     let verified = async |_: Context| Ok::<_, anyhow::Error>(Verdict::<String>::NotExecuted);
     let asks = |world: &World| world.call(1).settle(Duration::ZERO).on_crash_verify(verified);
     let owner = asks(&here).on_error(Unstored::Hold).run(|| async {

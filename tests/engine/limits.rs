@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::MemoryStore;
+use idempotency::store::{MemoryStore, Operation};
 use idempotency::{Builder, Call, Context, Error, ErrorKind, Idempotency, OnConflict};
 
 use proptest::prelude::*;
@@ -24,7 +24,7 @@ const NO_TIMES: [Duration; 4] = [
 async fn refusal(world: &World, call: Call) -> Error {
     let error = call.run(|| async { world.effect(1) }).await.unwrap_err();
     assert_eq!(world.ledger.count(), 0, "{error}");
-    assert_eq!(world.store.requests("claim"), 0, "{error}");
+    assert_eq!(world.store.requests(Operation::Claim), 0, "{error}");
     assert_eq!(error.operation(), Some(OPERATION));
     error
 }

@@ -1,6 +1,7 @@
 //! Results that the process has seen are replayed without asking the store, and no longer than they
 //! are true.
 
+use idempotency::store::Operation;
 use std::time::Duration;
 
 use idempotency::testing::{Fault, Gate};
@@ -22,10 +23,10 @@ async fn observed(world: &World, call: Call) -> (Result<String, Error>, Report) 
 
 /// The call is answered, and by whom.
 async fn is_near(world: &World, receipt: &str) -> bool {
-    let before = world.store.requests("claim");
+    let before = world.store.requests(Operation::Claim);
     let (result, report) = observed(world, world.call(1)).await;
     assert_eq!((result.unwrap().as_str(), report.replayed, report.attempt), (receipt, true, 1));
-    let asked = world.store.requests("claim") > before;
+    let asked = world.store.requests(Operation::Claim) > before;
     assert_eq!(report.near_cached, !asked, "the report says what happened");
     report.near_cached
 }
@@ -112,7 +113,7 @@ async fn an_answer_that_was_on_its_way_while_its_record_was_forgotten_is_not_kep
     let world = world();
     let receipt = world.other_process().charge(1).await.unwrap();
     let gate = Gate::new();
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let reader = async {
         let (result, report) = observed(&world, world.call(1)).await;
         assert_eq!(
@@ -122,7 +123,7 @@ async fn an_answer_that_was_on_its_way_while_its_record_was_forgotten_is_not_kep
         );
     };
     let operator = async {
-        eventually("the claim", async || world.store.requests("claim") == 1).await;
+        eventually("the claim", async || world.store.requests(Operation::Claim) == 1).await;
         world.engine.record(OPERATION, 1).forget().await.unwrap();
         gate.open();
     };
@@ -134,7 +135,7 @@ async fn an_answer_that_was_on_its_way_while_its_record_was_forgotten_is_not_kep
 async fn a_forget_without_an_answer_counts_too() {
     let world = world();
     world.charge(1).await.unwrap();
-    world.store.always("remove", Some(Fault::LostAnswer));
+    world.store.always(Operation::Remove, Some(Fault::LostAnswer));
     let forget = world.engine.record(OPERATION, 1);
     let error = world.while_time_passes(forget.forget()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotStored);
@@ -145,12 +146,12 @@ async fn a_forget_without_an_answer_counts_too() {
 async fn another_fingerprint_is_refused() {
     let world = world();
     observed(&world, world.call(1).fingerprint("10 EUR")).await.0.unwrap();
-    let before = world.store.requests("claim");
+    let before = world.store.requests(Operation::Claim);
     let (result, report) = observed(&world, world.call(1).fingerprint("10 EUR")).await;
     assert_eq!((result.unwrap().as_str(), report.near_cached), ("receipt 1.1", true));
     let (result, report) = observed(&world, world.call(1).fingerprint("20 EUR")).await;
     assert_eq!((result.unwrap_err().kind(), report.replayed), (ErrorKind::Mismatch, false));
-    assert_eq!(world.store.requests("claim"), before);
+    assert_eq!(world.store.requests(Operation::Claim), before);
 }
 
 #[tokio::test]
@@ -166,9 +167,9 @@ async fn stored_errors_are_not_kept() {
     let world = world();
     let fail = || world.call(1).on_error(OnError::Store).run(|| async { Err::<u32, _>(Declined) });
     assert_eq!(fail().await.unwrap_err(), Declined);
-    let before = world.store.requests("claim");
+    let before = world.store.requests(Operation::Claim);
     assert_eq!(fail().await.unwrap_err(), Declined);
-    assert_eq!(world.store.requests("claim"), before + 1);
+    assert_eq!(world.store.requests(Operation::Claim), before + 1);
 }
 
 #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use idempotency::clock::{Clock, Randomness, Sleep, Timestamp};
-use idempotency::store::{MemoryStore, Reason};
+use idempotency::store::{MemoryStore, Operation, Reason};
 use idempotency::testing::ManualClock;
 use idempotency::{Error, ErrorKind, Idempotency, OnCrash, State, Unstored, Verdict};
 use serde::{Deserialize, Serialize};
@@ -93,7 +93,7 @@ async fn a_result_that_panics_when_it_is_encoded_is_an_unknown_outcome() {
 #[tokio::test]
 async fn a_store_that_panics_at_the_commit_leaves_the_record_in_doubt() {
     let world = World::new();
-    world.store.next("complete", Fault::Panic);
+    world.store.next(Operation::Complete, Fault::Panic);
     assert!(AssertUnwindSafe(world.charge(1)).catch_unwind().await.is_err());
     is_in_doubt(&world, Reason::NotStored).await;
     nothing_is_held(&world).await;
@@ -111,7 +111,7 @@ async fn a_hook_that_panics_does_not_take_the_winner_s_result_away() {
         })
     });
     let (there, gate) = (world.other_process(), Gate::new());
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let stalled = world.call(1).on_crash(OnCrash::Retry).run(|| async {
         gate.wait().await;
         world.effect(1)
@@ -195,7 +195,7 @@ async fn a_fingerprint_or_a_random_source_that_panics_claims_nothing() {
         std::panic::catch_unwind(AssertUnwindSafe(|| world.call(1).fingerprint(&Breaks)));
     assert!(fingerprinted.is_err());
     assert!(AssertUnwindSafe(world.charge(1)).catch_unwind().await.is_err());
-    assert_eq!(world.store.requests("claim"), 0);
+    assert_eq!(world.store.requests(Operation::Claim), 0);
     nothing_is_held(&world).await;
     assert_eq!(world.other_process().charge(1).await.unwrap(), "receipt 1.1");
 }

@@ -4,7 +4,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use idempotency::store::Reason;
+use idempotency::store::{Operation, Reason};
 use idempotency::{Error, ErrorKind, OnCrash};
 
 use crate::faults::Fault;
@@ -81,7 +81,7 @@ async fn a_body_that_a_shutdown_gave_up_is_logged_as_it_is_recorded() {
 async fn a_body_that_lost_its_lease_is_logged_as_it_is_recorded_also_if_somebody_saw_it_first() {
     for is_seen in [false, true] {
         let (world, warnings) = (World::new(), Warnings::listen());
-        world.store.always("renew", Some(Fault::LostRequest));
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
         let hanging = hanging(&world, OnCrash::Hold).await;
         world.clock.advance(LEASE + Duration::from_millis(1));
         if is_seen {

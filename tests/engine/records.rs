@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Renewal, Store as _, Token};
+use idempotency::store::{
+    Claim, Claimed, CrashPolicy, Operation, Reason, Renewal, Store as _, Token,
+};
 use idempotency::{
     Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State,
     Unstored,
@@ -115,7 +117,7 @@ async fn an_answer_whose_answer_was_lost_is_the_same_answer() {
         let world = World::new();
         in_doubt(&world).await;
         let view = world.handle(1).inspect().await.unwrap().unwrap();
-        world.store.next("resolve", Fault::LostAnswer);
+        world.store.next(Operation::Resolve, Fault::LostAnswer);
         let handle = world.handle(1);
         world.while_time_passes(handle.resolve(&view, resolution())).await.unwrap();
     }
@@ -124,7 +126,7 @@ async fn an_answer_whose_answer_was_lost_is_the_same_answer() {
 #[tokio::test]
 async fn a_late_owner_neither_overwrites_an_operator_s_answer_nor_returns_another() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let late = world.call(1).run(|| async {
         gate.wait().await;
         world.effect(1)
@@ -351,12 +353,12 @@ async fn an_operator_that_fails_in_the_middle_of_an_answer_leaves_the_record_in_
         dead_owner(&world, policy).await;
         world.clock.advance(LEASE);
         let view = world.handle(1).inspect().await.unwrap().unwrap();
-        world.store.always("resolve", Some(Fault::LostRequest));
+        world.store.always(Operation::Resolve, Some(Fault::LostRequest));
         let resolve = world.handle(1);
         let failed =
             world.while_time_passes(resolve.resolve(&view, Resolution::Completed("lost"))).await;
         assert_eq!(failed.unwrap_err().kind(), ErrorKind::NotStored, "{policy:?}");
-        world.store.always("resolve", None);
+        world.store.always(Operation::Resolve, None);
 
         let doubt = world.handle(1).inspect().await.unwrap().unwrap();
         assert_eq!(
@@ -462,7 +464,7 @@ async fn of_two_corrections_at_once_one_counts_and_the_other_is_told() {
     let world = World::new();
     let wrong = answered_in_the_wrong_shape(&world).await;
     let gate = Gate::new();
-    world.store.next("resolve", Fault::Late(gate.clone()));
+    world.store.next(Operation::Resolve, Fault::Late(gate.clone()));
     let (first, second) = (world.handle(1), world.handle(1));
     let mut first = Box::pin(first.resolve(&wrong, Resolution::Completed("first")));
     assert!(poll_once(&mut first).is_pending());
@@ -522,7 +524,7 @@ async fn a_forgotten_tombstone_lets_the_next_call_run() {
 /// What an operator is told whose answer, or removal, the store applied without saying so, after
 /// which another call ran.
 async fn told_after_another_call(
-    operation: &'static str,
+    operation: Operation,
     send: impl AsyncFnOnce(&World, &RecordView) -> Result<(), Error>,
 ) {
     let world = World::new();
@@ -557,11 +559,12 @@ async fn told_after_another_call(
 #[tokio::test]
 async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_when_another_call_ran()
  {
-    told_after_another_call("resolve", async |world, view| {
+    told_after_another_call(Operation::Resolve, async |world, view| {
         world.handle(1).resolve(view, Resolution::NotExecuted).await
     })
     .await;
-    told_after_another_call("remove", async |world, _| world.handle(1).forget().await).await;
+    told_after_another_call(Operation::Remove, async |world, _| world.handle(1).forget().await)
+        .await;
 }
 
 #[tokio::test]
@@ -572,7 +575,9 @@ async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_
         let other = world.other_process();
         in_doubt(&world).await;
         let view = world.handle(1).inspect().await.unwrap().unwrap();
-        world.store.next(if resolves { "resolve" } else { "remove" }, Fault::LostAnswer);
+        world
+            .store
+            .next(if resolves { Operation::Resolve } else { Operation::Remove }, Fault::LostAnswer);
         let handle = world.handle(1);
         let answered = async {
             if resolves {
@@ -608,7 +613,10 @@ async fn an_operator_whose_answer_never_reached_the_store_for_certain_is_told_so
         let world = World::new();
         in_doubt(&world).await;
         let view = world.handle(1).inspect().await.unwrap().unwrap();
-        world.store.always(if resolves { "resolve" } else { "remove" }, Some(Fault::LostAnswer));
+        world.store.always(
+            if resolves { Operation::Resolve } else { Operation::Remove },
+            Some(Fault::LostAnswer),
+        );
         let handle = world.handle(1);
         let answered = async {
             if resolves {
@@ -634,7 +642,7 @@ async fn a_store_that_shows_no_record_says_nothing_of_the_body() {
     let world = World::new();
     in_doubt(&world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.store.always("read", Some(Fault::LostRequest));
+    world.store.always(Operation::Read, Some(Fault::LostRequest));
     let record = world.handle(1);
     let inspected = world.while_time_passes(record.inspect()).await.map(drop);
     let resolved =
@@ -646,6 +654,6 @@ async fn a_store_that_shows_no_record_says_nothing_of_the_body() {
         assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
         assert!(text.contains("the record could not be read") && !text.contains("body"), "{text}");
     }
-    world.store.always("read", None);
+    world.store.always(Operation::Read, None);
     assert_eq!(world.handle(1).inspect().await.unwrap().unwrap().state, State::InDoubt);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use idempotency::clock::Clock as _;
-use idempotency::store::{Claimed, Release, Remove, Store as _, Token};
+use idempotency::store::{Claimed, Operation, Release, Remove, Store as _, Token};
 use idempotency::{Context, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 
 use crate::faults::{Fault, Gate};
@@ -86,10 +86,10 @@ async fn a_body_that_blocks_its_executor_keeps_its_lease() {
     let world = World::new();
     let long = world.call(1).run(|| async {
         for _ in 0..9 {
-            let renewals = world.store.requests("renew");
+            let renewals = world.store.requests(Operation::Renew);
             world.clock.advance(LEASE / 3);
             let deadline = std::time::Instant::now() + Duration::from_secs(20);
-            while world.store.requests("renew") == renewals {
+            while world.store.requests(Operation::Renew) == renewals {
                 assert!(
                     std::time::Instant::now() < deadline,
                     "no renewal while the executor is blocked"
@@ -107,7 +107,7 @@ async fn a_body_that_blocks_its_executor_keeps_its_lease() {
 #[tokio::test]
 async fn a_body_learns_that_its_lease_is_over() {
     let world = World::new();
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let call = world.call(1).run(|| async {
         let context = Context::current();
         assert!(!context.lease_lost());
@@ -139,10 +139,10 @@ async fn a_body_that_hangs_loses_its_lease_after_max_run() {
     .await;
     pass_with_renewals(&world, LEASE).await;
     world.clock.advance(LEASE);
-    let renewals = world.store.requests("renew");
+    let renewals = world.store.requests(Operation::Renew);
     let taken = there.call(1).on_crash(OnCrash::Retry).run(|| async { there.effect(1) });
     assert_eq!(there.while_time_passes(taken).await.unwrap(), "receipt 1.2");
-    assert!(world.store.requests("renew") <= renewals + 1);
+    assert!(world.store.requests(Operation::Renew) <= renewals + 1);
     drop(hanging);
     assert_eq!(
         there.charge(1).await.unwrap(),
@@ -176,7 +176,7 @@ async fn renewals_of_many_calls_are_sent_together() {
     };
     let (answers, ()) = tokio::join!(futures::future::join_all(calls), time);
     assert!(answers.iter().all(Result::is_ok));
-    assert_eq!(world.store.requests("renew"), 1);
+    assert_eq!(world.store.requests(Operation::Renew), 1);
 }
 
 #[tokio::test]
@@ -197,7 +197,7 @@ async fn a_finished_call_is_renewed_no_more() {
         })
         .await;
         world.clock.advance(LEASE / 3);
-        eventually("a renewal", async || world.store.requests("renew") == 1).await;
+        eventually("a renewal", async || world.store.requests(Operation::Renew) == 1).await;
         gate.open();
     };
     let (call, ()) = tokio::join!(call, time);
@@ -262,7 +262,7 @@ async fn a_body_whose_claim_was_lost_before_it_started_never_starts() {
     for renewals in [1, 2] {
         world.clock.advance(LEASE / 3);
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
-        while world.store.requests("renew") < renewals {
+        while world.store.requests(Operation::Renew) < renewals {
             assert!(std::time::Instant::now() < deadline, "no renewal");
             std::thread::yield_now();
         }
@@ -274,7 +274,7 @@ async fn a_body_whose_claim_was_lost_before_it_started_never_starts() {
 #[tokio::test]
 async fn renewals_go_on_after_the_store_s_client_panicked() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.next("renew", Fault::Panic);
+    world.store.next(Operation::Renew, Fault::Panic);
     let long = world.call(1).run(|| async {
         gate.wait().await;
         assert!(!Context::current().lease_lost());
@@ -283,7 +283,7 @@ async fn renewals_go_on_after_the_store_s_client_panicked() {
     let time = async {
         world.record_is(1, |record| record.is_some()).await;
         world.clock.advance(LEASE / 3);
-        eventually("the panic", async || world.store.requests("renew") == 1).await;
+        eventually("the panic", async || world.store.requests(Operation::Renew) == 1).await;
         let renewed = world.record_is(1, |record| {
             record.is_some_and(|record| {
                 record.lease_until.saturating_duration_since(record.read_at) > LEASE * 9 / 10
@@ -307,15 +307,15 @@ async fn a_store_that_leaves_renewals_unanswered_is_asked_again_later() {
     let time = async {
         world.record_is(1, |record| record.is_some()).await;
         world.clock.advance(LEASE / 3);
-        eventually("a renewal", async || world.store.requests("renew") > 0).await;
+        eventually("a renewal", async || world.store.requests(Operation::Renew) > 0).await;
         world.clock.wait_for_sleepers(1).await;
         assert_eq!(
-            world.store.requests("renew"),
+            world.store.requests(Operation::Renew),
             1,
             "the clock stands still, and nobody asks again"
         );
         world.clock.advance(LEASE / 9);
-        eventually("the next try", async || world.store.requests("renew") == 2).await;
+        eventually("the next try", async || world.store.requests(Operation::Renew) == 2).await;
         gate.open();
     };
     let (long, ()) = tokio::join!(long, time);
@@ -327,7 +327,7 @@ async fn a_short_lease_does_not_cost_the_long_ones_their_renewals() {
     let (world, gate) = (World::new(), Gate::new());
     // Slower than the short lease allows, and fast enough for the long one.
     let slow = Fault::Slow(world.clock.clone(), Duration::from_millis(200));
-    world.store.always("renew", Some(slow));
+    world.store.always(Operation::Renew, Some(slow));
     let short = world.call(2).lease(Duration::from_millis(300)).run(|| async {
         gate.wait().await;
         Ok::<_, Error>(())
@@ -353,14 +353,14 @@ async fn a_short_lease_does_not_cost_the_long_ones_their_renewals() {
 #[tokio::test]
 async fn a_call_that_was_given_up_is_renewed_no_more() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.always("abandon", Some(Fault::Late(gate.clone())));
+    world.store.always(Operation::Abandon, Some(Fault::Late(gate.clone())));
     let hang = || std::future::pending::<Result<String, Error>>();
     let mut dropped = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(hang));
     let mut other = Box::pin(world.call(2).run(hang));
     assert!(poll_once(&mut dropped).is_pending());
     assert!(poll_once(&mut other).is_pending());
     drop(dropped);
-    eventually("the abandonment", async || world.store.requests("abandon") == 1).await;
+    eventually("the abandonment", async || world.store.requests(Operation::Abandon) == 1).await;
     world.clock.advance(LEASE / 3);
     eventually("the other's renewal", async || {
         world
@@ -380,7 +380,7 @@ async fn no_two_owners_believe_in_their_leases_at_once() {
     for offset in [Duration::ZERO, Duration::from_micros(900)] {
         let world = World::new();
         let there = world.other_process();
-        world.store.always("renew", Some(Fault::LostRequest));
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
         world.clock.advance(offset);
         let call = world.call(1).on_crash(OnCrash::Retry).run(|| async {
             let context = Context::current();
@@ -404,8 +404,8 @@ async fn no_two_owners_believe_in_their_leases_at_once() {
 #[tokio::test]
 async fn a_lease_counts_from_when_it_was_asked_for_and_not_from_the_answer() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.always("renew", Some(Fault::LostRequest));
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut call = Box::pin(world.call(1).run(|| async {
         let context = Context::current();
         assert!(!context.lease_lost());
@@ -427,18 +427,18 @@ async fn a_lease_counts_from_when_it_was_asked_for_and_not_from_the_answer() {
 async fn a_renewed_lease_counts_from_when_the_renewal_was_sent() {
     let (world, gate) = (World::new(), Gate::new());
     let late = LEASE / 15 * 4;
-    world.store.next("renew", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Renew, Fault::LateAnswer(gate.clone()));
     let call = world.call(1).run(|| async {
         let context = Context::current();
         world.clock.advance(LEASE / 3);
-        eventually("the renewal", async || world.store.requests("renew") == 1).await;
-        world.store.always("renew", Some(Fault::LostRequest));
+        eventually("the renewal", async || world.store.requests(Operation::Renew) == 1).await;
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
         world.clock.advance(late);
         gate.open();
         eventually("the answer", async || gate.is_passed()).await;
         // The next renewal is sent when the answer to the first is known.
         world.clock.advance(LEASE / 15);
-        eventually("the next renewal", async || world.store.requests("renew") == 2).await;
+        eventually("the next renewal", async || world.store.requests(Operation::Renew) == 2).await;
         world.clock.advance(LEASE / 3);
         assert!(!context.lease_lost());
         world.clock.advance(LEASE / 3);
@@ -461,11 +461,11 @@ async fn a_hook_that_takes_its_time_keeps_no_lease_from_being_renewed() {
         })
     });
     let (commit, finish) = (Gate::new(), Gate::new());
-    world.store.next("complete", Fault::Late(commit.clone()));
+    world.store.next(Operation::Complete, Fault::Late(commit.clone()));
     let mut late = Box::pin(world.charge(2));
     eventually("the commit", async || {
         let _ = poll_once(&mut late);
-        world.store.requests("complete") == 1
+        world.store.requests(Operation::Complete) == 1
     })
     .await;
     drop(late);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
-use idempotency::store::{MemoryStore, Store as _};
+use idempotency::store::{MemoryStore, Operation, Store as _};
 use idempotency::{Error, ErrorKind, Idempotency, OnConflict, State};
 use tokio::runtime::{Builder, Runtime};
 
@@ -23,7 +23,7 @@ fn a_commit_goes_on_when_the_runtime_of_its_caller_has_ended() {
     let (memory, ledger) = (MemoryStore::new(), Arc::new(Ledger::new()));
     let store = FaultyStore::new(memory.clone());
     let engine = Idempotency::new(store.clone());
-    store.always("complete", Some(Fault::LostRequest));
+    store.always(Operation::Complete, Some(Fault::LostRequest));
     let (first, second) = (runtime(), runtime());
     first.block_on(async {
         let (engine, ledger) = (engine.clone(), ledger.clone());
@@ -34,10 +34,11 @@ fn a_commit_goes_on_when_the_runtime_of_its_caller_has_ended() {
             });
             call.await
         });
-        eventually("the commit to be tried", async || store.requests("complete") >= 3).await;
+        eventually("the commit to be tried", async || store.requests(Operation::Complete) >= 3)
+            .await;
     });
     drop(first);
-    store.always("complete", None);
+    store.always(Operation::Complete, None);
     second.block_on(async {
         let key = engine.record(OPERATION, 1).hash().unwrap();
         eventually("the result to be stored", async || {
@@ -118,10 +119,10 @@ async fn a_claim_that_is_to_be_released_again_later_keeps_no_engine() {
         .clock(clock)
         .claim_timeout(Duration::from_millis(100))
         .build();
-    store.always("claim", Some(Fault::LostRequest));
+    store.always(Operation::Claim, Some(Fault::LostRequest));
     engine.call(OPERATION, 1).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await.unwrap_err();
     // Once, and once again; the pauses double.
-    eventually("the releases", async || store.requests("release") >= 4).await;
+    eventually("the releases", async || store.requests(Operation::Release) >= 4).await;
     drop(engine);
     eventually("the thread to end", async || Arc::strong_count(&held) == 1).await;
 }
@@ -133,25 +134,27 @@ async fn a_claim_whose_release_an_outage_delays_is_released_though_the_engine_is
     let store = FaultyStore::new(memory.clone());
     let builder = Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(100));
     let engine = builder.lease(Duration::from_millis(300)).build();
-    store.always("claim", Some(Fault::LostAnswer));
-    store.always("release", Some(Fault::LostRequest));
+    store.always(Operation::Claim, Some(Fault::LostAnswer));
+    store.always(Operation::Release, Some(Fault::LostRequest));
     engine.call(OPERATION, 1).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await.unwrap_err();
     let key = engine.record(OPERATION, 1).hash().unwrap();
     drop(engine);
     // The release that goes with the call is over with its lease.
-    let before = store.requests("release");
-    eventually("the background to go on", async || store.requests("release") > before + 8).await;
+    let before = store.requests(Operation::Release);
+    eventually("the background to go on", async || store.requests(Operation::Release) > before + 8)
+        .await;
     assert!(memory.read(key).await.unwrap().is_some());
-    store.always("release", None);
+    store.always(Operation::Release, None);
     eventually("the release", async || memory.read(key).await.unwrap().is_none()).await;
 }
 
 #[tokio::test]
 async fn a_claim_without_an_answer_is_released_twice_also_without_time_in_the_background() {
     let world = World::with(|builder| builder.background_commit(Duration::ZERO));
-    world.store.always("claim", Some(Fault::LostRequest));
+    world.store.always(Operation::Claim, Some(Fault::LostRequest));
     without_renewals(&world, world.charge(1)).await.unwrap_err();
-    let twice = eventually("another release", async || world.store.requests("release") >= 2);
+    let twice =
+        eventually("another release", async || world.store.requests(Operation::Release) >= 2);
     without_renewals(&world, twice).await;
 }
 

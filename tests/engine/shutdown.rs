@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::{Reason, StoreErrorKind};
+use idempotency::store::{Operation, Reason, StoreErrorKind};
 use idempotency::{
     Context, Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored, observe,
 };
@@ -76,11 +76,12 @@ async fn a_body_that_outlasts_the_shutdown_is_left_to_the_next_process_under_ret
 #[tokio::test]
 async fn a_shutdown_waits_for_what_dropped_calls_left_behind() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.next("park", Fault::Late(gate.clone()));
+    world.store.next(Operation::Park, Fault::Late(gate.clone()));
     let hanging = hang(&world, OnCrash::Hold).await;
     drop(hanging);
     let mut shutdown = Box::pin(world.engine.shutdown(LONG));
-    eventually("the record to be parked", async || world.store.requests("park") == 1).await;
+    eventually("the record to be parked", async || world.store.requests(Operation::Park) == 1)
+        .await;
     assert!(poll_once(&mut shutdown).is_pending());
     gate.open();
     assert_eq!(shutdown.await.abandoned, 0);
@@ -91,13 +92,13 @@ async fn a_shutdown_waits_for_what_dropped_calls_left_behind() {
 #[tokio::test]
 async fn a_shutdown_waits_for_the_last_word_of_a_body_that_fails_beside_its_steps() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.next("park", Fault::Late(gate.clone()));
+    world.store.next(Operation::Park, Fault::Late(gate.clone()));
     let call = world.call(1).on_crash(OnCrash::Hold).run(|| async {
         Context::current().step("charge", || async { world.effect(1) }).await?;
         Err::<String, _>(anyhow::anyhow!("busy"))
     });
     let shutdown = async {
-        eventually("the last word", async || world.store.requests("park") == 1).await;
+        eventually("the last word", async || world.store.requests(Operation::Park) == 1).await;
         let mut shutdown = Box::pin(world.engine.shutdown(LONG));
         assert!(poll_once(&mut shutdown).is_pending());
         gate.open();
@@ -112,7 +113,7 @@ async fn a_shutdown_waits_for_the_last_word_of_a_body_that_fails_beside_its_step
 #[tokio::test]
 async fn a_claim_that_is_on_its_way_at_the_shutdown_starts_no_body() {
     let (world, gate) = (World::new(), Gate::new());
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut call = Box::pin(observe(world.charge(1)));
     eventually("the claim to be applied", async || {
         assert!(poll_once(&mut call).is_pending());
@@ -163,7 +164,7 @@ async fn a_shutdown_on_a_store_that_does_not_answer_ends_all_the_same() {
             call
         })
         .collect();
-    world.store.always("park", Some(Fault::LostRequest));
+    world.store.always(Operation::Park, Some(Fault::LostRequest));
     let before = world.clock_now();
     let drained = world.while_time_passes(world.engine.shutdown(Duration::from_secs(1))).await;
     assert_eq!(drained.abandoned, hanging.len());
@@ -225,7 +226,7 @@ async fn a_follower_whose_leader_releases_during_the_shutdown_claims_nothing() {
     let (leader, follower) = tokio::join!(releases(&world, &gate), rest);
     assert!(leader.is_err());
     assert_eq!(follower.unwrap_err().kind(), ErrorKind::ShuttingDown);
-    assert_eq!(world.store.requests("claim"), 1);
+    assert_eq!(world.store.requests(Operation::Claim), 1);
     assert!(world.record(1).await.is_none());
     assert_eq!(world.ledger.count(), 0);
 }
@@ -245,7 +246,7 @@ async fn a_caller_that_waits_for_another_process_claims_nothing_after_the_shutdo
     let (owner, waiter) = tokio::join!(releases(&there, &gate), rest);
     assert!(owner.is_err());
     assert_eq!(waiter.unwrap_err().kind(), ErrorKind::ShuttingDown);
-    assert_eq!(world.store.requests("claim"), 1);
+    assert_eq!(world.store.requests(Operation::Claim), 1);
     assert_eq!(world.ledger.count(), 0);
 }
 
@@ -268,7 +269,7 @@ async fn callers_that_wait_still_get_the_answer_of_another_during_a_shutdown() {
     let (owner, (waiter, follower)) = tokio::join!(owner, rest);
     let receipt = owner.unwrap();
     assert_eq!((waiter.unwrap(), follower.unwrap()), (receipt.clone(), receipt));
-    assert_eq!((world.store.requests("claim"), world.ledger.count()), (1, 1));
+    assert_eq!((world.store.requests(Operation::Claim), world.ledger.count()), (1, 1));
 }
 
 #[tokio::test]
@@ -276,7 +277,7 @@ async fn a_claim_that_failed_is_not_sent_again_after_the_shutdown_began() {
     let faults = [Fault::Refused(StoreErrorKind::Refused), Fault::LostRequest, Fault::LostAnswer];
     for fault in faults {
         let world = World::new();
-        world.store.next("claim", fault.clone());
+        world.store.next(Operation::Claim, fault.clone());
         let mut call = Box::pin(world.charge(1));
         assert!(poll_once(&mut call).is_pending());
         let mut shutdown = Box::pin(world.engine.shutdown(LONG));
@@ -284,7 +285,11 @@ async fn a_claim_that_failed_is_not_sent_again_after_the_shutdown_began() {
         let both = async { tokio::join!(call, shutdown) };
         let (result, drained) = world.while_time_passes(both).await;
         assert_eq!(result.unwrap_err().kind(), ErrorKind::ShuttingDown, "{fault:?}");
-        assert_eq!((drained.abandoned, world.store.requests("claim")), (0, 1), "{fault:?}");
+        assert_eq!(
+            (drained.abandoned, world.store.requests(Operation::Claim)),
+            (0, 1),
+            "{fault:?}"
+        );
         assert!(world.record(1).await.is_none(), "{fault:?}: given back");
         assert_eq!(world.ledger.count(), 0, "{fault:?}");
     }
@@ -293,7 +298,7 @@ async fn a_claim_that_failed_is_not_sent_again_after_the_shutdown_began() {
 #[tokio::test]
 async fn a_claim_that_was_granted_too_late_is_not_sent_anew_after_the_shutdown_began() {
     let world = World::with(|builder| builder.claim_timeout(LEASE * 2));
-    world.store.next("claim", Fault::Slow(world.clock.clone(), LEASE));
+    world.store.next(Operation::Claim, Fault::Slow(world.clock.clone(), LEASE));
     let mut call = Box::pin(world.charge(1));
     assert!(poll_once(&mut call).is_pending());
     let mut shutdown = Box::pin(world.engine.shutdown(LONG));
@@ -301,7 +306,7 @@ async fn a_claim_that_was_granted_too_late_is_not_sent_anew_after_the_shutdown_b
     let both = async { tokio::join!(call, shutdown) };
     let (result, drained) = world.while_time_passes(both).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::ShuttingDown);
-    assert_eq!((drained.abandoned, world.store.requests("claim")), (0, 1));
+    assert_eq!((drained.abandoned, world.store.requests(Operation::Claim)), (0, 1));
     assert!(world.record(1).await.is_none());
 }
 
@@ -320,7 +325,7 @@ async fn a_body_that_was_given_up_makes_no_further_calls() {
     };
     let (body, ()) = tokio::join!(body, rest);
     assert_eq!(body.unwrap_err().kind(), ErrorKind::ShuttingDown);
-    assert_eq!((world.store.requests("claim"), world.ledger.count()), (1, 0));
+    assert_eq!((world.store.requests(Operation::Claim), world.ledger.count()), (1, 0));
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Store as _, Token};
+use idempotency::store::{Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, Token};
 use idempotency::{
     Call, Context, Error, ErrorKind, OnConflict, OnCrash, State, Unstored, Verdict, Verify,
 };
@@ -108,11 +108,11 @@ async fn what_the_outside_world_has_completed_is_the_result_of_every_caller() {
 async fn what_was_not_executed_runs_under_the_claim_that_asked() {
     let (world, provider) = (World::new(), Provider::default());
     dropped_owner(&world).await;
-    let claims = world.store.requests("claim");
+    let claims = world.store.requests(Operation::Claim);
     assert_eq!(ask(&world, &provider, Ok(Verdict::NotExecuted)).await.unwrap(), "receipt 1.2");
     let record = world.record(1).await.unwrap();
     assert_eq!((record.state, record.attempts), (State::Completed, 2));
-    assert_eq!((provider.questions(), world.store.requests("claim") - claims), (1, 1));
+    assert_eq!((provider.questions(), world.store.requests(Operation::Claim) - claims), (1, 1));
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn callers_at_once_ask_once() {
         })
     };
     let opener = async {
-        eventually("the others to wait", async || there.store.requests("watch") > 0).await;
+        eventually("the others to wait", async || there.store.requests(Operation::Watch) > 0).await;
         open.open();
     };
     let (one, two, three, ()) =
@@ -348,7 +348,7 @@ async fn a_held_error_is_asked_about_by_the_next_call() {
 
 /// A body that runs on while its lease cannot be renewed, and ends when it may.
 async fn paused_owner(world: &World, started: &Gate, resume: &Gate) -> Result<String, Error> {
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let call = world
         .call(1)
         .on_conflict(OnConflict::Reject)
@@ -406,7 +406,7 @@ async fn who_loses_its_lease_while_it_asks_starts_no_body_and_gets_the_answer_of
         dropped_owner(&world).await;
         let there = world.other_process();
         let (asked, open) = (Gate::new(), Gate::new());
-        world.store.always("renew", Some(Fault::LostRequest));
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
         let call = world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| {
             asked.open();
             open.wait().await;
@@ -582,7 +582,8 @@ async fn who_waited_for_a_call_that_ended_in_doubt_asks_about_it() {
     let waiter = async {
         started.wait().await;
         let opener = async {
-            eventually("the other to wait", async || there.store.requests("watch") > 0).await;
+            eventually("the other to wait", async || there.store.requests(Operation::Watch) > 0)
+                .await;
             fail.open();
         };
         tokio::join!(ask(&there, &provider, completed()), opener).0
@@ -597,11 +598,11 @@ async fn who_waited_for_a_call_that_ended_in_doubt_asks_about_it() {
 async fn who_has_a_question_asks_it_behind_a_caller_of_its_process_that_has_none() {
     let (world, provider, gate) = (World::new(), Provider::default(), Gate::new());
     dropped_owner(&world).await;
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut plain = Box::pin(world.charge(1));
     eventually("the claim without a question", async || {
         assert!(poll_once(&mut plain).is_pending());
-        world.store.requests("claim") == 2
+        world.store.requests(Operation::Claim) == 2
     })
     .await;
     let plain = async {

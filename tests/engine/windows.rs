@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::{IntoKey, window};
-use idempotency::store::{Claim, Claimed, CrashPolicy, Reason, Store as _, StoreErrorKind, Token};
+use idempotency::store::{
+    Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, StoreErrorKind, Token,
+};
 use idempotency::testing::ClockJump;
 use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Unstored, Verdict, observe};
 
@@ -38,7 +40,7 @@ async fn calls_in_one_window_are_one_call() {
     world.clock.advance(HOUR.saturating_sub(MILLI));
     assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
     assert_eq!(
-        world.store.requests("read"),
+        world.store.requests(Operation::Read),
         1,
         "the window before is asked by who would run the body"
     );
@@ -103,7 +105,7 @@ async fn the_first_window_of_all_has_none_before_it() {
     let world = World::new();
     world.clock.set_wall(Timestamp::default());
     assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
-    assert_eq!(world.store.requests("read"), 0, "there is no window before to ask");
+    assert_eq!(world.store.requests(Operation::Read), 0, "there is no window before to ask");
     world.clock.advance(HOUR);
     assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
     world.clock.advance(HOUR);
@@ -155,7 +157,7 @@ async fn a_call_waits_for_the_one_that_runs_in_the_window_before() {
         let mut waiting = Box::pin(send(&there));
         eventually("the second call to wait", async || {
             assert!(poll_once(&mut waiting).is_pending());
-            there.store.requests("watch") > 0
+            there.store.requests(Operation::Watch) > 0
         })
         .await;
         gate.open();
@@ -182,7 +184,7 @@ async fn a_released_call_of_the_window_before_leaves_the_window_to_the_next() {
 }
 
 fn refusal() -> idempotency::store::StoreError {
-    idempotency::store::StoreError::new(StoreErrorKind::Refused, "charge")
+    idempotency::store::StoreError::new(StoreErrorKind::Refused, Operation::Claim)
 }
 
 #[tokio::test]
@@ -230,7 +232,7 @@ async fn a_claim_that_is_granted_in_the_next_window_starts_anew_there() {
     let world = world();
     world.clock.advance(HOUR.saturating_sub(MILLI));
     let gate = Gate::new();
-    world.store.next("claim", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
     let mut first = Box::pin(send(&world));
     assert!(poll_once(&mut first).is_pending());
     world.clock.advance(MILLI);
@@ -247,7 +249,7 @@ async fn a_claim_that_is_granted_in_the_next_window_starts_anew_there() {
 #[tokio::test]
 async fn a_store_that_cannot_tell_about_the_window_before_runs_nothing_and_keeps_nothing() {
     let world = world();
-    world.store.next("read", Fault::Refused(StoreErrorKind::Corrupt));
+    world.store.next(Operation::Read, Fault::Refused(StoreErrorKind::Corrupt));
     assert_eq!(send(&world).await.unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(world.ledger.count(), 0);
     let before = world.clock_now();
@@ -330,29 +332,34 @@ async fn a_body_that_broke_off_is_taken_over_in_its_window_and_asked_about() {
     let mut owner = Box::pin(crashes(&world));
     eventually("the body to begin", async || {
         assert!(poll_once(&mut owner).is_pending());
-        world.store.requests("checkpoint") == 1
+        world.store.requests(Operation::Checkpoint) == 1
     })
     .await;
     assert!(poll_once(&mut owner).is_pending());
     drop(owner);
-    eventually("the claim to be given up", async || world.store.requests("abandon") == 1).await;
-    let looks = world.store.requests("read");
+    eventually("the claim to be given up", async || world.store.requests(Operation::Abandon) == 1)
+        .await;
+    let looks = world.store.requests(Operation::Read);
     assert_eq!(ask(&world, &asked).await.unwrap(), "receipt 1.1");
     assert_eq!(asked.into_inner(), 1);
-    assert_eq!(world.store.requests("read"), looks, "its window was decided when it began");
+    assert_eq!(
+        world.store.requests(Operation::Read),
+        looks,
+        "its window was decided when it began"
+    );
 }
 
 #[tokio::test]
 async fn who_looks_for_longer_than_its_lease_does_not_begin() {
     let (world, gate) = (world(), Gate::new());
     let there = world.other_process();
-    there.store.next("read", Fault::LateAnswer(gate.clone()));
-    there.store.always("renew", Some(Fault::LostRequest));
+    there.store.next(Operation::Read, Fault::LateAnswer(gate.clone()));
+    there.store.always(Operation::Renew, Some(Fault::LostRequest));
     let mut slow =
         Box::pin(call(&there).on_crash(OnCrash::Retry).run(|| async { there.effect(1) }));
     eventually("the look", async || {
         assert!(poll_once(&mut slow).is_pending());
-        there.store.requests("read") == 1
+        there.store.requests(Operation::Read) == 1
     })
     .await;
     world.clock.advance(LEASE);
@@ -392,16 +399,19 @@ async fn who_gave_up_while_it_looked_lets_nobody_begin_afterwards() {
     let retry = |world: &World| call(world).on_crash(OnCrash::Retry);
     let (leaves, slow) = (world.other_process(), world.other_process());
     let (decided, claim) = (Gate::new(), Gate::new());
-    leaves.store.next("checkpoint", Fault::Late(decided.clone()));
+    leaves.store.next(Operation::Checkpoint, Fault::Late(decided.clone()));
     let mut left = Box::pin(retry(&leaves).run(|| async { leaves.effect(1) }));
     eventually("the look to be over", async || {
         assert!(poll_once(&mut left).is_pending());
-        leaves.store.requests("checkpoint") == 1
+        leaves.store.requests(Operation::Checkpoint) == 1
     })
     .await;
     drop(left);
-    eventually("the claim to be given back", async || leaves.store.requests("release") == 1).await;
-    slow.store.next("claim", Fault::Late(claim.clone()));
+    eventually("the claim to be given back", async || {
+        leaves.store.requests(Operation::Release) == 1
+    })
+    .await;
+    slow.store.next(Operation::Claim, Fault::Late(claim.clone()));
     let mut late = Box::pin(retry(&slow).run(|| async { slow.effect(1) }));
     assert!(poll_once(&mut late).is_pending());
     world.clock.advance(MILLI);
@@ -416,7 +426,7 @@ async fn who_gave_up_while_it_looked_lets_nobody_begin_afterwards() {
 #[tokio::test]
 async fn a_store_that_does_not_say_that_the_look_is_recorded_runs_nothing() {
     let world = world();
-    world.store.next("checkpoint", Fault::Refused(StoreErrorKind::Corrupt));
+    world.store.next(Operation::Checkpoint, Fault::Refused(StoreErrorKind::Corrupt));
     assert_eq!(send(&world).await.unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(world.ledger.count(), 0);
     let before = world.clock_now();
@@ -463,10 +473,10 @@ async fn windows_of_two_lengths_are_two_keys() {
 
 #[tokio::test]
 async fn a_store_that_stops_after_the_claim_keeps_no_caller_for_its_lease() {
-    for operation in ["read", "checkpoint"] {
+    for operation in [Operation::Read, Operation::Checkpoint] {
         for on_conflict in [OnConflict::Reject, OnConflict::Wait(DAY)] {
             let world = world();
-            for stopped in [operation, "release"] {
+            for stopped in [operation, Operation::Release] {
                 world.store.always(stopped, Some(Fault::Refused(StoreErrorKind::Unavailable)));
             }
             let start = world.clock_now();
@@ -476,7 +486,7 @@ async fn a_store_that_stops_after_the_claim_keeps_no_caller_for_its_lease() {
             let took = world.clock_now().saturating_sub(start);
             assert_eq!((error.kind(), world.ledger.count()), (ErrorKind::StoreUnavailable, 0));
             assert!(took < Duration::from_secs(7), "one claim_timeout, not {took:?}");
-            for back in [operation, "release"] {
+            for back in [operation, Operation::Release] {
                 world.store.always(back, None);
             }
             // The claim is given back as soon as the store is there.
@@ -513,14 +523,14 @@ async fn a_call_with_a_window_waits_no_longer_than_it_was_told_to() {
     );
     eventually("the caller to wait in the window before", async || {
         assert!(poll_once(&mut caller).is_pending());
-        two.store.requests("watch") > 0
+        two.store.requests(Operation::Watch) > 0
     })
     .await;
     let start = one.clock_now();
     one.clock.advance(PATIENCE.saturating_sub(Duration::from_millis(500)));
     // Its next claim stands behind that of a competitor in the window of now.
     let gate = Gate::new();
-    two.store.next("claim", Fault::Late(gate.clone()));
+    two.store.next(Operation::Claim, Fault::Late(gate.clone()));
     first.open();
     before.await.unwrap_err();
     let mut competitor = Box::pin(call(&three).run(|| async {

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use idempotency::clock::{Clock as _, Timestamp};
-use idempotency::store::{MemoryStore, Record, Store as _, Token};
+use idempotency::store::{MemoryStore, Operation, Record, Store as _, Token};
 use idempotency::testing::ManualClock;
 use idempotency::{Builder, Call, Error, Idempotency};
 
@@ -124,14 +124,15 @@ impl World {
             else {
                 continue;
             };
-            let sent = self.store.requests("renew");
+            let sent = self.store.requests(Operation::Renew);
             let (lease_until, before) =
                 seen.entry(claim.token).or_insert((record.lease_until, sent));
             if *lease_until != record.lease_until {
                 (*lease_until, *before) = (record.lease_until, sent);
             } else if *before == sent && record.lease_until < record.read_at + claim.lease / 2 {
-                let renewal =
-                    eventually("the renewal", async || self.store.requests("renew") > sent);
+                let renewal = eventually("the renewal", async || {
+                    self.store.requests(Operation::Renew) > sent
+                });
                 let _ = tokio::time::timeout(RENEWAL, renewal).await;
                 *before = usize::MAX;
             }

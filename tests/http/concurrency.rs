@@ -1,5 +1,6 @@
 //! Rules 36 to 42: requests at once.
 
+use idempotency::store::Operation;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -56,12 +57,12 @@ async fn rule_38_a_waiter_that_leaves_never_changes_the_claim() -> anyhow::Resul
     world.entered("abc").await?;
     let before = world.record("abc").inspect().await?.expect("there is a record");
     for client in [world.client.clone(), elsewhere.clone()] {
-        let claims = world.store.requests("claim");
+        let claims = world.store.requests(Operation::Claim);
         let waiter = client.write(raw_post("/pay", b"Idempotency-Key: abc\r\n", b"{}")).await?;
         // The one in the owner's process follows it there and asks no store.
         if client.address() == elsewhere.address() {
             eventually_async("the claim of the waiter", async || {
-                world.store.requests("claim") > claims
+                world.store.requests(Operation::Claim) > claims
             })
             .await?;
         }

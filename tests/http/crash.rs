@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, Response, Uri};
 use axum::routing::post;
 use idempotency::http::IdempotencyKey;
-use idempotency::store::{DynStore, StoreErrorKind};
+use idempotency::store::{DynStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
 use idempotency::{Context, Error, OnCrash, Resolution, State as RecordState};
 use idempotency_test_support::deadline::{eventually, eventually_async};
@@ -214,7 +214,7 @@ async fn rule_56_when_storing_fails_the_client_gets_the_real_response() -> anyho
         .start()
         .await?;
     // It is stored, and nobody hears of it.
-    world.store.always("complete", Some(Fault::LostAnswer));
+    world.store.always(Operation::Complete, Some(Fault::LostAnswer));
     let first = world.pay("lost answer").send().await?;
     assert_eq!((first.status, first.header("idempotency-key-expires")), (201, None));
     let mut retry = world.pay("lost answer").send().await?;
@@ -229,7 +229,7 @@ async fn rule_56_when_storing_fails_the_client_gets_the_real_response() -> anyho
     .await?;
     assert_eq!(retry.answer(), first.answer());
     // It is not stored, and after a while nobody tries any more.
-    world.store.always("complete", Some(Fault::LostRequest));
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
     let first = world.pay("abc").send().await?;
     assert_eq!((first.status, first.is_replayed()), (201, false));
     let mut retry = world.pay("abc").send().await?;
@@ -242,7 +242,7 @@ async fn rule_56_when_storing_fails_the_client_gets_the_real_response() -> anyho
     .await?;
     retry.assert_problem(409, "uncertain")?;
     // The store is back before that.
-    world.store.always("complete", None);
+    world.store.always(Operation::Complete, None);
     let first = world.pay("late").send().await?;
     let mut retry = world.pay("late").send().await?;
     // A busy machine may have been too slow for the brief time as well.
@@ -285,7 +285,7 @@ async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to
             .routes(Router::new().route("/fenced", post(fenced)))
             .start()
             .await?;
-        world.store.always("renew", Some(Fault::LostRequest));
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
         let request = Request::post(format!("http://{}{path}", world.client.address()))
             .header("idempotency-key", "\"abc\"")
             .header("x-wait", "1")
@@ -324,7 +324,7 @@ async fn rule_56_our_own_client_does_not_repeat_a_handler_whose_fence_the_store_
             .routes(Router::new().route("/fenced", post(fenced)))
             .start()
             .await?;
-        world.store.always("fence", Some(fault.clone()));
+        world.store.always(Operation::Fence, Some(fault.clone()));
         let request = Request::post(format!("http://{}/fenced", world.client.address()))
             .header("idempotency-key", "\"abc\"")
             .body("{}".to_owned())?;
@@ -351,7 +351,7 @@ async fn rule_56_our_own_client_does_not_repeat_a_handler_whose_fence_the_store_
 async fn rule_52_a_late_owner_that_does_not_know_gets_the_answer_of_the_operator()
 -> anyhow::Result<()> {
     let world = World::setup().clock_by_hand().start().await?;
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let first = world.pay("abc").header("x-wait", "1").header("x-status", "504").spawn();
     world.entered("abc").await?;
     world.clock.advance(Duration::from_secs(60));
@@ -375,20 +375,21 @@ async fn rule_52_an_owner_that_does_not_know_gets_the_answer_of_the_operator_aft
         .layer(|layer| layer.with_on_crash(OnCrash::Retry))
         .start()
         .await?;
-    for request in ["renew", "abandon"] {
+    for request in [Operation::Renew, Operation::Abandon] {
         world.store.always(request, Some(Fault::LostRequest));
     }
     let first = world.pay("abc").header("x-wait", "1").header("x-status", "504").spawn();
     world.entered("abc").await?;
     world.clock.advance(Duration::from_secs(14));
     world.shop.gate.open();
-    eventually_async("the first try", async || world.store.requests("abandon") > 0).await?;
+    eventually_async("the first try", async || world.store.requests(Operation::Abandon) > 0)
+        .await?;
     world.clock.advance(Duration::from_secs(2));
     let record = world.record("abc");
     let view = record.inspect().await?.context("the record is there")?;
     let answer = Response::builder().status(202).body(Bytes::from_static(b"found"))?;
     record.resolve(&view, Resolution::response(answer)).await?;
-    world.store.always("abandon", None);
+    world.store.always(Operation::Abandon, None);
     eventually_async("the end of the first one", async || {
         world.clock.advance(Duration::from_secs(1));
         first.is_answered()

@@ -11,7 +11,7 @@ use axum::http::{Response, StatusCode};
 use axum::routing::post;
 use futures::stream;
 use idempotency::http::{IdempotencyLayer, Unreplayable};
-use idempotency::store::StoreErrorKind;
+use idempotency::store::{Operation, StoreErrorKind};
 use idempotency::testing::{Fault, Gate};
 use idempotency::{OnCrash, State as RecordState};
 use idempotency_test_support::deadline::{eventually_async, within};
@@ -116,7 +116,7 @@ async fn shutdown_waits_for_handlers_that_run_unprotected() -> anyhow::Result<()
         if is_disabled {
             world.engine.disable("http");
         } else {
-            world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+            world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
         }
         let headers = b"Idempotency-Key: \"abc\"\r\nx-wait: 1\r\n";
         let connection = world.client.write(raw_post("/pay", headers, b"{}")).await?;
@@ -250,9 +250,9 @@ async fn rule_25_a_stream_ends_for_its_caller_when_the_record_is_written() -> an
         .await?;
     world.shop.gate.open();
     let commits = Gate::new();
-    world.store.next("complete", Fault::Late(commits.clone()));
+    world.store.next(Operation::Complete, Fault::Late(commits.clone()));
     let first = world.client.post("/small").key("small").spawn();
-    eventually_async("the commit", async || world.store.requests("complete") == 1).await?;
+    eventually_async("the commit", async || world.store.requests(Operation::Complete) == 1).await?;
     // Time for an end that does not wait for the record to arrive.
     for _ in 0..5 {
         world
@@ -326,10 +326,10 @@ async fn rule_25_a_stream_that_is_overtaken_at_its_end_does_not_end_as_if_it_wer
         .await?;
     world.shop.gate.open();
     let late = Gate::new();
-    world.store.next("complete", Fault::Late(late.clone()));
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.next(Operation::Complete, Fault::Late(late.clone()));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let first = world.client.post("/small").key("small").spawn();
-    eventually_async("the commit", async || world.store.requests("complete") == 1).await?;
+    eventually_async("the commit", async || world.store.requests(Operation::Complete) == 1).await?;
     world.clock.advance(Duration::from_secs(60));
     is_answered_by_another(&world, first, &late).await
 }
@@ -345,7 +345,7 @@ async fn rule_25_a_stream_whose_record_cannot_be_written_is_whole_all_the_same()
         .start()
         .await?;
     world.shop.gate.open();
-    world.store.always("complete", Some(Fault::LostRequest));
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
     let first = world.client.post("/small").key("small").send().await?;
     assert_eq!((first.status, first.body.len(), world.effects("small")), (200, 30, 1));
     Ok(())
@@ -366,7 +366,7 @@ async fn rule_25_an_answer_whose_record_cannot_be_written_is_none_where_another_
             .start()
             .await?;
         world.shop.gate.open();
-        world.store.always("complete", Some(Fault::LostRequest));
+        world.store.always(Operation::Complete, Some(Fault::LostRequest));
         let whole = world.pay("whole").send().await?;
         if is_given {
             assert_eq!(
@@ -381,7 +381,7 @@ async fn rule_25_an_answer_whose_record_cannot_be_written_is_none_where_another_
         assert_eq!(stream.is_ok(), is_given, "{policy:?}");
         assert_eq!((world.effects("whole"), world.effects("small")), (1, 1));
         // It is stored in the background as soon as it can be.
-        world.store.always("complete", None);
+        world.store.always(Operation::Complete, None);
         eventually_async("the record", async || {
             let retries =
                 [world.pay("whole"), world.client.post("/small").key("small")].map(Outgoing::send);
@@ -516,7 +516,11 @@ async fn rule_26_a_request_body_over_the_limit_is_refused_and_leaves_nothing() -
     tokio::io::AsyncWriteExt::shutdown(&mut connection).await?;
     within("the end", connection.read_to_end(&mut Vec::new())).await??;
     assert_eq!(
-        (world.shop.effects.lines()?.len(), world.records().await?, world.store.requests("claim")),
+        (
+            world.shop.effects.lines()?.len(),
+            world.records().await?,
+            world.store.requests(Operation::Claim)
+        ),
         (0, 0, 0)
     );
 

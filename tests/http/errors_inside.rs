@@ -11,7 +11,7 @@ use axum::routing::post;
 use bytes::Bytes;
 use idempotency::http::client::ClientError;
 use idempotency::http::{IdempotencyLayer, Scope};
-use idempotency::store::{MemoryStore, StoreError, StoreErrorKind};
+use idempotency::store::{MemoryStore, Operation, StoreError, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
 use idempotency::{Error, ErrorKind, Idempotency, OnConflict, Resolution, State as RecordState};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
@@ -163,9 +163,9 @@ async fn rule_65_a_guarded_call_that_did_not_run_releases_the_key_of_its_handler
     assert_eq!((world.effects("handled-paid"), inner.shop.count("charged-paid")), (2, 1));
 
     // The store of the charges takes none, and takes some again.
-    inner.store.always("claim", Some(Fault::Refused(StoreErrorKind::Full)));
+    inner.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Full)));
     order(&world, "/passed", "away").await?.assert_problem(503, "unavailable")?;
-    inner.store.always("claim", None);
+    inner.store.always(Operation::Claim, None);
     assert_eq!((world.state("away").await?, inner.shop.count("charged-away")), (None, 0));
     let (done, replay) =
         (order(&world, "/passed", "away").await?, order(&world, "/passed", "away").await?);
@@ -205,9 +205,9 @@ async fn rule_65_a_guarded_call_that_may_hide_an_effect_holds_the_key_of_its_han
     // It ran, and its result could not be stored: retryable, and all the same nothing to run again
     // by itself.
     for (path, name) in [("/passed", "not-stored"), ("/kept", "not-stored-either")] {
-        inner.store.always("complete", Some(Fault::LostRequest));
+        inner.store.always(Operation::Complete, Some(Fault::LostRequest));
         let refused = order(&world, path, name).await?;
-        inner.store.always("complete", None);
+        inner.store.always(Operation::Complete, None);
         assert_eq!((refused.status, inner.shop.effects.lines()?.len() > 2), (409, true), "{path}");
         order(&world, path, name).await?.assert_problem(409, "uncertain")?;
         assert_eq!(world.state(name).await?, Some(RecordState::InDoubt), "{path}");
@@ -222,8 +222,8 @@ async fn rule_65_an_operators_answer_that_may_have_been_given_holds_the_key_of_i
 -> anyhow::Result<()> {
     let (world, inner) = around_orders().await?;
     inner.doubt("doubt").await?;
-    inner.store.next("resolve", Fault::LostAnswer);
-    inner.store.always("resolve", Some(Fault::Refused(StoreErrorKind::Full)));
+    inner.store.next(Operation::Resolve, Fault::LostAnswer);
+    inner.store.always(Operation::Resolve, Some(Fault::Refused(StoreErrorKind::Full)));
     for _ in 0..2 {
         order(&world, "/resolved", "doubt").await?.assert_problem(409, "uncertain")?;
     }
@@ -234,7 +234,7 @@ async fn rule_65_an_operators_answer_that_may_have_been_given_holds_the_key_of_i
     // Where it was not given for certain, the retry gives it.
     inner.doubt("refused").await?;
     order(&world, "/resolved", "refused").await?.assert_problem(503, "unavailable")?;
-    inner.store.always("resolve", None);
+    inner.store.always(Operation::Resolve, None);
     let done = order(&world, "/resolved", "refused").await?;
     assert_eq!((done.status, world.effects("handled-refused")), (200, 2));
     Ok(())
@@ -300,7 +300,7 @@ async fn rule_65_what_a_guarded_call_says_of_its_own_key_is_not_said_without_pro
         if is_disabled {
             world.engine.disable("http");
         } else {
-            world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+            world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
         }
         let answer = world.client.post("/passed").key("abc").send().await?;
         answer.assert_problem(500, "internal")?;
@@ -403,7 +403,7 @@ async fn rule_65_the_refusal_of_a_layer_inside_is_not_stored_by_the_one_around_i
 /// As [`IntoResponse`] for errors has it, for services without axum.
 #[test]
 fn the_kind_of_an_error_is_in_the_extensions_of_its_response() {
-    let error = || Error::from(StoreError::new(StoreErrorKind::Unavailable, "test"));
+    let error = || Error::from(StoreError::new(StoreErrorKind::Unavailable, Operation::Claim));
     let plain = idempotency::http::Problem::of(&error()).to_response();
     let axum: AnyResponse = error().into_response();
     for extensions in [plain.extensions(), axum.extensions()] {

@@ -1,6 +1,7 @@
 //! Responses in pieces whose end HTTP itself tells, before their stream does: by a length, a
 //! status, or the version. A client has no whole answer before its record is written.
 
+use idempotency::store::Operation;
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
@@ -178,7 +179,7 @@ async fn world_without_records() -> anyhow::Result<World> {
         .routes(routes())
         .start()
         .await?;
-    for request in ["complete", "renew"] {
+    for request in [Operation::Complete, Operation::Renew] {
         world.store.always(request, Some(Fault::LostRequest));
     }
     Ok(world)
@@ -191,7 +192,7 @@ async fn answer_of_another<T>(
     kind: &str,
     first: &tokio::task::JoinHandle<T>,
 ) -> anyhow::Result<Reply> {
-    eventually_async("the commit", async || world.store.requests("complete") > 0).await?;
+    eventually_async("the commit", async || world.store.requests(Operation::Complete) > 0).await?;
     eventually_async("the end of the first one", async || {
         world.clock.advance(Duration::from_secs(1));
         first.is_finished()
@@ -230,9 +231,10 @@ async fn rule_25_no_framing_ends_an_answer_before_its_record_is_written() -> any
             .start()
             .await?;
         let commits = Gate::new();
-        world.store.next("complete", Fault::Late(commits.clone()));
+        world.store.next(Operation::Complete, Fault::Late(commits.clone()));
         let first = ask(&world, kind).spawn();
-        eventually_async("the commit", async || world.store.requests("complete") == 1).await?;
+        eventually_async("the commit", async || world.store.requests(Operation::Complete) == 1)
+            .await?;
         // Time for an end that does not wait for the record to arrive.
         for _ in 0..5 {
             ask(&world, kind).send().await?.assert_problem(409, "in-progress")?;
@@ -256,7 +258,7 @@ async fn rule_25_where_nobody_answers_again_an_answer_of_any_framing_is_whole_wi
 -> anyhow::Result<()> {
     for kind in ANSWERS {
         let world = world(OnCrash::Hold, Unreplayable::Mark).await?;
-        world.store.always("complete", Some(Fault::LostRequest));
+        world.store.always(Operation::Complete, Some(Fault::LostRequest));
         let first = ask(&world, kind).send().await?;
         assert!(first.status < 400 && first.header("location").is_some(), "{kind}: {first:?}");
         let size = match kind {
@@ -272,8 +274,8 @@ async fn rule_25_where_nobody_answers_again_an_answer_of_any_framing_is_whole_wi
 #[tokio::test]
 async fn rule_25_what_may_run_again_for_its_size_waits_for_no_record() -> anyhow::Result<()> {
     let world = world(OnCrash::Retry, Unreplayable::Release).await?;
-    world.store.always("complete", Some(Fault::LostRequest));
-    world.store.always("release", Some(Fault::LostRequest));
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
+    world.store.always(Operation::Release, Some(Fault::LostRequest));
     for kind in ["large", "large-declared", "trailers"] {
         let first = ask(&world, kind).send().await?;
         assert_eq!(
@@ -466,9 +468,9 @@ async fn rule_25_a_body_that_never_ends_is_not_collected_for_longer_than_its_cla
         .routes(Router::new().route("/quiet", post(quiet)))
         .start()
         .await?;
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let first = tokio::spawn(ask_old(world.client.clone(), "quiet"));
-    eventually_async("the claim", async || world.store.requests("claim") == 1).await?;
+    eventually_async("the claim", async || world.store.requests(Operation::Claim) == 1).await?;
     eventually_async("the answer", async || {
         world.clock.advance(Duration::from_secs(1));
         first.is_finished()

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, RequestBody, Scope};
-use idempotency::store::MemoryStore;
+use idempotency::store::{MemoryStore, Operation};
 use idempotency::testing::Fault;
 use idempotency::{
     Context, Error, Idempotency, InCurrentScope as _, OnCrash, State as RecordState, idempotent,
@@ -279,7 +279,7 @@ async fn a_request_whose_owner_is_gone_is_uncertain_under_every_policy() -> anyh
         world.pay("timeout").header("x-status", "504").send().await?;
         assert_eq!(state("timeout").await?.as_deref(), Some("uncertain"), "{policy:?}");
         // Its process is as good as gone when its lease is not renewed.
-        world.store.always("renew", Some(Fault::LostRequest));
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
         let running = world.pay("running").header("x-wait", "1").spawn();
         world.entered("running").await?;
         assert_eq!(state("running").await?.as_deref(), Some("processing"), "{policy:?}");

@@ -11,7 +11,7 @@ use axum::http::{HeaderValue, Request, Response};
 use axum::routing::post;
 use idempotency::http::client::{ClientError, ClientLayer, Sent};
 use idempotency::http::{IdempotencyLayer, KeyFormat, OnStatus, RequestFingerprint, Scope};
-use idempotency::store::{MemoryStore, StoreErrorKind};
+use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
 use idempotency::{Context, Idempotency, OnCrash, Verdict};
 use idempotency_test_support::deadline::eventually_async;
@@ -220,7 +220,7 @@ async fn a_handler_that_panics_unprotected_is_said_to_have_run_so() -> anyhow::R
     disabled.engine.disable("http");
     let open = World::setup().routes(routes()).layer(IdempotencyLayer::with_fail_open);
     let open = open.engine(|builder| builder.claim_timeout(NO_PATIENCE)).start().await?;
-    open.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    open.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
     for world in [disabled, open] {
         let reply = world.client.post("/panic").key("abc").send().await?;
         reply.assert_problem(500, "internal")?;
@@ -250,7 +250,7 @@ async fn a_handler_that_runs_unprotected_has_the_keys_for_others_that_a_protecte
     let protected = start(PATIENCE).await?.client.post("/derive").key("abc").send().await?;
     assert_eq!((protected.status, protected.header("idempotency-bypassed")), (200, None));
     let open = start(NO_PATIENCE).await?;
-    open.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    open.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
     let unprotected = open.client.post("/derive").key("abc").send().await?;
     assert_eq!(
         (unprotected.status, unprotected.header("idempotency-bypassed")),
@@ -265,7 +265,7 @@ async fn a_handler_that_runs_unprotected_has_the_keys_for_others_that_a_protecte
 async fn what_ran_unprotected_is_never_sent_again_whatever_the_client_says() -> anyhow::Result<()> {
     let world = World::setup().layer(IdempotencyLayer::with_fail_open);
     let world = world.engine(|builder| builder.claim_timeout(NO_PATIENCE)).start().await?;
-    world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
     let layer = layer(&ManualClock::new()).with_retried_answers(|_| true).with_max_attempts(4);
     for status in ["500", "503", "409"] {
         let request = Request::post(format!("http://{}/pay", world.client.address()))

@@ -2,6 +2,7 @@
 
 use axum::http::Method;
 use idempotency::http::{IdempotencyLayer, KeyFormat, RequestFingerprint};
+use idempotency::store::Operation;
 
 use crate::client::raw_post;
 use crate::world::World;
@@ -44,7 +45,7 @@ async fn rule_03_an_empty_or_blank_key_is_refused_and_leaves_nothing() -> anyhow
         reply.assert_problem(400, "malformed")?;
     }
     assert_eq!(world.shop.effects.lines()?.len(), 0);
-    assert_eq!((world.records().await?, world.store.requests("claim")), (0, 0));
+    assert_eq!((world.records().await?, world.store.requests(Operation::Claim)), (0, 0));
     Ok(())
 }
 
@@ -141,7 +142,7 @@ async fn rule_08_a_key_format_is_enforced_before_any_lookup() -> anyhow::Result<
     let format = KeyFormat::matching(|key| key.starts_with("order-"));
     let ours = world.another_server(|layer| layer.with_key_format(format)).await?;
     ours.post("/pay").key("cart-1").send().await?.assert_problem(400, "malformed")?;
-    assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0));
+    assert_eq!((world.store.requests(Operation::Claim), world.shop.effects.lines()?.len()), (0, 0));
 
     assert_eq!(world.pay(uuid).send().await?.status, 201);
     assert_eq!(long.post("/pay").key("sixteen-octets--").send().await?.status, 201);
@@ -194,7 +195,7 @@ async fn rule_11_without_a_key_an_optional_one_runs_every_time_and_leaves_nothin
             ["idempotency-replayed", "idempotency-key-expires", "access-control-expose-headers"];
         assert!(added.iter().all(|name| reply.header(name).is_none()), "{reply:?}");
     }
-    assert_eq!((world.records().await?, world.store.requests("claim")), (0, 0));
+    assert_eq!((world.records().await?, world.store.requests(Operation::Claim)), (0, 0));
     assert!(!world.pay("abc").send().await?.is_replayed());
     assert!(world.pay("abc").send().await?.is_replayed());
     Ok(())

@@ -15,7 +15,7 @@ use futures::future::poll_fn;
 use futures::stream;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
-use idempotency::store::MemoryStore;
+use idempotency::store::{MemoryStore, Operation};
 use idempotency::testing::Fault;
 use idempotency::{Idempotency, OnCrash, State as RecordState};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
@@ -279,7 +279,7 @@ async fn rule_25_a_response_that_is_whole_by_its_length_is_kept_when_its_claim_e
             let world =
                 World::setup().clock_by_hand().layer(move |layer| layer.with_on_crash(policy));
             let world = world.routes(lingering()).start().await?;
-            world.store.always("renew", Some(Fault::LostRequest));
+            world.store.always(Operation::Renew, Some(Fault::LostRequest));
             let send = || world.client.post(&format!("/{name}")).key(name);
             let first = send().spawn();
             eventually("the look", || world.shop.count("lingers") == 1).await?;

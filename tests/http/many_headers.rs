@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use idempotency::http::client::{ClientError, ClientLayer};
 use idempotency::http::{IdempotencyLayer, Problem, RequestBody, ResponseBody, Scope};
-use idempotency::store::{MemoryStore, StoreErrorKind};
+use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore};
 use idempotency::{ErrorKind, Idempotency, Resolution};
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
@@ -120,7 +120,7 @@ async fn an_unprotected_response_without_room_for_its_mark_is_a_refusal_that_has
     disabled.engine.disable("http");
     let mut open = Scene::new(StatusCode::OK, full("x-passed-on"));
     let store = FaultyStore::new(MemoryStore::new());
-    store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
     open.engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build();
     // A form with room for what every refusal says, and not for the mark.
     let shape = |_: &Problem, mut response: Response<Bytes>| {

@@ -15,7 +15,7 @@ use futures::future::poll_fn;
 use futures::stream;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use idempotency::http::{IdempotencyLayer, Problem, RequestBody, ResponseBody, Scope};
-use idempotency::store::{MemoryStore, StoreErrorKind};
+use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore};
 use idempotency::{Idempotency, State as RecordState};
 use idempotency_test_support::deadline::{eventually_async, within};
@@ -93,7 +93,7 @@ async fn rule_25_every_response_of_a_guarded_request_has_the_version_of_its_own_
         let refusal = send(&layer, version, "/whole", None).await?;
         assert_eq!((refusal.status().as_u16(), refusal.version()), (400, Version::HTTP_11));
     }
-    store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
     for version in versions {
         for path in paths {
             let response = send(&layer, version, path, Some("unprotected".to_owned())).await?;

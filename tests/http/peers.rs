@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use idempotency::Error;
 use idempotency::http::client::Sent;
 use idempotency::http::{HeaderNames, IdempotencyLayer, Problem, ProblemKind};
-use idempotency::store::StoreErrorKind;
+use idempotency::store::{Operation, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
 use idempotency_test_support::deadline::within;
 use serde_json::Value;
@@ -33,9 +33,9 @@ async fn refusals(world: &World) -> anyhow::Result<Vec<(ProblemKind, Reply)>> {
         (ProblemKind::Mismatch, world.pay("abc").body("other").send().await?),
         (ProblemKind::InProgress, world.pay("running").send().await?),
     ];
-    world.store.next("claim", Fault::Refused(StoreErrorKind::Full));
+    world.store.next(Operation::Claim, Fault::Refused(StoreErrorKind::Full));
     refusals.push((ProblemKind::Unavailable, world.pay("new").send().await?));
-    world.store.next("claim", Fault::Refused(StoreErrorKind::Corrupt));
+    world.store.next(Operation::Claim, Fault::Refused(StoreErrorKind::Corrupt));
     refusals.push((ProblemKind::Internal, world.pay("new").send().await?));
     world.shop.gate.open();
     running.reply().await?;
@@ -192,7 +192,7 @@ async fn rule_66_layers_in_front_see_which_refusal_it_is_and_the_error_behind_it
 async fn rule_66_stripe_refuses_as_clients_of_stripe_expect() -> anyhow::Result<()> {
     let world = World::with(IdempotencyLayer::stripe).await?;
     let mut refusals = refusals(&world).await?;
-    world.store.always("claim", None);
+    world.store.always(Operation::Claim, None);
     let large = world.pay("large").body("x".repeat(3 << 20)).send().await?;
     refusals.push((ProblemKind::TooLarge, large));
     for (kind, reply) in refusals {
@@ -290,7 +290,7 @@ async fn rule_67_the_names_of_key_and_markers_can_be_set_on_both_sides() -> anyh
     let is_replayed = answer.headers.get("x-replayed").is_some_and(|value| value == "true");
     assert_eq!((answer.status, answer.attempts(), is_replayed), (201, Some(2), true));
     let away = start(NO_PATIENCE).await?;
-    away.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    away.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
     let answer = send(client(&sender.with_max_attempts(3)), request(&away, "503")?).await??;
     assert_eq!(
         (answer.status, answer.attempts(), answer.headers.contains_key("x-open")),

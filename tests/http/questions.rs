@@ -1,6 +1,7 @@
 //! The question of `with_verify` is asked in a task of its own: clients that hang up do not cut it
 //! off.
 
+use idempotency::store::Operation;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -182,7 +183,7 @@ async fn rule_24_a_client_that_leaves_before_the_question_is_asked_lets_it_be_as
     let settle = Duration::from_secs(1);
     let scene = Scene::new(settle, Verdict::Completed(())).await?;
     scene.gate.open();
-    scene.hang_up(|| scene.world.store.requests("claim") == 2).await?;
+    scene.hang_up(|| scene.world.store.requests(Operation::Claim) == 2).await?;
     // Nobody is there any more whose request could ask.
     eventually("the question", || {
         scene.world.clock.advance(settle);
@@ -251,7 +252,7 @@ async fn rule_25_a_late_owner_gives_no_answer_where_the_question_had_one_that_is
             let routes = || Router::new().route("/stream", post(stream));
             let world =
                 World::setup().clock_by_hand().routes(routes()).layer(question).start().await?;
-            world.store.always("renew", Some(Fault::LostRequest));
+            world.store.always(Operation::Renew, Some(Fault::LostRequest));
             let ask = |client: &Client| client.post(path).key("abc").header("x-wait", "1");
             let first = ask(&world.client).spawn();
             let begun = if is_whole { "entered-abc" } else { "streaming" };

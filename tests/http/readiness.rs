@@ -13,7 +13,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
 use futures::{FutureExt as _, stream};
 use idempotency::http::{IdempotencyLayer, RequestBody, ResponseBody, Scope};
-use idempotency::store::{MemoryStore, StoreErrorKind};
+use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
 use idempotency::{Idempotency, OnCrash};
 use idempotency_test_support::deadline::{eventually, within};
@@ -92,7 +92,7 @@ async fn rule_70_a_request_that_waits_for_another_takes_no_place_behind_the_laye
 #[tokio::test]
 async fn rule_70_a_handler_that_runs_without_a_claim_has_its_place_too() -> anyhow::Result<()> {
     let store = FaultyStore::new(MemoryStore::new());
-    store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
     let away = Idempotency::builder(store).claim_timeout(NO_PATIENCE).build();
     let disabled = Idempotency::new(MemoryStore::new());
     disabled.disable("http");
@@ -160,7 +160,7 @@ async fn rule_70_a_request_whose_claim_ends_while_it_waits_for_a_place_does_not_
 -> anyhow::Result<()> {
     let clock = ManualClock::new();
     let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
-    store.always("renew", Some(Fault::LostRequest));
+    store.always(Operation::Renew, Some(Fault::LostRequest));
     let engine =
         Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build();
     let ran = Arc::new(AtomicUsize::default());
@@ -187,7 +187,7 @@ async fn rule_70_a_request_whose_claim_ends_while_it_waits_for_a_place_does_not_
     let place = within("the place", limited.ready_oneshot()).await??;
     let first = tokio::spawn(first);
     body.open();
-    eventually("the claim", || store.requests("claim") == 1).await?;
+    eventually("the claim", || store.requests(Operation::Claim) == 1).await?;
     eventually("the end of the claim", || {
         clock.advance(Duration::from_secs(1));
         first.is_finished()
@@ -271,7 +271,7 @@ impl Crowded {
         let place = within("the place", limited.clone().ready_oneshot()).await??;
         let first = tokio::spawn(first);
         body.open();
-        eventually("the claim", || self.store.requests("claim") == 1).await?;
+        eventually("the claim", || self.store.requests(Operation::Claim) == 1).await?;
         Ok((first, place))
     }
 
@@ -319,7 +319,7 @@ async fn rule_70_a_shutdown_takes_back_the_claims_of_requests_that_wait_for_a_pl
 async fn rule_70_a_claim_that_ends_while_its_request_waits_for_a_place_leaves_no_doubt()
 -> anyhow::Result<()> {
     let world = Crowded::new();
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let limited = world.limited();
     let (first, place) = world.waiting(&limited).await?;
     eventually("the end of the claim", || {
@@ -336,7 +336,7 @@ async fn rule_70_a_claim_that_ends_while_its_request_waits_for_a_place_leaves_no
 #[tokio::test]
 async fn rule_70_a_place_that_comes_with_the_end_of_the_claim_is_not_taken() -> anyhow::Result<()> {
     let world = Crowded::new();
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let limited = world.limited();
     let (first, place) = world.waiting(&limited).await?;
     // Nothing else runs between these two.

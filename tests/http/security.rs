@@ -9,7 +9,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse as _;
 use axum::{Router, body::Body};
 use idempotency::http::{IdempotencyLayer, Scope};
-use idempotency::store::StoreErrorKind;
+use idempotency::store::{Operation, StoreErrorKind};
 use idempotency::testing::Fault;
 use tracing::field::{Field, Visit};
 use tracing::span;
@@ -91,10 +91,10 @@ async fn rule_44_a_missing_principal_is_refused_before_any_lookup() -> anyhow::R
     world.pay("abc").send().await?.assert_problem(401, "no-principal")?;
     // Nobody is asked for where there is no key: a key in the header is missing before that.
     world.client.post("/pay").send().await?.assert_problem(400, "missing")?;
-    assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0));
+    assert_eq!((world.store.requests(Operation::Claim), world.shop.effects.lines()?.len()), (0, 0));
     assert_eq!(world.pay("abc").header("x-tenant", "one").send().await?.status, 201);
     world.pay("abc").send().await?.assert_problem(401, "no-principal")?;
-    assert_eq!(world.store.requests("claim"), 1);
+    assert_eq!(world.store.requests(Operation::Claim), 1);
     // A principal of which a part is missing is none.
     let world = World::setup()
         .scope(Scope::of(|request| {
@@ -104,7 +104,7 @@ async fn rule_44_a_missing_principal_is_refused_before_any_lookup() -> anyhow::R
         .start()
         .await?;
     world.pay("abc").send().await?.assert_problem(401, "no-principal")?;
-    assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0));
+    assert_eq!((world.store.requests(Operation::Claim), world.shop.effects.lines()?.len()), (0, 0));
     assert_eq!(world.pay("abc").header("x-user", "one").send().await?.status, 201);
     Ok(())
 }
@@ -121,7 +121,7 @@ async fn rule_45_authorization_runs_before_a_replay() -> anyhow::Result<()> {
         World::setup().around(|router: Router| router.layer(from_fn(authorize))).start().await?;
     let send = |token| world.pay("abc").header("authorization", token).send();
     assert_eq!(send("Bearer good").await?.status, 201);
-    let (stolen, claims) = (send("Bearer revoked").await?, world.store.requests("claim"));
+    let (stolen, claims) = (send("Bearer revoked").await?, world.store.requests(Operation::Claim));
     assert_eq!((stolen.status, stolen.body.len(), claims), (401, 0, 1));
     assert!(send("Bearer good").await?.is_replayed());
     Ok(())
@@ -228,11 +228,11 @@ async fn rule_47_no_key_body_or_result_is_in_logs_or_error_bodies() -> anyhow::R
     said.push((413, send("k3y-of-mine", &"x".repeat(100)).await?));
     said.push((400, send(&"k3y-of-mine".repeat(30), "").await?));
     said.push((401, world.pay("k3y-of-mine").body("b0dy-of-mine").send().await?));
-    world.store.next("complete", Fault::Refused(StoreErrorKind::Refused));
+    world.store.next(Operation::Complete, Fault::Refused(StoreErrorKind::Refused));
     assert_eq!(send("k3y-of-mine 2", "").await?.status, 201);
-    world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Corrupt)));
+    world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Corrupt)));
     said.push((500, send("k3y-of-mine 3", "").await?));
-    world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Full)));
+    world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Full)));
     said.push((503, send("k3y-of-mine 4", "").await?));
 
     for (status, reply) in &said {
@@ -268,7 +268,7 @@ async fn rule_48_errors_of_the_layer_are_problem_details() -> anyhow::Result<()>
     let running = pay("running").header("x-wait", "1").spawn();
     world.entered("running").await?;
     pay("running").send().await?.assert_problem(409, "in-progress")?;
-    world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Full)));
+    world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Full)));
     let unavailable = pay("new").send().await?;
     unavailable.assert_problem(503, "unavailable")?;
     let document = unavailable.json()?;
@@ -311,7 +311,7 @@ async fn rule_49_each_kind_of_refusal_has_a_type_of_its_own() -> anyhow::Result<
     let expired = world.pay("abc").send().await?;
     expired.assert_problem(410, "expired")?;
     collect(&expired)?;
-    world.store.always("claim", Some(Fault::Refused(StoreErrorKind::Full)));
+    world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Full)));
     let unavailable = world.pay("new").send().await?;
     unavailable.assert_problem(503, "unavailable")?;
     collect(&unavailable)?;

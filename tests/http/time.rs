@@ -11,7 +11,7 @@ use axum::http::{HeaderValue, Request, Response};
 use futures::FutureExt as _;
 use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
-use idempotency::store::{MemoryStore, RedisStore, SqliteStore, StoreErrorKind};
+use idempotency::store::{MemoryStore, Operation, RedisStore, SqliteStore, StoreErrorKind};
 use idempotency::testing::{Fault as StoreFault, FaultyStore, Gate, ManualClock};
 use idempotency::{Idempotency, State as RecordState};
 use idempotency_test_support::deadline::{eventually, eventually_async};
@@ -143,11 +143,12 @@ async fn rule_60_a_store_that_answers_late_is_no_store_that_is_away() -> anyhow:
     // Each claim is granted when most of its lease is over, and given back.
     let gates = [Gate::new(), Gate::new()];
     for gate in &gates {
-        world.store.next("claim", StoreFault::Late(gate.clone()));
+        world.store.next(Operation::Claim, StoreFault::Late(gate.clone()));
     }
     let pending = world.pay("abc").spawn();
     for (number, gate) in (1..).zip(&gates) {
-        eventually_async("the claim", async || world.store.requests("claim") == number).await?;
+        eventually_async("the claim", async || world.store.requests(Operation::Claim) == number)
+            .await?;
         world.clock.advance(lease * 9 / 10);
         gate.open();
     }
@@ -175,7 +176,7 @@ async fn rule_60_who_has_waited_for_another_request_does_not_run_when_the_store_
     // One of them waits when the other is refused.
     let others = [world.pay("abc").spawn(), world.pay("abc").spawn()];
     eventually("one to be refused", || others.iter().any(Pending::is_answered)).await?;
-    world.store.always("claim", Some(StoreFault::Refused(StoreErrorKind::Refused)));
+    world.store.always(Operation::Claim, Some(StoreFault::Refused(StoreErrorKind::Refused)));
     world.shop.gate.open();
     assert_eq!(first.reply().await?.status, 504);
     let mut problems = Vec::new();
@@ -225,9 +226,9 @@ async fn rule_60_who_has_followed_another_request_does_not_run_for_what_the_next
         }));
         let request = || Request::post("/").header("idempotency-key", "abc").body(Body::from("{}"));
         let claims = Gate::new();
-        store.next("claim", StoreFault::Late(claims.clone()));
+        store.next(Operation::Claim, StoreFault::Late(claims.clone()));
         let first = tokio::spawn(service.clone().oneshot(request()?));
-        eventually("the claim", || store.requests("claim") == 1).await?;
+        eventually("the claim", || store.requests(Operation::Claim) == 1).await?;
         let mut waiting = Box::pin(service.clone().oneshot(request()?));
         assert!(waiting.as_mut().now_or_never().is_none());
         claims.open();
@@ -237,7 +238,7 @@ async fn rule_60_who_has_followed_another_request_does_not_run_for_what_the_next
         }
         gate.open();
         assert_eq!(first.await??.status(), 504);
-        store.always("claim", Some(StoreFault::Refused(StoreErrorKind::Refused)));
+        store.always(Operation::Claim, Some(StoreFault::Refused(StoreErrorKind::Refused)));
         let mut answers = Vec::new();
         if fresh_comes_first {
             let mut fresh = Box::pin(service.clone().oneshot(request()?));
@@ -286,7 +287,7 @@ async fn rule_60_of_two_requests_that_meet_while_the_store_is_away_one_runs() ->
             async { Ok::<_, Infallible>(Response::new(Body::empty())) }
         }));
         let request = || Request::post("/").header("idempotency-key", "abc").body(Body::from("{}"));
-        store.always("claim", Some(StoreFault::Refused(StoreErrorKind::Refused)));
+        store.always(Operation::Claim, Some(StoreFault::Refused(StoreErrorKind::Refused)));
         let mut requests = Vec::new();
         for _ in 0..2 {
             let mut request = Box::pin(service.clone().oneshot(request()?));
@@ -327,13 +328,13 @@ async fn rule_60_who_was_told_of_another_attempt_does_not_run_when_the_store_goe
         .await?;
     assert_eq!(world.pay("abc").header("x-status", "504").send().await?.status, 504);
     let gate = Gate::new();
-    world.store.next("claim", StoreFault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Claim, StoreFault::LateAnswer(gate.clone()));
     let retry = world.pay("abc").spawn();
     eventually_async("the claim", async || {
         world.record("abc").inspect().await.ok().flatten().is_some_and(|view| view.attempts == 2)
     })
     .await?;
-    world.store.always("claim", Some(StoreFault::Refused(StoreErrorKind::Refused)));
+    world.store.always(Operation::Claim, Some(StoreFault::Refused(StoreErrorKind::Refused)));
     world.clock.advance(lease * 9 / 10);
     gate.open();
     eventually_async("the answer", async || {

@@ -13,7 +13,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse as _, Response};
 use idempotency::Idempotency;
 use idempotency::http::{IdempotencyLayer, Scope};
-use idempotency::store::RedisStore;
+use idempotency::store::{Operation, RedisStore};
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -217,7 +217,7 @@ async fn a_request_that_is_taken_back_in_the_middle_runs_no_handler_and_leaves_n
                 eventually("the request to be over", || under_way.load(Ordering::SeqCst) == 0)
                     .await?;
                 assert_eq!(
-                    (world.store.requests("claim"), world.shop.effects.lines()?.len()),
+                    (world.store.requests(Operation::Claim), world.shop.effects.lines()?.len()),
                     (0, 0),
                     "{headers:?}"
                 );
@@ -254,7 +254,10 @@ async fn a_request_that_is_taken_back_is_measured_by_what_it_says_whatever_wraps
         eventually("the body to be waited for", || under_way.load(Ordering::SeqCst) == 1).await?;
         connection.write_all(&frame(RST_STREAM, 0, 1, &[0; 4])).await?;
         eventually("the request to be over", || under_way.load(Ordering::SeqCst) == 0).await?;
-        assert_eq!((world.store.requests("claim"), world.shop.effects.lines()?.len()), (0, 0));
+        assert_eq!(
+            (world.store.requests(Operation::Claim), world.shop.effects.lines()?.len()),
+            (0, 0)
+        );
     }
     let first = world.pay("unfinished").send().await?;
     assert_eq!((first.status, first.is_replayed(), world.effects("unfinished")), (201, false, 1));

@@ -1,6 +1,6 @@
 //! What a session was told when it began is read back.
 
-use idempotency::store::{MySqlStore, Store as _, StoreErrorKind};
+use idempotency::store::{MySqlStore, Operation, Store as _, StoreErrorKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -48,7 +48,11 @@ async fn a_proxy_that_drops_what_a_session_was_told_is_noticed() -> anyhow::Resu
         world.url.replace(&world.server().address(), &headstrong(world.server().address()).await?);
     assert_ne!(url, world.url);
     let error = MySqlStore::connect(&url).await.unwrap_err();
-    assert_eq!((error.kind(), error.operation()), (StoreErrorKind::Config, "connect"), "{error}");
+    assert_eq!(
+        (error.kind(), error.operation()),
+        (StoreErrorKind::Config, Operation::Connect),
+        "{error}"
+    );
     assert!(error.to_string().contains("innodb_lock_wait_timeout"), "{error}");
     // Who does not connect at once is told by the first request.
     let error = MySqlStore::builder(&url).build()?.read(key(1)).await.unwrap_err();

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use idempotency::store::{Commit, MySqlStore, Renewal, Store as _, StoreError, StoreErrorKind};
+use idempotency::store::{
+    Commit, MySqlStore, Operation, Renewal, Store as _, StoreError, StoreErrorKind,
+};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::MariaDbOptions;
 use sqlx::mysql::MySqlPoolOptions;
@@ -59,7 +61,7 @@ async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_s
         let (running, token) = (key(if name == "own" { 1 } else { 2 }), fresh());
         mine(store.claim(claim(running, token)).await?);
         store.renew(vec![Renewal::new(running, token, LEASE)]).await?;
-        for write in ["claim", "complete", "renew"] {
+        for write in [Operation::Claim, Operation::Complete, Operation::Renew] {
             store.read(running).await?;
             let before = sessions(&world).await?;
             world.sql("SET GLOBAL read_only = 1").await?;
@@ -67,8 +69,8 @@ async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_s
             // In a second no more are closed than the pool has.
             eventually_async(format!("{name}, {write}"), async || {
                 match write {
-                    "claim" => is_refused(store.claim(claim(key(3), fresh())).await),
-                    "complete" => is_refused(
+                    Operation::Claim => is_refused(store.claim(claim(key(3), fresh())).await),
+                    Operation::Complete => is_refused(
                         store.complete(Commit::new(running, token, "late".into(), DAY)).await,
                     ),
                     _ => is_refused(store.renew(vec![Renewal::new(running, token, LEASE)]).await),

@@ -1,5 +1,6 @@
 //! When arguments are dropped, measured at the store.
 
+use idempotency::store::Operation;
 use std::sync::atomic::AtomicBool;
 
 use idempotency::testing::{Fault, FaultyStore, Gate};
@@ -31,11 +32,11 @@ async fn is_gone_before_the_result_is_stored<F: Future<Output = Result<bool, Err
 ) -> bool {
     let store = FaultyStore::new(MemoryStore::new());
     let (gate, gone) = (Gate::new(), Arc::new(AtomicBool::new(false)));
-    store.next("complete", Fault::Late(gate.clone()));
+    store.next(Operation::Complete, Fault::Late(gate.clone()));
     let engine = Idempotency::new(store.clone());
     let call = engine.scope(call(Permit(gone.clone())));
     let look = async {
-        while store.requests("complete") == 0 {
+        while store.requests(Operation::Complete) == 0 {
             tokio::task::yield_now().await;
         }
         let is_gone = gone.load(Ordering::SeqCst);

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use idempotency::store::{
-    Commit, PostgresStore, Renewal, Store as _, StoreError, StoreErrorKind, Written,
+    Commit, Operation, PostgresStore, Renewal, Store as _, StoreError, StoreErrorKind, Written,
 };
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
@@ -54,7 +54,7 @@ async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_s
         store.claim(claim(number)).await?;
         let renewal = || vec![Renewal::new(running, owner, HOUR)];
         assert_eq!(store.renew(renewal()).await?, [Written::Applied]);
-        for write in ["claim", "complete", "renew"] {
+        for write in [Operation::Claim, Operation::Complete, Operation::Renew] {
             store.read(running).await?;
             let before = sessions(&server).await?;
             takes_writes(&server, false).await?;
@@ -62,8 +62,8 @@ async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_s
             // In a second no more are closed than the pool has.
             eventually_async(format!("{name}, {write}"), async || {
                 match write {
-                    "claim" => is_refused(store.claim(claim(100)).await),
-                    "complete" => is_refused(
+                    Operation::Claim => is_refused(store.claim(claim(100)).await),
+                    Operation::Complete => is_refused(
                         store.complete(Commit::new(running, owner, "late".into(), DAY)).await,
                     ),
                     _ => is_refused(store.renew(renewal()).await),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use idempotency::store::{PostgresStore, State, Store as _, StoreErrorKind};
+use idempotency::store::{Operation, PostgresStore, State, Store as _, StoreErrorKind};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::proxy::{Protocol, Proxy};
@@ -48,7 +48,11 @@ async fn a_server_that_is_away_is_refused_and_nothing_was_sent() -> anyhow::Resu
     let error = within("the refusal", Box::pin(store.claim(claim(1)))).await?.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Refused, "{error}");
     let error = PostgresStore::connect(&server.url()).await.unwrap_err();
-    assert_eq!((error.kind(), error.operation()), (StoreErrorKind::Refused, "connect"), "{error}");
+    assert_eq!(
+        (error.kind(), error.operation()),
+        (StoreErrorKind::Refused, Operation::Connect),
+        "{error}"
+    );
     Ok(())
 }
 

@@ -65,6 +65,6 @@ async fn a_thousand_leases_are_renewed_by_one_statement() -> anyhow::Result<()> 
 }
 
 fn refusal() -> Error {
-    use idempotency::store::{StoreError, StoreErrorKind};
-    StoreError::new(StoreErrorKind::Refused, "the provider").into()
+    use idempotency::store::{Operation, StoreError, StoreErrorKind};
+    StoreError::new(StoreErrorKind::Refused, Operation::Claim).into()
 }

@@ -9,8 +9,8 @@ use idempotency::State;
 use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Grant, Page, Park,
-    Purged, Reason, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Grant, Operation,
+    Page, Park, Purged, Reason, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
     StoreErrorKind, Token, Watch, Written,
 };
 use idempotency_test_support::random::Random;
@@ -112,7 +112,7 @@ impl Link {
 
     async fn pass<T: Send + 'static>(
         &self,
-        request: &'static str,
+        request: Operation,
         apply: impl Fn(&Server, &str) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         self.life.goes_on().await;
@@ -225,7 +225,8 @@ impl Store for Link {
             *sent.entry(claim.token).or_insert(now)
         };
         let sent = claim.clone();
-        let answer = self.pass("claim", move |server, from| server.claim(from, sent.clone())).await;
+        let answer =
+            self.pass(Operation::Claim, move |server, from| server.claim(from, sent.clone())).await;
         let answer = self.altered(&claim, answer);
         if let Ok(Claimed::Mine(grant)) = &answer {
             let (key, owner, attempts) = (claim.key, grant.record.owner, grant.record.attempts);
@@ -241,43 +242,46 @@ impl Store for Link {
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
-        self.pass("renew", move |server, from| server.renew(from, &renewals)).await
+        self.pass(Operation::Renew, move |server, from| server.renew(from, &renewals)).await
     }
 
     async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
-        self.pass("complete", move |server, from| server.complete(from, commit.clone())).await
+        self.pass(Operation::Complete, move |server, from| server.complete(from, commit.clone()))
+            .await
     }
 
     async fn release(&self, release: Release) -> Result<Written, StoreError> {
         self.life.give_back(release.token);
-        self.pass("release", move |server, from| server.release(from, release)).await
+        self.pass(Operation::Release, move |server, from| server.release(from, release)).await
     }
 
     async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
         if self.forgets_steps(abandon.token, abandon.reason) {
             return self.release(Release::new(abandon.key, abandon.token)).await;
         }
-        self.pass("abandon", move |server, from| server.abandon(from, abandon)).await
+        self.pass(Operation::Abandon, move |server, from| server.abandon(from, abandon)).await
     }
 
     async fn park(&self, park: Park) -> Result<Written, StoreError> {
         if self.forgets_steps(park.token, park.reason) {
             return self.release(Release::new(park.key, park.token)).await;
         }
-        self.pass("park", move |server, from| server.park(from, park)).await
+        self.pass(Operation::Park, move |server, from| server.park(from, park)).await
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
-        self.pass("checkpoint", move |server, from| server.checkpoint(from, checkpoint.clone()))
-            .await
+        self.pass(Operation::Checkpoint, move |server, from| {
+            server.checkpoint(from, checkpoint.clone())
+        })
+        .await
     }
 
     async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
-        self.pass("fence", move |server, _| server.fence(key, token)).await
+        self.pass(Operation::Fence, move |server, _| server.fence(key, token)).await
     }
 
     async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
-        self.pass("read", move |server, _| Ok(server.record(key))).await
+        self.pass(Operation::Read, move |server, _| Ok(server.record(key))).await
     }
 
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
@@ -285,7 +289,7 @@ impl Store for Link {
             let record = self.world.stale(key);
             return Ok(Watch::new(record, std::future::pending()));
         }
-        let mut watch = self.pass("watch", move |server, _| server.watch(key)).await?;
+        let mut watch = self.pass(Operation::Watch, move |server, _| server.watch(key)).await?;
         let (record, life, fate) = (watch.record.take(), self.life.clone(), self.fate());
         Ok(Watch::new(record, async move {
             // A connection that is lost ends the watch; else a change is told after a while.
@@ -306,21 +310,22 @@ impl Store for Link {
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
-        self.pass("resolve", move |server, from| server.resolve(from, resolve.clone())).await
+        self.pass(Operation::Resolve, move |server, from| server.resolve(from, resolve.clone()))
+            .await
     }
 
     async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
-        self.pass("remove", move |server, from| server.remove(from, remove)).await
+        self.pass(Operation::Remove, move |server, from| server.remove(from, remove)).await
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
-        self.pass("scan", move |server, _| server.scan(scan.clone())).await
+        self.pass(Operation::Scan, move |server, _| server.scan(scan.clone())).await
     }
 
     async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
         if self.world.mutant == Some(Mutant::PurgesLost) {
-            return Err(StoreError::new(StoreErrorKind::Unavailable, "purge"));
+            return Err(StoreError::new(StoreErrorKind::Unavailable, Operation::Purge));
         }
-        self.pass("purge", move |server, _| server.purge(limit)).await
+        self.pass(Operation::Purge, move |server, _| server.purge(limit)).await
     }
 }

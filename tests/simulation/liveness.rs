@@ -1,5 +1,6 @@
 //! That things come to an end: callers, waits, dead owners, and not the living ones.
 
+use idempotency::store::Operation;
 use std::time::Duration;
 
 use idempotency::State;
@@ -169,7 +170,7 @@ fn taken_from_the_living(plan: &Plan, entries: &[Entry], change: &Transition) ->
             whose == process
                 && *at <= change.at
                 && *at >= lately
-                && ["renew", "claim"].contains(request)
+                && [Operation::Renew, Operation::Claim].contains(request)
         }
         Entry::Turn { at, process: whose, turn } if *at <= change.at => match turn {
             Turn::Killed | Turn::ShutsDown => whose == process,

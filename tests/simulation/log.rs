@@ -4,7 +4,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use idempotency::store::Token;
+use idempotency::store::{Operation, Token};
 use idempotency_test_support::history::{Outcome, Rule, Transition, Violation};
 
 /// One thing that happened.
@@ -14,7 +14,7 @@ pub enum Entry {
     Fault {
         at: Duration,
         process: String,
-        request: &'static str,
+        request: Operation,
         fault: &'static str,
     },
     /// A request was applied to a record.

@@ -26,7 +26,7 @@ async fn the_background_removes_what_expired_in_batches_and_tells_its_lag() -> a
         .run(|| async {
             Err(idempotency::store::StoreError::new(
                 idempotency::store::StoreErrorKind::Refused,
-                "the provider",
+                idempotency::store::Operation::Claim,
             )
             .into())
         })

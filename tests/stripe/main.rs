@@ -16,7 +16,7 @@ use axum::middleware::{Next, from_fn};
 use axum::{Router, routing::any};
 use idempotency::Idempotency;
 use idempotency::http::{IdempotencyLayer, Scope};
-use idempotency::store::{MemoryStore, StoreErrorKind};
+use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::packages::stripe_client;
@@ -195,7 +195,7 @@ async fn the_client_takes_each_refusal_for_an_error_and_a_charge_for_a_charge() 
         (("StripeAPIError", 409), (2, 1)),
         "{not_kept}"
     );
-    shop.store.next("claim", Fault::Refused(StoreErrorKind::Corrupt));
+    shop.store.next(Operation::Claim, Fault::Refused(StoreErrorKind::Corrupt));
     let internal = shop.order(json!({"key": "new"})).await?;
     assert_eq!(
         (error(&internal), &internal["raw"]),
@@ -242,7 +242,7 @@ async fn the_client_comes_again_while_a_charge_is_made_and_gets_the_one_charge()
 async fn the_client_comes_again_after_a_store_that_was_away_and_not_after_an_unknown_outcome()
 -> anyhow::Result<()> {
     let shop = Shop::open(|layer| layer).await?;
-    shop.store.next("claim", Fault::Refused(StoreErrorKind::Full));
+    shop.store.next(Operation::Claim, Fault::Refused(StoreErrorKind::Full));
     let paid = shop.order(json!({"key": "abc", "retries": 2})).await?;
     assert_eq!((&paid["charge"], shop.counted("abc")), (&json!("ch_1"), (2, 1)), "{paid}");
 
@@ -261,7 +261,7 @@ async fn the_client_comes_again_after_a_store_that_was_away_and_not_after_an_unk
 async fn the_client_does_not_repeat_what_ran_unprotected() -> anyhow::Result<()> {
     let no_patience = Duration::from_millis(10);
     let shop = Shop::on(MemoryStore::new(), no_patience, IdempotencyLayer::with_fail_open).await?;
-    shop.store.always("claim", Some(Fault::Refused(StoreErrorKind::Refused)));
+    shop.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
     for key in ["fails-1", "panics-1"] {
         let failed = shop.order(json!({"key": key, "retries": 5})).await?;
         assert_eq!(

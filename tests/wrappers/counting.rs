@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use idempotency::store::{Capabilities, Facets, Store, StoreError};
+use idempotency::store::{Capabilities, Facets, Operation, Store, StoreError};
 
 /// Nothing of what passes concerns it, so all abilities of the store inside hold for it.
 #[derive(Clone, Debug)]
 pub struct Counting<S> {
     inner: S,
-    requests: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+    requests: Arc<Mutex<BTreeMap<Operation, usize>>>,
 }
 
 impl<S> Counting<S> {
@@ -17,19 +17,19 @@ impl<S> Counting<S> {
         Self { inner, requests: Arc::default() }
     }
 
-    pub fn of(&self, operation: &str) -> usize {
+    pub fn of(&self, operation: Operation) -> usize {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        requests.get(operation).copied().unwrap_or(0)
+        requests.get(&operation).copied().unwrap_or(0)
     }
 
-    fn count(&self, operation: &'static str) {
+    fn count(&self, operation: Operation) {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
         *requests.entry(operation).or_default() += 1;
     }
 
     async fn around<T: Send>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         request: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
         self.count(operation);

@@ -20,7 +20,7 @@ impl<S> Delaying<S> {
 
     async fn around<T: Send>(
         &self,
-        _: &'static str,
+        _: idempotency::store::Operation,
         request: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
         tokio::time::sleep(DELAY).await;

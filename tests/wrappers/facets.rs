@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::store::{DynStore, MemoryStore, Store};
+use idempotency::store::{DynStore, MemoryStore, Operation, Store};
 use idempotency::{Error, Idempotency};
 
 use crate::counting::Counting;
@@ -26,7 +26,7 @@ async fn twice(store: impl Store) -> Result<(String, String), Error> {
 async fn a_wrapper_that_hands_the_results_at_hand_on_is_asked_for_no_second_claim() {
     let store = Counting::new(MemoryStore::new());
     assert_eq!(twice(store.clone()).await.unwrap(), ("the first".into(), "the first".into()));
-    assert_eq!(store.of("claim"), 1);
+    assert_eq!(store.of(Operation::Claim), 1);
 }
 
 #[tokio::test]
@@ -34,14 +34,14 @@ async fn so_is_one_behind_a_pointer_to_a_store_of_any_type() {
     let store = Counting::new(MemoryStore::new());
     let erased: Arc<dyn DynStore> = Arc::new(Arc::new(store.clone()));
     twice(erased).await.unwrap();
-    assert_eq!(store.of("claim"), 1);
+    assert_eq!(store.of(Operation::Claim), 1);
 }
 
 #[tokio::test]
 async fn a_wrapper_that_leaves_them_out_is_asked_for_each_claim() {
     let inside = Counting::new(MemoryStore::new());
     twice(Delaying::new(inside.clone())).await.unwrap();
-    assert_eq!(inside.of("claim"), 2);
+    assert_eq!(inside.of(Operation::Claim), 2);
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn results_at_hand_come_through_a_wrapper_that_seals_them() {
     let inside = Counting::new(MemoryStore::new());
     let answers = twice(Sealing::new(inside.clone())).await.unwrap();
     assert_eq!(answers, ("the first".into(), "the first".into()));
-    assert_eq!(inside.of("claim"), 1);
+    assert_eq!(inside.of(Operation::Claim), 1);
 }
 
 #[tokio::test]

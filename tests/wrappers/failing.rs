@@ -34,7 +34,7 @@ impl<S: Store> Failing<S> {
 
     async fn around<T: Send>(
         &self,
-        _: &'static str,
+        _: idempotency::store::Operation,
         request: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
         request.await
@@ -59,10 +59,15 @@ impl<S: Store> Transactions for Failing<S> {
     ) -> TransactionFuture<'a, bool> {
         Box::pin(async move {
             if self.failure == Failure::StoresNoErrors && matches!(end, End::KeepError(_)) {
-                return Err(StoreError::new(StoreErrorKind::Refused, "seal"));
+                return Err(StoreError::new(
+                    StoreErrorKind::Refused,
+                    idempotency::store::Operation::Transaction,
+                ));
             }
             let ended = self.inside().end(connection, token, end).await;
-            ended.map_err(|error| StoreError::new(error.kind(), "seal").with_source(error))
+            ended.map_err(|error| {
+                StoreError::new(error.kind(), error.operation()).with_source(error)
+            })
         })
     }
 }

@@ -13,12 +13,12 @@ mod transactions;
 
 /// The operations that a wrapper treats alike: each goes through its `around`.
 macro_rules! around {
-    ($($method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {$(
+    ($($operation:ident $method:ident($($argument:ident: $type:ty),*) -> $answer:ty;)*) => {$(
         async fn $method(
             &self,
             $($argument: $type),*
         ) -> Result<$answer, idempotency::store::StoreError> {
-            self.around(stringify!($method), self.inner.$method($($argument),*)).await
+            self.around(idempotency::store::Operation::$operation, self.inner.$method($($argument),*)).await
         }
     )*};
 }
@@ -27,23 +27,23 @@ macro_rules! around {
 macro_rules! all_around {
     () => {
         crate::around! {
-            claim(claim: idempotency::store::Claim) -> idempotency::store::Claimed;
-            renew(renewals: Vec<idempotency::store::Renewal>) -> Vec<idempotency::store::Written>;
-            complete(commit: idempotency::store::Commit) -> idempotency::store::Written;
-            release(release: idempotency::store::Release) -> idempotency::store::Written;
-            abandon(abandon: idempotency::store::Abandon) -> idempotency::store::Written;
-            park(park: idempotency::store::Park) -> idempotency::store::Written;
-            checkpoint(checkpoint: idempotency::store::Checkpoint) -> idempotency::store::Written;
-            fence(
+            Claim claim(claim: idempotency::store::Claim) -> idempotency::store::Claimed;
+            Renew renew(renewals: Vec<idempotency::store::Renewal>) -> Vec<idempotency::store::Written>;
+            Complete complete(commit: idempotency::store::Commit) -> idempotency::store::Written;
+            Release release(release: idempotency::store::Release) -> idempotency::store::Written;
+            Abandon abandon(abandon: idempotency::store::Abandon) -> idempotency::store::Written;
+            Park park(park: idempotency::store::Park) -> idempotency::store::Written;
+            Checkpoint checkpoint(checkpoint: idempotency::store::Checkpoint) -> idempotency::store::Written;
+            Fence fence(
                 key: idempotency::key::KeyHash,
                 token: idempotency::store::Token
             ) -> Option<u64>;
-            read(key: idempotency::key::KeyHash) -> Option<idempotency::store::Record>;
-            watch(key: idempotency::key::KeyHash) -> idempotency::store::Watch;
-            resolve(resolve: idempotency::store::Resolve) -> idempotency::store::Changed;
-            remove(remove: idempotency::store::Remove) -> idempotency::store::Changed;
-            scan(scan: idempotency::store::Scan) -> idempotency::store::Page;
-            purge(limit: usize) -> idempotency::store::Purged;
+            Read read(key: idempotency::key::KeyHash) -> Option<idempotency::store::Record>;
+            Watch watch(key: idempotency::key::KeyHash) -> idempotency::store::Watch;
+            Resolve resolve(resolve: idempotency::store::Resolve) -> idempotency::store::Changed;
+            Remove remove(remove: idempotency::store::Remove) -> idempotency::store::Changed;
+            Scan scan(scan: idempotency::store::Scan) -> idempotency::store::Page;
+            Purge purge(limit: usize) -> idempotency::store::Purged;
         }
     };
 }

@@ -42,7 +42,8 @@ impl<S: Store> Sealing<S> {
         if sealed.is_empty() {
             return Ok(Bytes::new());
         }
-        let unreadable = || StoreError::new(StoreErrorKind::Corrupt, "open");
+        let unreadable =
+            || StoreError::new(StoreErrorKind::Corrupt, idempotency::store::Operation::Read);
         let (tag, body) = sealed.split_first_chunk::<TAG>().ok_or_else(unreadable)?;
         let mut body = body.to_vec();
         self.mix(tag, &mut body);
@@ -179,21 +180,21 @@ impl<S: Store> Store for Sealing<S> {
     }
 
     crate::around! {
-        renew(renewals: Vec<idempotency::store::Renewal>) -> Vec<Written>;
-        release(release: idempotency::store::Release) -> Written;
-        abandon(abandon: idempotency::store::Abandon) -> Written;
-        park(park: idempotency::store::Park) -> Written;
-        fence(key: KeyHash, token: Token) -> Option<u64>;
-        remove(remove: idempotency::store::Remove) -> idempotency::store::Changed;
-        scan(scan: idempotency::store::Scan) -> idempotency::store::Page;
-        purge(limit: usize) -> idempotency::store::Purged;
+        Renew renew(renewals: Vec<idempotency::store::Renewal>) -> Vec<Written>;
+        Release release(release: idempotency::store::Release) -> Written;
+        Abandon abandon(abandon: idempotency::store::Abandon) -> Written;
+        Park park(park: idempotency::store::Park) -> Written;
+        Fence fence(key: KeyHash, token: Token) -> Option<u64>;
+        Remove remove(remove: idempotency::store::Remove) -> idempotency::store::Changed;
+        Scan scan(scan: idempotency::store::Scan) -> idempotency::store::Page;
+        Purge purge(limit: usize) -> idempotency::store::Purged;
     }
 }
 
 impl<S> Sealing<S> {
     async fn around<T: Send>(
         &self,
-        _: &'static str,
+        _: idempotency::store::Operation,
         request: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
         request.await

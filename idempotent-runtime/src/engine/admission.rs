@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claim::Answered;
+use super::client::Answered;
 use super::flight::{Flight, Leader, Seat, Stage};
 use super::keeper::Busy;
 use super::lent::is_in_body_of;
@@ -16,7 +16,7 @@ use super::{Unprotected, Waiting, claim, wait};
 use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, Ending, stored};
-use crate::store::{Claim, Claimed, CrashPolicy, Grant, Reason, Record, State, StoreError};
+use crate::store::{Claim, Claimed, CrashPolicy, Grant, Reason, Record, State};
 
 /// The outcome of admission.
 pub(crate) enum Admission {
@@ -292,7 +292,7 @@ async fn lead(
             Err(_) if scope.is_shut_out(engine) => {
                 return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
             }
-            Err(error) => return Led::Refused(store_error(call, error).after_another(*has_met)),
+            Err(error) => return Led::Refused(call.store_error(error).after_another(*has_met)),
             // The record with the former fingerprint is gone, and the claim has created a new one
             // in its place. That record does not identify this call: it would match every other
             // request that had the same fingerprint in the former release. So it is released, and
@@ -388,7 +388,7 @@ async fn wait_for_other(
             Ok(wait::Changed::OutOfTime) => return in_progress(),
             // The store was queried for no longer than this caller waits.
             Err(_) if engine.clock.monotonic() >= deadline => return in_progress(),
-            Err(error) => return Some(Led::Refused(store_error(call, error).after_another(true))),
+            Err(error) => return Some(Led::Refused(call.store_error(error).after_another(true))),
         };
     }
 }
@@ -409,10 +409,6 @@ pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
     claim.after_expiry = call.after_expiry;
     claim.tell_expiry = call.engine.near_cache.is_some();
     Ok(claim)
-}
-
-fn store_error(call: &Checked, error: StoreError) -> Error {
-    call.engine.store_error(error).of_record(Some(&call.operation), &call.key)
 }
 
 fn in_progress(call: &Checked, retry_after: Option<Duration>) -> Error {

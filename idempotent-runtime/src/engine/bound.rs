@@ -79,7 +79,9 @@ mod tests {
 
     use crate::engine::claim::give_back;
     use crate::key::KeyHash;
-    use crate::store::{Claim, Claimed, MemoryStore, Release, Store as _, StoreErrorKind, Token};
+    use crate::store::{
+        Claim, Claimed, MemoryStore, Operation, Release, Store as _, StoreErrorKind, Token,
+    };
     use crate::testing::{Fault, FaultyStore};
     use crate::{Error, ErrorKind, Idempotency, Unstored};
 
@@ -106,7 +108,7 @@ mod tests {
     #[tokio::test]
     async fn a_result_for_which_there_is_no_place_ends_with_its_lease() {
         let store = FaultyStore::new(MemoryStore::new());
-        store.always("complete", Some(Fault::Refused(StoreErrorKind::Full)));
+        store.always(Operation::Complete, Some(Fault::Refused(StoreErrorKind::Full)));
         let engine = Idempotency::new(store);
         let call = |key: u64| {
             engine
@@ -125,7 +127,7 @@ mod tests {
     #[tokio::test]
     async fn a_held_error_for_which_there_is_no_place_is_left_to_its_lease() {
         let store = FaultyStore::new(MemoryStore::new());
-        store.always("park", Some(Fault::Refused(StoreErrorKind::Full)));
+        store.always(Operation::Park, Some(Fault::Refused(StoreErrorKind::Full)));
         let engine = Idempotency::new(store.clone());
         let _all = engine.inner.bounds.ends.fill();
         let call = engine.call("payments.charge", 1).ttl(DAY).on_error(Unstored::Hold);
@@ -133,6 +135,10 @@ mod tests {
         assert_eq!(error.unwrap_err().kind(), ErrorKind::Config);
         assert!(engine.inner.keeper.held().is_empty());
         engine.inner.keeper.idle().await;
-        assert_eq!(store.requests("park"), 1, "the background does not go on with it either");
+        assert_eq!(
+            store.requests(Operation::Park),
+            1,
+            "the background does not go on with it either"
+        );
     }
 }

@@ -3,18 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::client::{Answered, no_answer_within};
 use super::followed::{Followed, Following};
+use super::retry::Budget;
 use super::scope::Scope;
-use super::{Inner, owed, retry};
+use super::{Inner, owed};
 use crate::paused::explain;
-use crate::store::{Claim, Claimed, Release, StoreError, StoreErrorKind};
-
-/// The answer to a claim.
-pub(crate) struct Answered {
-    pub(crate) claimed: Claimed,
-    /// True if an earlier try may still be on its way, and be applied after a release.
-    pub(crate) repeated: bool,
-}
+use crate::store::{Claim, Claimed, Operation, Release, StoreError, StoreErrorKind};
 
 /// Sends `claim` until its answer is known, for at most `claim_timeout`.
 ///
@@ -29,8 +24,10 @@ pub(crate) async fn send(
 ) -> Result<Answered, StoreError> {
     let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);
     let for_release = engine.clone();
-    let mut followed = Followed::new(&engine.keeper, repeat(engine.clone(), claim, scope.clone()))
-        .and_if_dropped(move |claiming| async move {
+    let (sender, scope) = (engine.clone(), scope.clone());
+    let claiming = async move { sender.store.claim(claim, || scope.is_shut_out(&sender)).await };
+    let mut followed =
+        Followed::new(&engine.keeper, claiming).and_if_dropped(move |claiming| async move {
             settle(&for_release, claiming, release, lease).await;
         });
     let (timeout, start) = (engine.settings.claim_timeout, engine.clock.monotonic());
@@ -38,7 +35,7 @@ pub(crate) async fn send(
         biased;
         answer = &mut followed => answer,
         () = engine.clock.sleep(timeout) => {
-            let error = StoreError::new(StoreErrorKind::Unavailable, "claim").with_detail(format!("no answer within {timeout:?}"));
+            let error = no_answer_within(Operation::Claim, timeout);
             return Err(explain(error, timeout, engine.clock.monotonic().saturating_sub(start)));
         }
     };
@@ -84,34 +81,6 @@ async fn settle(
     }
 }
 
-/// Repeats the claim with its token while it fails with a transient error.
-async fn repeat(engine: Arc<Inner>, claim: Claim, scope: Scope) -> Result<Answered, StoreError> {
-    let start = engine.clock.monotonic();
-    let end = start.saturating_add(engine.settings.claim_timeout);
-    let (mut unknown, mut slept) = (None, Duration::ZERO);
-    for pause in retry::pauses() {
-        match engine.store.clone().claim(claim.clone()).await {
-            Err(error) if error.is_transient() && engine.clock.monotonic() + pause < end => {
-                engine.clock.sleep(pause).await;
-                slept += pause;
-                if scope.is_shut_out(&engine) {
-                    return Err(unknown.unwrap_or(error));
-                }
-                if error.is_outcome_unknown() {
-                    unknown = Some(error);
-                }
-            }
-            // An earlier try may have been applied: this refusal does not settle it.
-            Err(error) => {
-                let error = unknown.unwrap_or(error);
-                return Err(explain(error, slept, engine.clock.monotonic().saturating_sub(start)));
-            }
-            Ok(claimed) => return Ok(Answered { claimed, repeated: unknown.is_some() }),
-        }
-    }
-    Err(unknown.unwrap_or_else(|| StoreError::new(StoreErrorKind::Unavailable, "claim")))
-}
-
 /// Releases what the owner may hold, for at most `budget`. If that fails, the release is [owed] to
 /// the store.
 ///
@@ -127,7 +96,7 @@ pub(crate) async fn give_back(
         owed::add(engine, release, repeated, &not_followed());
         return;
     };
-    match retry::until(engine, budget, || engine.store.clone().release(release)).await {
+    match engine.store.release(Budget::of(budget), release).await {
         Ok(_) if repeated => owed::repeat(engine, release),
         Ok(_) => {}
         Err(error) => owed::add(engine, release, repeated, &error),
@@ -135,6 +104,6 @@ pub(crate) async fn give_back(
 }
 
 fn not_followed() -> StoreError {
-    let error = StoreError::new(StoreErrorKind::Unavailable, "release");
+    let error = StoreError::new(StoreErrorKind::Unavailable, Operation::Release);
     error.with_detail("too many requests are still waiting for their answers")
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::retry::Budget;
 use super::running::{Running, give_up};
-use super::{claim, late, owed, retry};
+use super::{claim, late, owed};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending};
@@ -174,16 +175,15 @@ fn answered(running: &Running, commit: &Commit) -> Record {
 
 async fn store(running: &Running, commit: &Commit) -> Result<Written, StoreError> {
     let engine = &running.call.engine;
-    retry::until(engine, engine.settings.commit_timeout, || storing(running, commit)).await
+    let budget = Budget::of(engine.settings.commit_timeout);
+    engine.store.complete(budget, || to_store(running, commit)).await
 }
 
-fn storing(
-    running: &Running,
-    commit: &Commit,
-) -> impl Future<Output = Result<Written, StoreError>> + use<> {
+/// Returns the commit as it is sent now.
+fn to_store(running: &Running, commit: &Commit) -> Commit {
     let mut commit = commit.clone();
     commit.adopt = (!running.lease.is_lost()).then(|| adoption(running, commit.ttl));
-    running.call.engine.store.clone().complete(commit)
+    commit
 }
 
 /// Returns the permission to write a vanished record again, and the time at which it ends. Once the
@@ -230,11 +230,7 @@ fn own_release(running: &Running) -> Release {
 /// Returns `None` if the store has not answered.
 async fn release(running: &Running, release: Release) -> Option<Written> {
     let engine = &running.call.engine;
-    let released = retry::until(engine, engine.settings.commit_timeout, || {
-        engine.store.clone().release(release)
-    })
-    .await;
-    match released {
+    match engine.store.release(Budget::of(engine.settings.commit_timeout), release).await {
         // First this release, which may count the attempt, then one for a late duplicate of the
         // claim, which is not a further attempt.
         Err(error) => {
@@ -266,7 +262,7 @@ async fn park(
 ) -> Result<Written, StoreError> {
     let engine = &running.call.engine;
     let park = parking(running, reason, ask_again_after);
-    retry::until(engine, engine.settings.commit_timeout, || engine.store.clone().park(park)).await
+    engine.store.park(Budget::of(engine.settings.commit_timeout), park).await
 }
 
 /// Returns the error to the caller while the background keeps trying to hold the record. Its effect
@@ -287,11 +283,7 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
     keeper.spawn(async move {
         let _place = place;
         let park = parking(&running, Reason::Error, Duration::ZERO);
-        let parked = retry::until_done(&engine, engine.settings.background_commit, || {
-            engine.store.clone().park(park)
-        })
-        .await;
-        match parked {
+        match engine.store.park(Budget::until_done(engine.settings.background_commit), park).await {
             // The caller has its answer. The duplicate is still to be counted and reported.
             Ok(written) if late::is_overtaken(&running, false, Some(written)) => {
                 late::overtaken_without_result(&mut running).await;
@@ -331,9 +323,8 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
     };
     keeper.spawn(async move {
         let _place = place;
-        let budget = engine.settings.background_commit;
-        let stored = retry::until_done(&engine, budget, || storing(&running, &commit)).await;
-        match stored {
+        let budget = Budget::until_done(engine.settings.background_commit);
+        match engine.store.complete(budget, || to_store(&running, &commit)).await {
             Ok(written) if written.is_done() => {
                 tracing::info!(key = %lease.key, "a result was stored in the background");
             }

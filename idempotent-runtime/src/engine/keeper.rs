@@ -18,11 +18,12 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
+use super::client::StoreClient;
 use super::lease::{Lease, nanos};
 use super::purge::{Purge, Purging};
 use crate::clock::Clock;
 use crate::near_cache::NearCache;
-use crate::store::{DynStore, Renewal, Token, Written};
+use crate::store::{Renewal, Token, Written};
 
 /// The maximum number of leases that one request to the store renews.
 const BATCH: usize = 1000;
@@ -62,7 +63,7 @@ pub(crate) struct Keeper {
 }
 
 struct Shared {
-    store: Arc<dyn DynStore>,
+    store: StoreClient,
     clock: Arc<dyn Clock>,
     leases: Mutex<Leases>,
     earlier: Notify,
@@ -81,7 +82,7 @@ struct Leases {
 
 impl Keeper {
     pub(crate) fn new(
-        store: Arc<dyn DynStore>,
+        store: StoreClient,
         clock: Arc<dyn Clock>,
         purge: Option<Arc<Purge>>,
         near_cache: Option<Arc<NearCache>>,
@@ -337,19 +338,10 @@ impl Shared {
             .collect();
         let patience = batch.first().map(|lease| lease.length() / 3).unwrap_or_default();
         let sent = self.clock.monotonic();
-        // In a task of its own: a store that panics ends only this renewal.
-        let mut request = tokio::spawn(self.store.clone().renew(renewals));
-        let answer = tokio::select! {
-            biased;
-            answer = &mut request => match answer {
-                Ok(answer) => answer.map_err(|error| error.to_string()),
-                Err(panic) => Err(panic.to_string()),
-            },
-            () = self.clock.sleep(patience) => Err(format!("no answer within {patience:?}")),
+        let (written, error) = match self.store.renew(patience, renewals).await {
+            Ok(written) => (written, None),
+            Err(error) => (Vec::new(), Some(error)),
         };
-        request.abort();
-        let (written, error) =
-            answer.map_or_else(|error| (Vec::new(), Some(error)), |written| (written, None));
         let answers = written.into_iter().chain(std::iter::repeat(Written::Unanswered));
         let mut unanswered = 0;
         for (lease, written) in batch.iter().zip(answers) {
@@ -361,7 +353,10 @@ impl Shared {
             }
         }
         if unanswered > 0 {
-            let error = error.as_deref().unwrap_or("their records could not be reached");
+            let error = error.map_or_else(
+                || "their records could not be reached".to_owned(),
+                |error| error.to_string(),
+            );
             tracing::warn!(
                 store = self.store.name(),
                 leases = unanswered,

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use super::duplicate::Duplicate;
 use super::finish::{Verdict, conclude};
 use super::request::Checked;
+use super::retry::Budget;
 use super::running::Running;
-use super::{Waiting, keeper, retry, wait};
+use super::{Waiting, keeper, wait};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, StoredAnswer, stored};
 use crate::store::{CrashPolicy, Record, State, StoreError, Token, Written};
@@ -218,10 +219,7 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
     let engine = &call.engine;
     let token = running.grant.record.owner;
     let is_own_request = |record: &Record| call.accepts(record.fingerprint);
-    let record = retry::until(engine, engine.settings.commit_timeout, || {
-        engine.store.clone().read(call.key)
-    })
-    .await?;
+    let record = engine.store.read(Budget::of(engine.settings.commit_timeout), call.key).await?;
     let Some(record) = record.filter(is_own_request) else { return Ok(Winner::Nobody) };
     if !(record.is_running() && waits) {
         return Ok(Winner::of(Arc::new(record), token));

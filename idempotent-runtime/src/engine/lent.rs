@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::client::StoreClient;
 use crate::key::KeyHash;
-use crate::store::DynStore;
 
 tokio::task_local! {
     /// The transaction whose body the task is in.
@@ -39,7 +39,7 @@ struct Met {
     /// True if a call of a disabled operation was made, which leaves no record.
     is_unrecorded: bool,
     /// The store of the records. `None` before the first call.
-    store: Option<Arc<dyn DynStore>>,
+    store: Option<StoreClient>,
 }
 
 #[derive(Debug)]
@@ -64,10 +64,9 @@ pub(super) fn calls_at(place: usize) -> Option<Arc<Calls>> {
 
 /// Returns true if the code is in the body of a transaction of `store`, as far as a call in it has
 /// recorded. Such a transaction keeps its locks until the body has ended.
-pub(super) fn is_in_body_of(store: &Arc<dyn DynStore>) -> bool {
-    let is_of_store = |calls: &Arc<Calls>| {
-        calls.met().store.as_ref().is_some_and(|other| Arc::ptr_eq(other, store))
-    };
+pub(super) fn is_in_body_of(store: &StoreClient) -> bool {
+    let is_of_store =
+        |calls: &Arc<Calls>| calls.met().store.as_ref().is_some_and(|other| other.is_same(store));
     AROUND.try_with(is_of_store).unwrap_or(false)
 }
 
@@ -77,10 +76,10 @@ impl Calls {
     }
 
     /// Records that the database, which is that of `store`, has answered what it has of `key`.
-    pub(super) fn answered(&self, key: KeyHash, store: &Arc<dyn DynStore>) -> Mark {
+    pub(super) fn answered(&self, key: KeyHash, store: &StoreClient) -> Mark {
         let mut met = self.met();
         met.answered.insert(key);
-        met.store.get_or_insert_with(|| Arc::clone(store));
+        met.store.get_or_insert_with(|| store.clone());
         Mark(met.written.len())
     }
 
@@ -96,10 +95,10 @@ impl Calls {
 
     /// Records that a call runs without a record: nothing will show whether its writes were
     /// committed.
-    pub(super) fn unrecorded(&self, store: &Arc<dyn DynStore>) {
+    pub(super) fn unrecorded(&self, store: &StoreClient) {
         let mut met = self.met();
         met.is_unrecorded = true;
-        met.store.get_or_insert_with(|| Arc::clone(store));
+        met.store.get_or_insert_with(|| store.clone());
     }
 
     /// Records that everything written since `mark` was undone.
@@ -165,11 +164,10 @@ impl Drop for Lent {
 
 #[cfg(all(test, feature = "sqlite", feature = "memory"))]
 mod tests {
-    use std::sync::Arc;
-
     use super::Calls;
+    use crate::Idempotency;
     use crate::key::KeyHash;
-    use crate::store::{DynStore, MemoryStore};
+    use crate::store::MemoryStore;
 
     #[test]
     fn a_call_without_a_record_leaves_none_that_tells_of_the_transaction() {
@@ -179,7 +177,7 @@ mod tests {
         calls.wrote(other, false);
         assert_eq!(calls.records(), [one, other]);
         assert!(!calls.tell_of(&[one]) && !calls.tell_of(&[]));
-        calls.unrecorded(&(Arc::new(MemoryStore::new()) as Arc<dyn DynStore>));
+        calls.unrecorded(&Idempotency::new(MemoryStore::new()).inner.store);
         assert!(calls.records().is_empty());
     }
 }

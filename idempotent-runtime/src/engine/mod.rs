@@ -5,6 +5,7 @@ mod bound;
 mod builder;
 mod call;
 mod claim;
+mod client;
 mod duplicate;
 mod finish;
 mod flight;
@@ -55,6 +56,7 @@ pub(crate) use verify::verify_detached_and;
 pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
 
 use bound::Bounds;
+pub(crate) use client::StoreClient;
 use flight::Flights;
 use followed::Followed;
 use keeper::{Busy, Keeper};
@@ -98,7 +100,7 @@ pub struct Idempotency {
 
 /// The state that all handles of an engine share.
 pub(crate) struct Inner {
-    pub(crate) store: Arc<dyn DynStore>,
+    pub(crate) store: StoreClient,
     pub(crate) clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
     pub(crate) settings: Settings,
@@ -128,12 +130,13 @@ impl Inner {
         validity: Result<(), Error>,
     ) -> Self {
         let near_cache = settings.near_cache(&clock);
-        let answers_at_once = DynStore::facets(&*store).local_results.is_some();
+        let store = StoreClient::new(store, clock.clone(), settings.claim_timeout);
+        let answers_at_once = store.facets().local_results.is_some();
         Self {
             keeper: Arc::new(Keeper::new(
                 store.clone(),
                 clock.clone(),
-                Purge::new(&*store, &settings),
+                Purge::new(&store, &settings),
                 near_cache.clone(),
                 settings.background.clone(),
                 answers_at_once,
@@ -176,7 +179,7 @@ impl Inner {
     /// The result of `key` in a store that can be read at once: what a claim would be answered
     /// with, without its token and its followers.
     fn local_result(&self, key: &KeyHash) -> Option<Arc<Record>> {
-        DynStore::facets(&*self.store).local_results?.local_result(key).map(Arc::new)
+        self.store.facets().local_results?.local_result(key).map(Arc::new)
     }
 
     fn is_closing(&self) -> bool {
@@ -227,7 +230,7 @@ impl Inner {
     }
 
     pub(crate) fn store_error(&self, error: StoreError) -> Error {
-        Error::from_store(error, DynStore::name(&*self.store))
+        Error::from_store(error, self.store.name())
     }
 }
 
@@ -487,7 +490,7 @@ impl Idempotency {
 impl std::fmt::Debug for Idempotency {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Idempotency")
-            .field("store", &DynStore::name(&*self.inner.store))
+            .field("store", &self.inner.store.name())
             .field("namespace", &self.inner.settings.namespace)
             .finish_non_exhaustive()
     }

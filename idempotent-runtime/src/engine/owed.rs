@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use super::keeper::Busy;
 use super::{Inner, retry};
-use crate::store::{Release, StoreError, StoreErrorKind};
+use crate::store::{Release, StoreError};
 
 /// The maximum number of releases of either kind that are owed, some ten megabytes. A release
 /// beyond it is logged, and its claim ends with its lease.
@@ -257,11 +257,11 @@ impl Payer {
             };
             let release = owing.release;
             self.at = Some(owing);
-            let answer = send(&engine, release).await;
+            let answer = engine.store.release_once(release).await;
             let Some(owing) = self.at.take() else { return };
             let now = clock.monotonic();
             match answer {
-                Ok(()) => {
+                Ok(_) => {
                     pauses = retry::pauses();
                     let repetition = owing.again.map(|pause| {
                         (first_repetition(release, pause, now, owing.until), owing.first.is_some())
@@ -289,21 +289,6 @@ impl Payer {
             }
         }
     }
-}
-
-/// Sends `release` once. A try that takes longer than `claim_timeout` is dropped, and one that
-/// panics has failed: it runs in a task of its own.
-async fn send(engine: &Inner, release: Release) -> Result<(), StoreError> {
-    let unavailable = || StoreError::new(StoreErrorKind::Unavailable, "release");
-    let patience = engine.settings.claim_timeout;
-    let mut request = tokio::spawn(engine.store.clone().release(release));
-    let answer = tokio::select! {
-        biased;
-        answer = &mut request => answer.unwrap_or_else(|panic| Err(unavailable().with_source(panic))),
-        () = engine.clock.sleep(patience) => Err(unavailable().with_detail(format!("no answer within {patience:?}"))),
-    };
-    request.abort();
-    answer.map(drop)
 }
 
 fn give_up(release: &Release, error: &StoreError) {

@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::client::StoreClient;
 use super::settings::Settings;
 use crate::clock::Clock;
-use crate::store::{DynStore, Purged, StoreError};
+use crate::store::{Purged, StoreError};
 
 /// The pause between two batches of one sweep: others use the store too.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -35,7 +36,7 @@ pub(crate) struct Purge {
 
 impl Purge {
     /// Returns `None` if nothing has to be removed, or not by this engine.
-    pub(crate) fn new(store: &dyn DynStore, settings: &Settings) -> Option<Arc<Self>> {
+    pub(crate) fn new(store: &StoreClient, settings: &Settings) -> Option<Arc<Self>> {
         let is_wanted = settings.background_purge && store.capabilities().needs_purging;
         let (interval, batch) = (settings.purge_interval, settings.purge_batch);
         is_wanted.then(|| Arc::new(Self { interval, batch, done: Mutex::default() }))
@@ -46,7 +47,7 @@ impl Purge {
     }
 
     /// Sweeps again and again, until it is dropped.
-    pub(crate) async fn run(self: Arc<Self>, store: Arc<dyn DynStore>, clock: Arc<dyn Clock>) {
+    pub(crate) async fn run(self: Arc<Self>, store: StoreClient, clock: Arc<dyn Clock>) {
         loop {
             clock.sleep(self.next_look(&*clock)).await;
             while let Ok(true) = self.look(&store).await {
@@ -64,8 +65,8 @@ impl Purge {
 
     /// Removes one batch. Returns true if there is more. Records that a batch neither removes nor
     /// puts off are locked by others, and are left for the next sweep.
-    async fn look(&self, store: &Arc<dyn DynStore>) -> Result<bool, StoreError> {
-        let answer = store.clone().purge(self.batch).await;
+    async fn look(&self, store: &StoreClient) -> Result<bool, StoreError> {
+        let answer = store.purge(self.batch).await;
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(Purged { removed, lag, put_off }) => {

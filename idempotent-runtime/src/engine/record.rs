@@ -3,13 +3,14 @@
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{Inner, retry};
+use super::Inner;
+use super::client::Tries;
+use super::retry::Budget;
 use crate::clock::Timestamp;
 use crate::encoding::{NotEncodable, encode_for_any_reader};
 use crate::error::{Error, ErrorKind};
@@ -266,16 +267,14 @@ impl RecordHandle {
 
     async fn read(&self, key: KeyHash) -> Result<Option<Record>, Error> {
         let engine = &self.engine;
-        retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(key))
-            .await
-            .map_err(|error| {
-                let error = self.error(&key, engine.store_error(error));
-                if error.kind() == ErrorKind::StoreUnavailable {
-                    error.with_text(UNREAD.0, UNREAD.1)
-                } else {
-                    error
-                }
-            })
+        engine.store.read(Budget::of(engine.settings.claim_timeout), key).await.map_err(|error| {
+            let error = self.error(&key, engine.store_error(error));
+            if error.kind() == ErrorKind::StoreUnavailable {
+                error.with_text(UNREAD.0, UNREAD.1)
+            } else {
+                error
+            }
+        })
     }
 
     /// Returns the record as it is, or `None` if there is none or it has expired. What is left of
@@ -341,7 +340,7 @@ impl RecordHandle {
         })?;
         if record.is_orphaned() {
             let park = Park::orphan(key, observed);
-            retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().park(park)).await.map_err(
+            engine.store.park(Budget::of(engine.settings.claim_timeout), park).await.map_err(
                 |error| {
                     let happened =
                         "the store did not respond before it had the answer, and the record may be \
@@ -355,7 +354,7 @@ impl RecordHandle {
         // An answer that is being corrected may be cached.
         let _changes = Changes { engine, key };
         let (changed, tries) =
-            self.send(&key, || engine.store.clone().resolve(resolve.clone())).await?;
+            self.sent(&key, async |tries| engine.store.resolve(&resolve, tries).await).await?;
         match changed {
             Changed::Applied => Ok(()),
             Changed::Running if tries.may_be_applied() => Err(self.overtaken(&key)),
@@ -374,18 +373,13 @@ impl RecordHandle {
     }
 
     /// Sends a change until the store answers, and returns what is known about the tries before.
-    async fn send<F>(
+    async fn sent(
         &self,
         key: &KeyHash,
-        mut change: impl FnMut() -> F,
-    ) -> Result<(Changed, Tries), Error>
-    where
-        F: Future<Output = Result<Changed, StoreError>>,
-    {
+        change: impl AsyncFnOnce(&Tries) -> Result<Changed, StoreError>,
+    ) -> Result<(Changed, Tries), Error> {
         let (engine, tries) = (&self.engine, Tries::default());
-        let answer =
-            retry::until(engine, engine.settings.claim_timeout, || tries.follow(change())).await;
-        match answer {
+        match change(&tries).await {
             Ok(changed) => Ok((changed, tries)),
             Err(error) => {
                 let error = self.error(key, engine.store_error(error));
@@ -457,7 +451,8 @@ impl RecordHandle {
         let Some(record) = self.read(key).await? else { return Ok(()) };
         let remove = Remove::new(key, record.owner);
         let _changes = Changes { engine, key };
-        let (changed, tries) = self.send(&key, || engine.store.clone().remove(remove)).await?;
+        let (changed, tries) =
+            self.sent(&key, async |tries| engine.store.remove(remove, tries).await).await?;
         match changed {
             Changed::Applied | Changed::Absent => Ok(()),
             Changed::Running => {
@@ -498,29 +493,6 @@ const OVERTAKEN: (&str, &str) = (
     "inspect it: a record with a later `created` than the one that was seen was created after that \
      one had been removed, and its call has run or is running",
 );
-
-/// The state of the tries of a change that were not answered.
-#[derive(Default)]
-struct Tries(AtomicBool);
-
-impl Tries {
-    /// Runs one try. A try that is dropped because it took too long may still be applied.
-    async fn follow(
-        &self,
-        change: impl Future<Output = Result<Changed, StoreError>>,
-    ) -> Result<Changed, StoreError> {
-        let before = self.0.swap(true, Ordering::Relaxed);
-        let answer = change.await;
-        if !answer.as_ref().is_err_and(StoreError::is_outcome_unknown) {
-            self.0.store(before, Ordering::Relaxed);
-        }
-        answer
-    }
-
-    fn may_be_applied(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// Removes a record from the near cache when its removal or its correction has ended, whatever the
 /// outcome.

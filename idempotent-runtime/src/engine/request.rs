@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyHash, hash_key};
 use crate::policy::OnConflict;
-use crate::store::CrashPolicy;
+use crate::store::{CrashPolicy, StoreError};
 
 /// A request as the user made it, not validated yet.
 #[derive(Debug)]
@@ -223,6 +223,10 @@ impl Request {
 impl Checked {
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
         Error::new(kind).of_record(Some(&self.operation), &self.key)
+    }
+
+    pub(crate) fn store_error(&self, error: StoreError) -> Error {
+        self.engine.store_error(error).of_record(Some(&self.operation), &self.key)
     }
 
     /// Returns true if a record with this fingerprint belongs to this very request, as made by this

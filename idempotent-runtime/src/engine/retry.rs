@@ -1,13 +1,14 @@
-//! Repeats a store operation until its answer is known or its time has run out.
+//! Repeats a request to the store until its answer is known or its time has run out.
 
 use std::future::Future;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 
-use super::Inner;
+use super::client::no_answer_within;
+use crate::clock::Clock;
 use crate::paused::explain;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError};
 
 /// The pauses between tries: 5 ms, doubling up to one second.
 pub(crate) fn pauses() -> impl Iterator<Item = Duration> + Send {
@@ -22,63 +23,61 @@ pub(crate) fn pauses() -> impl Iterator<Item = Duration> + Send {
 /// The time that is reserved for the last try.
 const LAST_TRY: Duration = Duration::from_millis(100);
 
-/// Repeats `operation` while it fails with transient errors, for at most `budget`.
+/// The time for which a request is repeated, and after which errors.
+#[derive(Clone, Copy)]
+pub(crate) struct Budget {
+    time: Duration,
+    whatever_fails: bool,
+}
+
+impl Budget {
+    /// Repeats a request while it fails with transient errors, for at most `time`.
+    pub(crate) const fn of(time: Duration) -> Self {
+        Self { time, whatever_fails: false }
+    }
+
+    /// Repeats a request whatever the error, for at most `time`: permissions, space and settings
+    /// can be restored too, once it has been noticed that they are missing.
+    pub(crate) const fn until_done(time: Duration) -> Self {
+        Self { time, whatever_fails: true }
+    }
+
+    fn allows_another(self, error: &StoreError) -> bool {
+        self.whatever_fails || error.is_transient()
+    }
+}
+
+/// Repeats `request` until its answer is known or `budget` is used up.
 ///
-/// A try that takes longer than `claim_timeout` is dropped, and its outcome is unknown: `operation`
-/// must be safe to repeat.
-pub(crate) async fn until<T, F>(
-    engine: &Inner,
-    budget: Duration,
-    operation: impl FnMut() -> F,
+/// A try that takes longer than `patience` is dropped, and its outcome is unknown: the request must
+/// be safe to repeat.
+pub(super) async fn repeated<T, F>(
+    clock: &dyn Clock,
+    operation: Operation,
+    patience: Duration,
+    budget: Budget,
+    mut request: impl FnMut() -> F,
 ) -> Result<T, StoreError>
 where
     F: Future<Output = Result<T, StoreError>>,
 {
-    repeated(engine, budget, StoreError::is_transient, operation).await
-}
-
-/// Repeats `operation` whatever the error, for at most `budget`: permissions, space and settings
-/// can be restored too, once it has been noticed that they are missing.
-pub(crate) async fn until_done<T, F>(
-    engine: &Inner,
-    budget: Duration,
-    operation: impl FnMut() -> F,
-) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    repeated(engine, budget, |_| true, operation).await
-}
-
-async fn repeated<T, F>(
-    engine: &Inner,
-    budget: Duration,
-    can_pass: impl Fn(&StoreError) -> bool,
-    mut operation: impl FnMut() -> F,
-) -> Result<T, StoreError>
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let clock = &engine.clock;
     let start = clock.monotonic();
-    let end = start.saturating_add(budget);
-    let last_try = LAST_TRY.min(budget / 4);
+    let end = start.saturating_add(budget.time);
+    let last_try = LAST_TRY.min(budget.time / 4);
     let mut pauses = pauses();
     let mut slept = Duration::ZERO;
     let mut said = None;
     loop {
         let left = end.saturating_sub(clock.monotonic());
         // Without any time there is still one try.
-        let patience =
-            engine.settings.claim_timeout.min(if budget.is_zero() { Duration::MAX } else { left });
+        let patience = patience.min(if budget.time.is_zero() { Duration::MAX } else { left });
         let answer = tokio::select! {
             // An answer that is ready is taken, however late this is polled.
             biased;
-            answer = operation() => answer,
+            answer = request() => answer,
             () = clock.sleep(patience) => {
                 slept += patience;
-                let error = StoreError::new(StoreErrorKind::Unavailable, "wait for the store")
-                    .with_detail(format!("no answer within {patience:?}"));
+                let error = no_answer_within(operation, patience);
                 Err(match said.take() {
                     Some(before) => error.with_source(before),
                     None => error,
@@ -87,7 +86,7 @@ where
         };
         let left = end.saturating_sub(clock.monotonic());
         match answer {
-            Err(error) if can_pass(&error) && left > last_try => {
+            Err(error) if budget.allows_another(&error) && left > last_try => {
                 let pause = pauses.next().unwrap_or(left).min(left.saturating_sub(last_try));
                 clock.sleep(pause).await;
                 slept += pause;

@@ -8,14 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::Granted;
+use super::claim;
 use super::finish::{self, Verdict};
 use super::flight::Leader;
 use super::followed::Followed;
 use super::lease::Lease;
 use super::report::{Observer, Report};
 use super::request::Checked;
+use super::retry::Budget;
 use super::scope::Scope;
-use super::{claim, retry};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Ending, stored};
@@ -272,9 +273,7 @@ impl Drop for Running {
                 drop(kept);
                 let mut park = Park::own(key, token, Reason::Unverified);
                 park.ask_again_after = rest;
-                if let Err(error) =
-                    retry::until(&engine, budget, || engine.store.clone().park(park)).await
-                {
+                if let Err(error) = engine.store.park(Budget::of(budget), park).await {
                     tracing::warn!(%key, %error,
                         "a question without an answer could not be recorded; the next caller asks \
                          when the lease has expired");
@@ -332,13 +331,9 @@ pub(super) async fn give_up(
         journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
     }
     let written = if lease.may_be_taken_over() {
-        retry::until(engine, budget, || {
-            engine.store.clone().abandon(Abandon::new(key, token, reason))
-        })
-        .await
+        engine.store.abandon(Budget::of(budget), Abandon::new(key, token, reason)).await
     } else {
-        retry::until(engine, budget, || engine.store.clone().park(Park::own(key, token, reason)))
-            .await
+        engine.store.park(Budget::of(budget), Park::own(key, token, reason)).await
     };
     let failed = |error: &StoreError| {
         tracing::warn!(%key, %error,

@@ -194,7 +194,7 @@ async fn bypass<X: SqlTransaction + ?Sized>(
         .connection()
         .set_savepoint(&savepoint)
         .await
-        .map_err(|error| store_error(&call, error))?;
+        .map_err(|error| call.store_error(error))?;
     let scope = scope.of_body(unprotected.context_in_transaction(&call.operation, call.key));
     let unclaimed = Unclaimed { call, savepoint, _unprotected: unprotected };
     Ok(Sought::Run { claimed: Err(Box::new(unclaimed)), scope })
@@ -230,9 +230,10 @@ async fn take<X: SqlTransaction + ?Sized>(
         claim.policy = CrashPolicy::Hold;
         let patience = deadline
             .map_or(Duration::ZERO, |deadline| deadline.saturating_sub(engine.clock.monotonic()));
-        let taken = transaction.connection().begin(&*engine.store, &claim, patience).await;
+        let taken =
+            transaction.connection().begin(engine.store.in_transaction(), &claim, patience).await;
         let ClaimAnswer { claimed, has_waited, keeps_lock } =
-            taken.map_err(|error| store_error(&call, error))?;
+            taken.map_err(|error| call.store_error(error))?;
         report.waited |= has_waited && deadline.is_some();
         scope.report(&report);
         let Some(claimed) = claimed else { return Err(held_by_a_transaction(&call)) };
@@ -310,7 +311,7 @@ async fn outside_is_over(call: &Checked, record: &Record, deadline: Duration) ->
         Ok(wait::Changed::Record(_) | wait::Changed::Claimable) => Ok(()),
         // The store was queried for no longer than this caller waits.
         Err(_) if engine.clock.monotonic() >= deadline => Err(in_progress()),
-        Err(error) => Err(store_error(call, error).after_another(true)),
+        Err(error) => Err(call.store_error(error).after_another(true)),
     }
 }
 
@@ -322,7 +323,7 @@ async fn too_late<X: SqlTransaction + ?Sized>(
 ) -> Error {
     let engine = &call.engine;
     let error = call.refused(ErrorKind::ShuttingDown);
-    match transaction.connection().end(&*engine.store, token, End::Undo).await {
+    match transaction.connection().end(engine.store.in_transaction(), token, End::Undo).await {
         Ok(_) => error,
         Err(undone) => error.with_source(engine.store_error(undone)),
     }
@@ -342,10 +343,6 @@ fn granted(
     let (scope, observer) = (scope.of_body(context), scope.observer().cloned());
     let claim = InClaim { call, grant, observer, report, calls, ended, _busy: (busy, body) };
     Sought::Run { claimed: Ok(Box::new(claim)), scope }
-}
-
-fn store_error(call: &Checked, error: StoreError) -> Error {
-    call.engine.store_error(error).of_record(Some(&call.operation), &call.key)
 }
 
 impl<R, P> InTransaction<R, P> {
@@ -376,7 +373,8 @@ impl<R, P> InTransaction<R, P> {
         let (end, refused) = end_of(call, &claim.grant.record, ending);
         let leaves = Leaves::of(&end);
         let keeps_error = matches!(end, End::KeepError(_));
-        let ended = transaction.connection().end(&*call.engine.store, token, end).await;
+        let ended =
+            transaction.connection().end(call.engine.store.in_transaction(), token, end).await;
         claim.ended.store(true, Ordering::Release);
         let error = match (ended, refused) {
             (Ok(true), None) => {
@@ -410,7 +408,12 @@ impl<R, P> InTransaction<R, P> {
 
 /// Undoes everything since the claim, if the transaction can still do that.
 async fn undo<X: SqlTransaction + ?Sized>(call: &Checked, token: Token, transaction: &mut X) {
-    if transaction.connection().end(&*call.engine.store, token, End::Undo).await.is_err() {
+    if transaction
+        .connection()
+        .end(call.engine.store.in_transaction(), token, End::Undo)
+        .await
+        .is_err()
+    {
         tracing::debug!(operation = %call.operation, key = %call.key, "the transaction is broken and will not commit");
     }
 }
@@ -447,7 +450,7 @@ fn broken(
             .would_repeat()
             .with_source(error);
     }
-    store_error(call, error).with_text(happened, advice)
+    call.store_error(error).with_text(happened, advice)
 }
 
 impl Unclaimed {

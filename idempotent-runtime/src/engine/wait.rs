@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Inner, retry};
+use super::Inner;
+use super::retry::Budget;
 use crate::key::KeyHash;
 use crate::store::{Record, State, StoreError};
 
@@ -32,7 +33,7 @@ pub(crate) async fn for_change(
         if left.is_zero() {
             return Ok(Changed::OutOfTime);
         }
-        let watch = retry::until(engine, left, || engine.store.clone().watch(key)).await?;
+        let watch = engine.store.watch(Budget::of(left), key).await?;
         let lease_left = match &watch.record {
             None => return Ok(Changed::Claimable),
             Some(record) if record.state == State::Released || record.is_orphaned() => {

@@ -20,7 +20,7 @@ use super::admission::{Sought, seek};
 use super::followed::Followed;
 use super::report::Report;
 use super::request::Checked;
-use super::retry;
+use super::retry::Budget;
 use super::running::Running;
 use super::scope::Scope;
 use crate::clock::Timestamp;
@@ -125,11 +125,9 @@ async fn sought(
 /// checking and was given up as `given_up`.
 async fn has_record(call: &Checked, given_up: Option<Token>) -> Result<bool, Error> {
     let engine = &call.engine;
-    let read =
-        retry::until(engine, engine.settings.claim_timeout, || engine.store.clone().read(call.key));
-    let record = read
-        .await
-        .map_err(|error| engine.store_error(error).of_record(Some(&call.operation), &call.key))?;
+    let budget = Budget::of(engine.settings.claim_timeout);
+    let read = engine.store.read(budget, call.key).await;
+    let record = read.map_err(|error| call.store_error(error))?;
     Ok(record.is_some_and(|record| {
         let is_own = given_up == Some(record.owner) && is_given_up_unused(&record);
         record.state != State::Released && !is_own
@@ -159,13 +157,9 @@ impl Running {
         let engine = call.engine.clone();
         let checkpoint = Checkpoint::new(self.lease.key, self.lease.token, 0, Bytes::new());
         let written = Followed::new(&call.engine.keeper, async move {
-            let patience = engine.settings.claim_timeout;
-            retry::until(&engine, patience, || engine.store.clone().checkpoint(checkpoint.clone()))
-                .await
+            engine.store.checkpoint(Budget::of(engine.settings.claim_timeout), checkpoint).await
         });
-        let written = written.await.map_err(|error| {
-            call.engine.store_error(error).of_record(Some(&call.operation), &call.key)
-        })?;
+        let written = written.await.map_err(|error| call.store_error(error))?;
         if written.is_done() {
             self.grant.record.checkpoints = 1;
             // The former owner of the claim was only checking: there is nothing to verify.

@@ -19,9 +19,9 @@ use watchers::Registration;
 use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, LocalResults, Page,
-    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
-    StoreErrorKind, Token, Watch, Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, LocalResults,
+    Operation, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store,
+    StoreError, StoreErrorKind, Token, Watch, Written, transition,
 };
 
 /// A power of two. A shard holds the keys that share their first six bits, so the shards are in key
@@ -193,7 +193,8 @@ impl Store for MemoryStore {
         }
         self.remove_expired_everywhere();
         self.try_claim(&claim).ok_or_else(|| {
-            StoreError::new(StoreErrorKind::Full, "claim").with_detail(self.inner.usage.to_string())
+            StoreError::new(StoreErrorKind::Full, Operation::Claim)
+                .with_detail(self.inner.usage.to_string())
         })
     }
 

@@ -3,7 +3,7 @@
 use sqlx::MySqlPool;
 use sqlx::mysql::MySqlConnectOptions;
 
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// The source of a store's connections.
 #[derive(Clone)]
@@ -48,7 +48,8 @@ addresses! {
 
 /// Parses a URL, and checks its scheme: the client would accept any.
 fn of_url(url: &str) -> Result<Source, StoreError> {
-    let unfit = |detail| StoreError::new(StoreErrorKind::Config, "connect").with_detail(detail);
+    let unfit =
+        |detail| StoreError::new(StoreErrorKind::Config, Operation::Connect).with_detail(detail);
     if !["mysql://", "mariadb://"].iter().any(|scheme| url.starts_with(scheme)) {
         return Err(unfit("the URL of a MySQL store begins with `mysql://` or `mariadb://`"));
     }

@@ -18,7 +18,7 @@ use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{Demotions, Fences, Pools, PurgeMark, TableName, Watchers};
 use crate::store::bounds::check_timeout;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
@@ -115,7 +115,7 @@ impl MySqlStoreBuilder {
     pub fn build(self) -> Result<MySqlStore, StoreError> {
         check_timeout("response_timeout", self.response_timeout)?;
         if self.response_timeout < SHORTEST_TIMEOUT {
-            return Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(format!(
+            return Err(StoreError::new(StoreErrorKind::Config, Operation::Connect).with_detail(format!(
                 "`response_timeout` is {:?}; it must be from {SHORTEST_TIMEOUT:?} to a day: the \
                  server waits for a lock for a second, and a claim that is given up before that \
                  would be written when no caller waits for it any more",

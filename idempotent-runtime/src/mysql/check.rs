@@ -6,9 +6,9 @@ use super::Inner;
 use super::error::store_error;
 use super::statements::{ISOLATION, Isolation};
 use crate::sql::in_time;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
-const OPERATION: &str = "connect";
+const OPERATION: Operation = Operation::Connect;
 const OLDEST_MARIADB: (u32, u32) = (10, 5);
 const OLDEST_MYSQL: (u32, u32) = (8, 0);
 
@@ -74,7 +74,7 @@ async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
 }
 
 /// Returns the error for a session that shows uncommitted data.
-pub(super) fn uncommitted(operation: &'static str) -> StoreError {
+pub(super) fn uncommitted(operation: Operation) -> StoreError {
     StoreError::new(StoreErrorKind::Config, operation).with_detail(
         "the isolation level is READ UNCOMMITTED in the sessions of the pool: a result that is \
          never committed could be returned; use READ COMMITTED or stricter",

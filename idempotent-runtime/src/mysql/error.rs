@@ -4,7 +4,7 @@ use sqlx::Error;
 use sqlx::mysql::MySqlDatabaseError;
 
 use crate::sql::unconnected;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// Two transactions waited for each other, or in Galera changed one row on two nodes; this one was
 /// rolled back completely.
@@ -37,7 +37,7 @@ const READ_ONLY: [u16; 3] = [1290, 1792, 1836];
 const NO_CLUSTER: u16 = 1047;
 
 /// Converts the error of a request that was sent.
-pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
+pub(super) fn store_error(operation: Operation, error: Error) -> StoreError {
     let (kind, detail) = meaning(&error);
     let store_error = StoreError::new(kind, operation);
     match detail {
@@ -49,11 +49,7 @@ pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
 
 /// Converts the error of getting a connection: no request was sent, so nothing was applied.
 /// `is_local` means that it would be a connection to a socket in the file system.
-pub(super) fn connection_error(
-    operation: &'static str,
-    error: Error,
-    is_local: bool,
-) -> StoreError {
+pub(super) fn connection_error(operation: Operation, error: Error, is_local: bool) -> StoreError {
     let unfit = match &error {
         Error::Io(error) => unconnected::reason(error, is_local),
         // The URL itself was parsed before. Without TLS, this step would encrypt a password.
@@ -75,7 +71,7 @@ pub(super) fn connection_error(
     }
 }
 
-pub(super) fn no_connection(operation: &'static str) -> StoreError {
+pub(super) fn no_connection(operation: Operation) -> StoreError {
     StoreError::new(StoreErrorKind::Refused, operation)
         .with_detail("there is no connection to the server")
 }

@@ -7,9 +7,9 @@ use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _};
 use super::Inner;
 use super::error::{LOCK_WAIT_TIMEOUT, NO_TABLE, has_conflict, number, store_error};
 use crate::sql::in_time;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
-const OPERATION: &str = "migrate";
+const OPERATION: Operation = Operation::Migrate;
 /// The version of the table that this release creates.
 const VERSION: i64 = 1;
 /// The time limit for creating the table, and for waiting for others that create it at the same

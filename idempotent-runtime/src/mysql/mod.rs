@@ -32,7 +32,7 @@ use crate::sql::{
     self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, PurgeMark, Row, Rows, Table,
     TableName, Watchers, in_time, integer, reason_code, state_code, store_of_rows,
 };
-use crate::store::{Capabilities, Commit, Release, StoreError, Token};
+use crate::store::{Capabilities, Commit, Operation, Release, StoreError, Token};
 
 /// Records in a table of a MySQL or MariaDB server.
 ///
@@ -133,7 +133,7 @@ fn integer_of(duration: Duration) -> i64 {
 }
 
 async fn read_row(
-    operation: &'static str,
+    operation: Operation,
     connection: &mut MySqlConnection,
     store: &Inner,
     statement: &Statement,
@@ -151,7 +151,7 @@ async fn read_row(
 /// Reads a row outside of a transaction. An uncommitted row is not returned, and the committed one
 /// in its place is not known, so a session that shows uncommitted data is an error.
 async fn read_committed(
-    operation: &'static str,
+    operation: Operation,
     connection: &mut MySqlConnection,
     store: &Inner,
     key: &KeyHash,
@@ -192,11 +192,11 @@ pub(crate) struct MySqlTable {
 }
 
 impl Table for MySqlTable {
-    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+    async fn read(&mut self, operation: Operation, key: KeyHash) -> Answer<Found> {
         read_committed(operation, &mut self.connection, &self.store, &key).await
     }
 
-    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+    async fn insert(&mut self, operation: Operation, row: &Row) -> Answer<bool> {
         let inserting =
             execute(&mut self.connection, || sql::bind(query(&self.store.statements.insert), row))
                 .await;
@@ -207,13 +207,13 @@ impl Table for MySqlTable {
         }
     }
 
-    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+    async fn replace(&mut self, operation: Operation, guard: Guard, row: &Row) -> Answer<bool> {
         let replacing = || replace_statement(&self.store.statements, guard, row);
         let written = execute(&mut self.connection, replacing).await;
         Ok(written.map_err(|error| store_error(operation, error))? == 1)
     }
 
-    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+    async fn delete(&mut self, operation: Operation, guard: Guard) -> Answer<bool> {
         let deleting = || delete_statement(&self.store.statements, guard);
         let written = execute(&mut self.connection, deleting).await;
         Ok(written.map_err(|error| store_error(operation, error))? == 1)
@@ -223,7 +223,7 @@ impl Table for MySqlTable {
 impl Rows for MySqlStore {
     type Table = MySqlTable;
 
-    async fn table(&self, operation: &'static str) -> Answer<MySqlTable> {
+    async fn table(&self, operation: Operation) -> Answer<MySqlTable> {
         let connection = self.0.connections.impatient(operation).await?;
         Ok(MySqlTable { connection, store: Arc::clone(&self.0) })
     }
@@ -244,7 +244,7 @@ impl Rows for MySqlStore {
         &self.0.fences
     }
 
-    async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+    async fn row(&self, operation: Operation, key: KeyHash) -> Answer<Found> {
         let mut lease = self.0.connections.lease(operation).await?;
         let reading = read_committed(operation, &mut lease, &self.0, &key);
         let result = in_time(operation, self.0.connections.response_timeout, reading).await;
@@ -254,7 +254,7 @@ impl Rows for MySqlStore {
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
         let committing = || commit_statement(&self.0.statements, commit);
-        Ok(self.0.connections.write("complete", committing).await? == 1)
+        Ok(self.0.connections.write(Operation::Complete, committing).await? == 1)
     }
 
     async fn release_own(&self, release: &Release) -> Answer<bool> {
@@ -263,11 +263,11 @@ impl Rows for MySqlStore {
                 .bind(key_of(&release.key))
                 .bind(owner_of(release.token))
         };
-        Ok(self.0.connections.write("release", releasing).await? == 1)
+        Ok(self.0.connections.write(Operation::Release, releasing).await? == 1)
     }
 
     async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
-        const OPERATION: &str = "scan";
+        const OPERATION: Operation = Operation::Scan;
         let after = after.as_ref().map(key_of).unwrap_or_default();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let statement = query(&self.0.statements.page).bind(after).bind(limit);

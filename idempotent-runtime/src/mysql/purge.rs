@@ -10,9 +10,9 @@ use super::error::{NO_SUCH_INDEX, SYNTAX, has_conflict, number, store_error};
 use super::query::{ATTEMPTS, Bound, START, query};
 use super::statements::{Access, MOST, Statement, filled_up};
 use crate::sql::{Answer, Batch, Place, in_time, purge_from_mark};
-use crate::store::{Purged, StoreError, StoreErrorKind};
+use crate::store::{Operation, Purged, StoreError, StoreErrorKind};
 
-const OPERATION: &str = "purge";
+const OPERATION: Operation = Operation::Purge;
 /// The place before every row.
 const BEGINNING: Place = (i64::MIN, [0; 32]);
 

@@ -11,7 +11,7 @@ use super::builder::LOCK_WAIT_SECONDS;
 use super::error::{connection_error, has_conflict, is_demoted, no_connection, store_error};
 use super::waits::{self, ReadBack};
 use crate::sql::{Answer, Demotions, Lease, Pools, in_time, is_settled};
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// The number of times that a statement is sent while the server rolls it back because of others.
 pub(super) const ATTEMPTS: usize = 10;
@@ -44,7 +44,7 @@ impl Connections {
         Self { pools: self.pools.for_renewals(2), ..self.clone() }
     }
 
-    pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<MySql>> {
+    pub(super) async fn lease(&self, operation: Operation) -> Answer<Lease<MySql>> {
         let failed = |operation, error| connection_error(operation, error, self.are_local());
         let begun = self.read_back.begun();
         self.pools.lease(operation, self.response_timeout, failed).await.map_err(|error| {
@@ -76,7 +76,7 @@ impl Connections {
 
     /// Returns a connection whose waits for locks are shorter than the wait for its answer.
     /// [`end_impatient`](Self::end_impatient) returns it to its pool.
-    pub(super) async fn impatient(&self, operation: &'static str) -> Answer<Lease<MySql>> {
+    pub(super) async fn impatient(&self, operation: Operation) -> Answer<Lease<MySql>> {
         let mut lease = self.lease(operation).await?;
         if !self.has_bounds {
             let bounding = Box::pin(waits::bound(&mut lease, LOCK_WAIT_SECONDS));
@@ -104,7 +104,7 @@ impl Connections {
     /// error.
     pub(super) async fn write<'q>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         statement: impl Fn() -> Bound<'q> + Send,
     ) -> Answer<u64> {
         let mut lease = self.impatient(operation).await?;
@@ -119,7 +119,7 @@ impl Connections {
     /// Returns the rows that one reading statement finds.
     pub(super) async fn rows(
         &self,
-        operation: &'static str,
+        operation: Operation,
         statement: Bound<'_>,
     ) -> Answer<Vec<MySqlRow>> {
         let mut lease = self.lease(operation).await?;
@@ -131,7 +131,7 @@ impl Connections {
     /// Returns the rows that one statement locks.
     pub(super) async fn locked_rows(
         &self,
-        operation: &'static str,
+        operation: Operation,
         statement: Bound<'_>,
     ) -> Answer<Vec<MySqlRow>> {
         let mut lease = self.impatient(operation).await?;
@@ -142,7 +142,7 @@ impl Connections {
 
     async fn fetch(
         &self,
-        operation: &'static str,
+        operation: Operation,
         connection: &mut MySqlConnection,
         statement: Bound<'_>,
     ) -> Answer<Vec<MySqlRow>> {
@@ -155,7 +155,7 @@ impl Connections {
 
 /// Converts the only error with an unknown outcome, that of the time limit: the request was not
 /// sent.
-fn not_sent(operation: &'static str, error: StoreError) -> StoreError {
+fn not_sent(operation: Operation, error: StoreError) -> StoreError {
     if error.is_outcome_unknown() { no_connection(operation).with_source(error) } else { error }
 }
 

@@ -12,9 +12,9 @@ use super::statements::filled_up;
 use super::{MySqlStore, integer_of, key_of, owner_of};
 use crate::key::KeyHash;
 use crate::sql::{self, Answer};
-use crate::store::{Renewal, StoreError, StoreErrorKind, Token, Written, transition};
+use crate::store::{Operation, Renewal, StoreError, StoreErrorKind, Token, Written, transition};
 
-const OPERATION: &str = "renew";
+const OPERATION: Operation = Operation::Renew;
 /// The maximum number of leases that one statement prolongs: as many as an engine renews at once.
 const MOST: usize = 1_000;
 

@@ -20,10 +20,10 @@ use crate::store::transaction::{
     AnyConnection, ClaimAnswer, End, TransactionConnection, TransactionFuture,
 };
 use crate::store::{
-    Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
+    Claim, Commit, DynStore, Operation, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
 };
 
-const OPERATION: &str = "claim in a transaction";
+const OPERATION: Operation = Operation::Transaction;
 /// The name that people call it by.
 const DATABASE: &str = "MySQL";
 
@@ -66,12 +66,12 @@ enum Stage {
 impl InTransaction<'_> {
     /// Returns the number of rows that the statement found. It is sent once: a deadlock has rolled
     /// back the whole transaction.
-    async fn write(&mut self, operation: &'static str, statement: Bound<'_>) -> Answer<u64> {
+    async fn write(&mut self, operation: Operation, statement: Bound<'_>) -> Answer<u64> {
         let done = statement.execute(&mut *self.connection).await;
         done.map(|done| done.rows_affected()).map_err(|error| store_error(operation, error))
     }
 
-    async fn write_one(&mut self, operation: &'static str, statement: Bound<'_>) -> Answer<bool> {
+    async fn write_one(&mut self, operation: Operation, statement: Bound<'_>) -> Answer<bool> {
         let is_written = self.write(operation, statement).await? == 1;
         self.is_behind |= !is_written;
         self.has_locked = true;
@@ -80,7 +80,7 @@ impl InTransaction<'_> {
 }
 
 impl Table for InTransaction<'_> {
-    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+    async fn read(&mut self, operation: Operation, key: KeyHash) -> Answer<Found> {
         let statements = &self.store.in_transactions;
         if !self.is_behind {
             let (found, isolation) =
@@ -95,7 +95,7 @@ impl Table for InTransaction<'_> {
         Ok(read_row(operation, self.connection, self.store, &statements.read_latest, &key).await?.0)
     }
 
-    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+    async fn insert(&mut self, operation: Operation, row: &Row) -> Answer<bool> {
         let inserted = sql::bind(query(&self.store.in_transactions.insert), row)
             .execute(&mut *self.connection)
             .await;
@@ -110,12 +110,12 @@ impl Table for InTransaction<'_> {
         }
     }
 
-    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+    async fn replace(&mut self, operation: Operation, guard: Guard, row: &Row) -> Answer<bool> {
         let statement = replace_statement(&self.store.in_transactions, guard, row);
         self.write_one(operation, statement).await
     }
 
-    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+    async fn delete(&mut self, operation: Operation, guard: Guard) -> Answer<bool> {
         let statement = delete_statement(&self.store.in_transactions, guard);
         self.write_one(operation, statement).await
     }
@@ -244,7 +244,9 @@ impl Transactional for InTransaction<'_> {
     }
 
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
-        Ok(self.write("complete", commit_statement(&self.store.in_transactions, commit)).await?
+        Ok(self
+            .write(Operation::Complete, commit_statement(&self.store.in_transactions, commit))
+            .await?
             == 1)
     }
 }
@@ -254,7 +256,7 @@ fn server_error(error: &StoreError) -> Option<&Error> {
 }
 
 async fn identity(
-    operation: &'static str,
+    operation: Operation,
     connection: &mut MySqlConnection,
     statement: &Statement,
 ) -> Answer<Identity> {

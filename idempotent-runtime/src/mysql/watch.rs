@@ -11,10 +11,10 @@ use super::query::{Connections, query};
 use super::statements::{MOST, Statements, filled_up};
 use crate::key::KeyHash;
 use crate::sql::{Look, Seen};
-use crate::store::Token;
 use crate::store::codes::{self, STATES};
+use crate::store::{Operation, Token};
 
-const OPERATION: &str = "watch";
+const OPERATION: Operation = Operation::Watch;
 
 pub(super) fn look(
     connections: Connections,

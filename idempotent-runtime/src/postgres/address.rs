@@ -6,7 +6,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 use super::error::connection_error;
-use crate::store::StoreError;
+use crate::store::{Operation, StoreError};
 
 /// The source of a store's connections.
 #[derive(Clone)]
@@ -51,6 +51,6 @@ addresses! {
 
 fn of_url(url: &str) -> Result<Source, StoreError> {
     let options = PgConnectOptions::from_str(url)
-        .map_err(|error| connection_error("connect", error, false))?;
+        .map_err(|error| connection_error(Operation::Connect, error, false))?;
     Ok(Source::Server(Box::new(options)))
 }

@@ -18,7 +18,7 @@ use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{Demotions, Fences, Pools, PurgeMark, TableName, Watchers};
 use crate::store::bounds::check_timeout;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const CONNECTIONS: u32 = 10;
@@ -118,7 +118,7 @@ impl PostgresStoreBuilder {
         check_timeout("response_timeout", self.response_timeout)?;
         let table = TableName::parse(&self.table)?;
         if Handle::try_current().is_err() {
-            return Err(StoreError::new(StoreErrorKind::Config, "connect")
+            return Err(StoreError::new(StoreErrorKind::Config, Operation::Connect)
                 .with_detail("a pool of connections is made inside a Tokio runtime"));
         }
         let (prepares, response_timeout) = (self.prepares, self.response_timeout);

@@ -7,9 +7,9 @@ use sqlx::Row as _;
 use super::Inner;
 use super::error::store_error;
 use super::request::Request;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
-const OPERATION: &str = "connect";
+const OPERATION: Operation = Operation::Connect;
 /// PostgreSQL 13, in the server's notation.
 const OLDEST: i32 = 130_000;
 const QUESTION: &str = "SELECT current_setting('server_version_num')::int4, current_setting('server_version'),

@@ -4,7 +4,7 @@ use sqlx::Error;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::sql::unconnected;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 type Meaning = (StoreErrorKind, Option<&'static str>);
 
@@ -14,21 +14,17 @@ const OTHER_TABLE: &str =
     "the table is not as this release creates it: was it changed, or created by another release?";
 
 /// Converts the failure of a statement that is a transaction of its own.
-pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
+pub(super) fn store_error(operation: Operation, error: Error) -> StoreError {
     described(operation, statement_meaning(&error), error)
 }
 
 /// Converts the failure to get a connection: nothing was sent, so nothing was applied. `is_local`
 /// means that it would be a connection to a socket in the file system.
-pub(super) fn connection_error(
-    operation: &'static str,
-    error: Error,
-    is_local: bool,
-) -> StoreError {
+pub(super) fn connection_error(operation: Operation, error: Error, is_local: bool) -> StoreError {
     described(operation, connection_meaning(&error, is_local), error)
 }
 
-fn described(operation: &'static str, (kind, detail): Meaning, error: Error) -> StoreError {
+fn described(operation: Operation, (kind, detail): Meaning, error: Error) -> StoreError {
     let store_error = StoreError::new(kind, operation);
     match detail {
         Some(detail) => store_error.with_detail(detail),

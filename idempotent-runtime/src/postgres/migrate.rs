@@ -9,9 +9,9 @@ use super::Inner;
 use super::bounds::Bounds;
 use super::error::{is_lock_timeout, is_missing_table, store_error};
 use crate::sql::in_time;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
-const OPERATION: &str = "migrate";
+const OPERATION: Operation = Operation::Migrate;
 /// The version of the table that this release creates.
 const VERSION: i64 = 1;
 const SCRIPT: &str = include_str!("../../migrations/postgres/0001_records.sql");

@@ -36,8 +36,8 @@ use crate::sql::{
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
-    Capabilities, Claim, Claimed, Commit, Record, Release, StoreError, StoreErrorKind, Token,
-    transition,
+    Capabilities, Claim, Claimed, Commit, Operation, Record, Release, StoreError, StoreErrorKind,
+    Token, transition,
 };
 
 /// Records in a table of a PostgreSQL database, version 13 or later.
@@ -131,7 +131,7 @@ impl PostgresStore {
 }
 
 /// Reads the one row that the statement `read` returns.
-fn found_one(operation: &'static str, store: &Inner, rows: &[PgRow]) -> Answer<Found> {
+fn found_one(operation: Operation, store: &Inner, rows: &[PgRow]) -> Answer<Found> {
     let Some(row) = rows.first() else {
         return Err(StoreError::new(StoreErrorKind::Unavailable, operation)
             .with_detail("the answer has no row"));
@@ -149,7 +149,7 @@ pub(crate) struct PostgresTable {
 }
 
 impl PostgresTable {
-    async fn wrote(&mut self, operation: &'static str, request: Request<'_>) -> Answer<bool> {
+    async fn wrote(&mut self, operation: Operation, request: Request<'_>) -> Answer<bool> {
         let rows =
             request.send(operation, &mut self.connection, self.store.sessions.writing()).await?;
         Ok(!rows.is_empty())
@@ -157,25 +157,25 @@ impl PostgresTable {
 }
 
 impl Table for PostgresTable {
-    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+    async fn read(&mut self, operation: Operation, key: KeyHash) -> Answer<Found> {
         let store = Arc::clone(&self.store);
         let request = Request::new(&store.statements.read).bytes(key.as_bytes());
         let rows = request.send(operation, &mut self.connection, store.sessions.reading()).await?;
         found_one(operation, &store, &rows)
     }
 
-    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+    async fn insert(&mut self, operation: Operation, row: &Row) -> Answer<bool> {
         let store = Arc::clone(&self.store);
         self.wrote(operation, Request::new(&store.statements.insert).values(row.values())).await
     }
 
-    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+    async fn replace(&mut self, operation: Operation, guard: Guard, row: &Row) -> Answer<bool> {
         let (store, owner) = (Arc::clone(&self.store), owner_bytes(guard.owner));
         let request = Request::new(&store.statements.replace).values(row.values());
         self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
     }
 
-    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+    async fn delete(&mut self, operation: Operation, guard: Guard) -> Answer<bool> {
         let (store, owner) = (Arc::clone(&self.store), owner_bytes(guard.owner));
         let request = Request::new(&store.statements.delete).bytes(guard.key.as_bytes());
         self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
@@ -185,7 +185,7 @@ impl Table for PostgresTable {
 impl Rows for PostgresStore {
     type Table = PostgresTable;
 
-    async fn table(&self, operation: &'static str) -> Answer<PostgresTable> {
+    async fn table(&self, operation: Operation) -> Answer<PostgresTable> {
         let connection = self.0.sessions.lease(operation).await?;
         Ok(PostgresTable { connection, store: Arc::clone(&self.0) })
     }
@@ -206,13 +206,13 @@ impl Rows for PostgresStore {
         &self.0.fences
     }
 
-    async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+    async fn row(&self, operation: Operation, key: KeyHash) -> Answer<Found> {
         let request = Request::new(&self.0.statements.read).bytes(key.as_bytes());
         found_one(operation, &self.0, &self.0.sessions.rows(operation, request).await?)
     }
 
     async fn first_claim(&self, claim: &Claim) -> Answer<First> {
-        const OPERATION: &str = "claim";
+        const OPERATION: Operation = Operation::Claim;
         // The row as it would be at time zero; the server adds its time.
         let zero = Timestamp::default();
         let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else {
@@ -239,18 +239,18 @@ impl Rows for PostgresStore {
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
         let owner = owner_bytes(commit.token);
         let request = commit_request(&self.0.statements, commit, &owner);
-        Ok(!self.0.sessions.written("complete", request).await?.is_empty())
+        Ok(!self.0.sessions.written(Operation::Complete, request).await?.is_empty())
     }
 
     async fn release_own(&self, release: &Release) -> Answer<bool> {
         let owner = owner_bytes(release.token);
         let request =
             Request::new(&self.0.statements.release).bytes(release.key.as_bytes()).bytes(&owner);
-        Ok(!self.0.sessions.written("release", request).await?.is_empty())
+        Ok(!self.0.sessions.written(Operation::Release, request).await?.is_empty())
     }
 
     async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
-        const OPERATION: &str = "scan";
+        const OPERATION: Operation = Operation::Scan;
         let after = after.as_ref().map_or(&[][..], |key| &key.as_bytes()[..]);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let request = Request::new(&self.0.statements.page).bytes(after).integer(limit);
@@ -298,7 +298,7 @@ fn millis(duration: Duration) -> i64 {
 
 /// Reads what a watcher needs to know about the records of `keys`.
 fn look(sessions: Sessions, statement: Arc<str>, keys: Vec<KeyHash>) -> Look {
-    const OPERATION: &str = "watch";
+    const OPERATION: Operation = Operation::Watch;
     Box::pin(async move {
         let request = Request::new(&statement).keys(&keys);
         let rows = sessions.rows(OPERATION, request).await?;

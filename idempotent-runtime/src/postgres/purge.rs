@@ -6,9 +6,9 @@ use super::PostgresStore;
 use super::error::store_error;
 use super::request::Request;
 use crate::sql::{Answer, Batch, Place, purge_from_mark};
-use crate::store::Purged;
+use crate::store::{Operation, Purged};
 
-const OPERATION: &str = "purge";
+const OPERATION: Operation = Operation::Purge;
 
 impl PostgresStore {
     pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {

@@ -10,9 +10,9 @@ use super::session::Sessions;
 use super::{PostgresStore, millis, owner_bytes};
 use crate::key::KeyHash;
 use crate::sql::{self, Answer};
-use crate::store::{Record, Renewal, Written};
+use crate::store::{Operation, Record, Renewal, Written};
 
-const OPERATION: &str = "renew";
+const OPERATION: Operation = Operation::Renew;
 
 impl PostgresStore {
     pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {

@@ -1,6 +1,7 @@
 //! One statement with its values, which are bound or, where statements cannot be prepared, written
 //! into it.
 
+use crate::store::Operation;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -83,7 +84,7 @@ impl<'a> Request<'a> {
     /// what the others have written.
     pub(super) async fn send(
         self,
-        operation: &'static str,
+        operation: Operation,
         connection: &mut PgConnection,
         manner: Manner<'_>,
     ) -> Answer<Vec<PgRow>> {
@@ -99,7 +100,7 @@ impl<'a> Request<'a> {
     /// Sends the request once, in a transaction of the user, and returns the rows of the result.
     pub(super) async fn send_once(
         self,
-        operation: &'static str,
+        operation: Operation,
         connection: &mut PgConnection,
         prepared: bool,
     ) -> Answer<Vec<PgRow>> {
@@ -111,7 +112,7 @@ impl<'a> Request<'a> {
     /// after the statements of `first`. Returns the rows of all.
     pub(super) async fn send_after(
         self,
-        operation: &'static str,
+        operation: Operation,
         connection: &mut PgConnection,
         first: &str,
     ) -> Answer<Vec<PgRow>> {

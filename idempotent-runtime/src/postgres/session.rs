@@ -10,7 +10,7 @@ use super::bounds::{Asked, Bounds};
 use super::error::{connection_error, is_read_only};
 use super::request::{Manner, Request};
 use crate::sql::{Answer, Demotions, Lease, Pools, in_time, is_settled};
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// The source of connections, and the manner in which requests are sent on them.
 #[derive(Clone)]
@@ -52,7 +52,7 @@ impl Sessions {
         self.response_timeout
     }
 
-    pub(super) async fn lease(&self, operation: &'static str) -> Answer<Lease<Postgres>> {
+    pub(super) async fn lease(&self, operation: Operation) -> Answer<Lease<Postgres>> {
         let failed = |operation, error| connection_error(operation, error, self.are_local());
         self.pools.lease(operation, self.response_timeout, failed).await.map_err(|error| {
             // The only error with an unknown outcome here is that of the time limit, and nothing
@@ -106,7 +106,7 @@ impl Sessions {
     /// Returns the rows that the one statement of `request` reads.
     pub(super) async fn rows(
         &self,
-        operation: &'static str,
+        operation: Operation,
         request: Request<'_>,
     ) -> Answer<Vec<PgRow>> {
         self.send(operation, request, Self::reading).await
@@ -115,7 +115,7 @@ impl Sessions {
     /// Returns the rows that the one statement of `request`, a write, returns.
     pub(super) async fn written(
         &self,
-        operation: &'static str,
+        operation: Operation,
         request: Request<'_>,
     ) -> Answer<Vec<PgRow>> {
         self.send(operation, request, Self::writing).await
@@ -123,7 +123,7 @@ impl Sessions {
 
     async fn send(
         &self,
-        operation: &'static str,
+        operation: Operation,
         request: Request<'_>,
         manner: fn(&Self) -> Manner<'_>,
     ) -> Answer<Vec<PgRow>> {

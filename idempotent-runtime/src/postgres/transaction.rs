@@ -21,10 +21,10 @@ use crate::store::transaction::{
     AnyConnection, ClaimAnswer, End, TransactionConnection, TransactionFuture,
 };
 use crate::store::{
-    Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
+    Claim, Commit, DynStore, Operation, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
 };
 
-const OPERATION: &str = "claim in a transaction";
+const OPERATION: Operation = Operation::Transaction;
 /// The name that people call it by.
 const DATABASE: &str = "PostgreSQL";
 
@@ -72,7 +72,7 @@ pub(crate) struct InTransaction<'a> {
 impl InTransaction<'_> {
     /// Returns true if the statement returned a row. It is sent once: an error has broken the whole
     /// transaction.
-    async fn wrote(&mut self, operation: &'static str, request: Request<'_>) -> Answer<bool> {
+    async fn wrote(&mut self, operation: Operation, request: Request<'_>) -> Answer<bool> {
         let rows =
             request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
         Ok(!rows.is_empty())
@@ -80,7 +80,7 @@ impl InTransaction<'_> {
 }
 
 impl Table for InTransaction<'_> {
-    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+    async fn read(&mut self, operation: Operation, key: KeyHash) -> Answer<Found> {
         let request = Request::new(&self.store.in_transactions.read).bytes(key.as_bytes());
         found_one(
             operation,
@@ -89,7 +89,7 @@ impl Table for InTransaction<'_> {
         )
     }
 
-    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+    async fn insert(&mut self, operation: Operation, row: &Row) -> Answer<bool> {
         let request = Request::new(&self.store.in_transactions.insert_late).values(row.values());
         let rows =
             request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
@@ -100,14 +100,14 @@ impl Table for InTransaction<'_> {
         Ok(true)
     }
 
-    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+    async fn replace(&mut self, operation: Operation, guard: Guard, row: &Row) -> Answer<bool> {
         let owner = owner_bytes(guard.owner);
         let request = Request::new(&self.store.in_transactions.replace).values(row.values());
         self.is_late = true;
         self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
     }
 
-    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+    async fn delete(&mut self, operation: Operation, guard: Guard) -> Answer<bool> {
         let owner = owner_bytes(guard.owner);
         let request = Request::new(&self.store.in_transactions.delete).bytes(guard.key.as_bytes());
         self.wrote(operation, request.bytes(&owner).integer(guard.revision)).await
@@ -215,7 +215,8 @@ impl Transactional for InTransaction<'_> {
 
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
         let owner = owner_bytes(commit.token);
-        self.wrote("complete", commit_request(&self.store.in_transactions, commit, &owner)).await
+        self.wrote(Operation::Complete, commit_request(&self.store.in_transactions, commit, &owner))
+            .await
     }
 }
 

@@ -15,7 +15,7 @@ use redis::{PushInfo, PushKind, RedisResult, Value};
 use super::RedisStore;
 use super::error::{is_refused_command, store_error};
 use crate::key::KeyHash;
-use crate::store::{ChangeFeed, ChangeListener};
+use crate::store::{ChangeFeed, ChangeListener, Operation};
 
 /// The pause before a broken connection is replaced.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -28,7 +28,7 @@ impl ChangeFeed for RedisStore {
         Box::pin(async move {
             loop {
                 let Err(error) = self.follow_connected(&listener).await;
-                let error = store_error("follow", error);
+                let error = store_error(Operation::Follow, error);
                 if is_refused_command(&error) {
                     tracing::warn!(
                         %error,

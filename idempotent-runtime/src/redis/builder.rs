@@ -15,7 +15,7 @@ use super::{Inner, RedisAddress, RedisStore, check, script};
 use crate::clock::{Clock, SystemClock};
 use crate::paused::explained;
 use crate::store::bounds::check_timeout;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// Builds a [`RedisStore`]. Created by [`RedisStore::builder`].
 ///
@@ -168,7 +168,7 @@ impl RedisStoreBuilder {
 }
 
 fn unfit(error: redis::RedisError) -> StoreError {
-    StoreError::new(StoreErrorKind::Config, "connect")
+    StoreError::new(StoreErrorKind::Config, Operation::Connect)
         .with_detail("the connection URL or its certificates are invalid")
         .with_source(error)
 }

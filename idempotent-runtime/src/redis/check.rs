@@ -4,17 +4,17 @@ use redis::InfoDict;
 
 use super::RedisStore;
 use super::error::is_refused_command;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// The oldest release with `SET … NX GET`.
 const OLDEST: u32 = 7;
 
 pub(super) async fn server(store: &RedisStore, allow_eviction: bool) -> Result<(), StoreError> {
     let link = &store.0.commands;
-    let mut connected = link.connected("connect").await?;
+    let mut connected = link.connected(Operation::Connect).await?;
     let info: redis::RedisResult<InfoDict> =
         redis::cmd("INFO").query_async(&mut connected.connection).await;
-    let info = match link.answer("connect", &connected, info) {
+    let info = match link.answer(Operation::Connect, &connected, info) {
         Ok(info) => info,
         Err(error) if is_refused_command(&error) => {
             tracing::warn!(%error,
@@ -35,9 +35,9 @@ fn version(info: &InfoDict) -> Result<(), StoreError> {
     let version: String = info.get("redis_version").unwrap_or_default();
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     if major.is_none_or(|major| major < OLDEST) {
-        return Err(StoreError::new(StoreErrorKind::Unsupported, "connect").with_detail(format!(
-            "the server is Redis {version}; Redis 7.0 or later, or Valkey, is required"
-        )));
+        return Err(StoreError::new(StoreErrorKind::Unsupported, Operation::Connect).with_detail(
+            format!("the server is Redis {version}; Redis 7.0 or later, or Valkey, is required"),
+        ));
     }
     Ok(())
 }
@@ -45,7 +45,7 @@ fn version(info: &InfoDict) -> Result<(), StoreError> {
 /// Rejects a cluster: a node answers only for its own slots, and refuses all others.
 fn cluster(info: &InfoDict) -> Result<(), StoreError> {
     if info.get::<u8>("cluster_enabled") == Some(1) {
-        return Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(
+        return Err(StoreError::new(StoreErrorKind::Config, Operation::Connect).with_detail(
             "the server is a node of a Redis Cluster, which this store does not support: use a \
              server that has all keys",
         ));
@@ -67,7 +67,7 @@ fn eviction(info: &InfoDict, allowed: bool) -> Result<(), StoreError> {
         tracing::warn!("{detail}");
         return Ok(());
     }
-    Err(StoreError::new(StoreErrorKind::Config, "connect")
+    Err(StoreError::new(StoreErrorKind::Config, Operation::Connect)
         .with_detail(format!("{detail}, or call `allow_eviction()`")))
 }
 

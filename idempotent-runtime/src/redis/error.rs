@@ -6,12 +6,12 @@ use std::sync::Arc;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
 use crate::certificates;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// The script's own error for a value that is not a record.
 const UNREADABLE: &str = "UNREADABLE";
 
-pub(super) fn store_error(operation: &'static str, error: RedisError) -> StoreError {
+pub(super) fn store_error(operation: Operation, error: RedisError) -> StoreError {
     let (kind, detail) = meaning(&error);
     let store_error = StoreError::new(kind, operation);
     let store_error = match detail {

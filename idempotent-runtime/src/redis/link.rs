@@ -20,7 +20,7 @@ use tokio::runtime::{Handle, Id};
 use super::error::store_error;
 use crate::clock::{Clock, Timestamp};
 use crate::runtime::PerRuntime;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// The time without any answer after which the next request takes another connection.
 const SILENCE: Duration = Duration::from_secs(1);
@@ -121,7 +121,7 @@ impl Link {
     }
 
     /// Returns the connection, for the store operation `operation`.
-    pub(super) async fn connected(&self, operation: &'static str) -> Result<Connected, StoreError> {
+    pub(super) async fn connected(&self, operation: Operation) -> Result<Connected, StoreError> {
         let home = self.0.home();
         if let Some(connected) = self.0.current(&home) {
             return Ok(connected);
@@ -151,7 +151,7 @@ impl Link {
     /// be trusted ends it.
     pub(super) fn answer<T>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         connected: &Connected,
         answer: RedisResult<T>,
     ) -> Result<T, StoreError> {

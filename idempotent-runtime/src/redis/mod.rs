@@ -31,9 +31,9 @@ use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp};
 use crate::key::{KeyHash, hex};
 use crate::runtime::while_runtime_lives;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Grant, Page, Park,
-    Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreClock, StoreError,
-    StoreErrorKind, Token, Watch, Written, codes, envelope,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Grant, Operation,
+    Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreClock,
+    StoreError, StoreErrorKind, Token, Watch, Written, codes, envelope,
 };
 
 type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
@@ -107,7 +107,7 @@ impl RedisStore {
 
     /// Returns a key for one body of one request. Under one name, bodies of one record that are in
     /// flight at once, or arrive twice, would be mistaken for each other.
-    fn staged_key(&self, operation: &'static str, key: &KeyHash) -> Result<String, StoreError> {
+    fn staged_key(&self, operation: Operation, key: &KeyHash) -> Result<String, StoreError> {
         let mut name = [0; 16];
         self.0.randomness.fill(&mut name).map_err(|error| {
             StoreError::new(StoreErrorKind::Refused, operation)
@@ -121,7 +121,7 @@ impl RedisStore {
 /// Waits for the answer to a request. If the runtime in which it was sent ends, the answer will not
 /// arrive: the client's timers belong to that runtime, and another try on another one settles it.
 async fn at_home<A>(
-    operation: &'static str,
+    operation: Operation,
     request: impl Future<Output = Result<A, StoreError>>,
 ) -> Result<A, StoreError> {
     while_runtime_lives(request).await.unwrap_or_else(|| {
@@ -155,7 +155,7 @@ fn unmarked(mut record: Record) -> Record {
 
 /// Reads the record in `bytes`, unless it has expired.
 fn decoded(
-    operation: &'static str,
+    operation: Operation,
     key: KeyHash,
     bytes: Bytes,
     remaining: i64,
@@ -206,7 +206,7 @@ impl RedisStore {
     /// Reads the record and its expiry at one moment.
     async fn get(
         &self,
-        operation: &'static str,
+        operation: Operation,
         link: &Link,
         key: KeyHash,
     ) -> Result<Option<Record>, StoreError> {
@@ -232,7 +232,7 @@ impl RedisStore {
 
     /// Decides everything that `SET … NX GET` does not.
     async fn claim_by_script(&self, claim: &Claim, pending: &[u8]) -> Result<Claimed, StoreError> {
-        const OPERATION: &str = "claim";
+        const OPERATION: Operation = Operation::Claim;
         let link = &self.0.commands;
         let mut attempts = 0..ATTEMPTS;
         while attempts.next().is_some() {
@@ -303,8 +303,8 @@ impl Store for RedisStore {
     // Code that a hit does not need is boxed: otherwise the future of every hit would be as large
     // as that of the longest path.
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
-        at_home("claim", async {
-            const OPERATION: &str = "claim";
+        at_home(Operation::Claim, async {
+            const OPERATION: Operation = Operation::Claim;
             let link = &self.0.commands;
             let mut connected = link.connected(OPERATION).await?;
             let created = link.now(&connected);
@@ -370,23 +370,23 @@ impl Store for RedisStore {
     }
 
     async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
-        at_home("complete", async { self.complete_record(&commit).await }).await
+        at_home(Operation::Complete, async { self.complete_record(&commit).await }).await
     }
 
     async fn release(&self, release: Release) -> Result<Written, StoreError> {
-        at_home("release", async {
+        at_home(Operation::Release, async {
             let script = &self.0.scripts.release;
             let arguments = [flag(release.keep_attempts), flag(release.unused)];
-            self.write("release", script, &release.key, release.token, &arguments).await
+            self.write(Operation::Release, script, &release.key, release.token, &arguments).await
         })
         .await
     }
 
     async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
-        at_home("abandon", async {
+        at_home(Operation::Abandon, async {
             let script = &self.0.scripts.abandon;
             self.write(
-                "abandon",
+                Operation::Abandon,
                 script,
                 &abandon.key,
                 abandon.token,
@@ -398,42 +398,44 @@ impl Store for RedisStore {
     }
 
     async fn park(&self, park: Park) -> Result<Written, StoreError> {
-        at_home("park", async {
+        at_home(Operation::Park, async {
             let arguments = [
                 reason(Some(park.reason)),
                 flag(park.only_orphaned),
                 millis(park.ask_again_after).to_string(),
             ];
-            self.write("park", &self.0.scripts.park, &park.key, park.token, &arguments).await
+            self.write(Operation::Park, &self.0.scripts.park, &park.key, park.token, &arguments)
+                .await
         })
         .await
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
-        at_home("checkpoint", async { self.checkpoint_record(&checkpoint).await }).await
+        at_home(Operation::Checkpoint, async { self.checkpoint_record(&checkpoint).await }).await
     }
 
     async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
-        at_home("fence", async {
+        at_home(Operation::Fence, async {
             let link = &self.0.commands;
-            let mut connected = link.connected("fence").await?;
+            let mut connected = link.connected(Operation::Fence).await?;
             let mut script = self.0.scripts.fence.key(self.key(&key));
             let answer = script
                 .arg(&token.bits().to_be_bytes()[..])
                 .invoke_async(&mut connected.connection)
                 .await;
-            link.answer("fence", &connected, answer)
+            link.answer(Operation::Fence, &connected, answer)
         })
         .await
     }
 
     async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
-        at_home("read", async { self.get("read", &self.0.commands, key).await }).await
+        at_home(Operation::Read, async { self.get(Operation::Read, &self.0.commands, key).await })
+            .await
     }
 
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
-        at_home("watch", async {
-            const OPERATION: &str = "watch";
+        at_home(Operation::Watch, async {
+            const OPERATION: Operation = Operation::Watch;
             if self.0.polls.load(Ordering::Relaxed) {
                 return self.poll(key).await;
             }
@@ -457,22 +459,23 @@ impl Store for RedisStore {
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
-        at_home("resolve", async { self.resolve_record(&resolve).await }).await
+        at_home(Operation::Resolve, async { self.resolve_record(&resolve).await }).await
     }
 
     async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
-        at_home("remove", async {
+        at_home(Operation::Remove, async {
             let script = &self.0.scripts.remove;
             let arguments = [flag(remove.force), millis(remove.tombstone).to_string()];
-            let answer =
-                self.invoke("remove", script, &remove.key, remove.observed, &arguments).await?;
-            changed("remove", &answer)
+            let answer = self
+                .invoke(Operation::Remove, script, &remove.key, remove.observed, &arguments)
+                .await?;
+            changed(Operation::Remove, &answer)
         })
         .await
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
-        at_home("scan", async { self.scan_records(&scan).await }).await
+        at_home(Operation::Scan, async { self.scan_records(&scan).await }).await
     }
 
     /// Does nothing: the server expires records itself.
@@ -486,7 +489,7 @@ impl RedisStore {
     /// one, and a change between the two is pushed.
     async fn look(
         &self,
-        operation: &'static str,
+        operation: Operation,
         link: &Link,
         key: KeyHash,
     ) -> Result<Option<Record>, StoreError> {
@@ -514,7 +517,7 @@ impl RedisStore {
     /// not all poll at once.
     async fn poll(&self, key: KeyHash) -> Result<Watch, StoreError> {
         let link = &self.0.commands;
-        let record = self.look("watch", link, key).await?;
+        let record = self.look(Operation::Watch, link, key).await?;
         let moment = self.0.clock.monotonic().subsec_nanos() ^ u32::from(key.as_bytes()[0]) << 16;
         let pause = POLL / 2 + POLL * (moment % 1000) / 1000;
         Ok(Watch::new(record, self.0.clock.sleep(pause)))
@@ -529,7 +532,7 @@ fn reason(reason: Option<crate::store::Reason>) -> String {
     codes::reason_code(reason).to_string()
 }
 
-fn changed(operation: &'static str, answer: &str) -> Result<Changed, StoreError> {
+fn changed(operation: Operation, answer: &str) -> Result<Changed, StoreError> {
     match answer {
         "applied" => Ok(Changed::Applied),
         "running" => Ok(Changed::Running),
@@ -539,7 +542,7 @@ fn changed(operation: &'static str, answer: &str) -> Result<Changed, StoreError>
     }
 }
 
-fn unexpected(operation: &'static str, answer: &str) -> StoreError {
+fn unexpected(operation: Operation, answer: &str) -> StoreError {
     StoreError::new(StoreErrorKind::Unavailable, operation)
         .with_detail(format!("the script answered `{answer}`"))
 }

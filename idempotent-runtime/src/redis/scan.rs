@@ -8,9 +8,9 @@ use super::{RedisStore, placed};
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::store::envelope::{self, EnvelopeError};
-use crate::store::{Page, Record, Scan, StoreError, StoreErrorKind};
+use crate::store::{Operation, Page, Record, Scan, StoreError, StoreErrorKind};
 
-const OPERATION: &str = "scan";
+const OPERATION: Operation = Operation::Scan;
 /// The number of keys that one `SCAN` step visits.
 const STEP: usize = 1000;
 /// The number of records that are read in one round trip.

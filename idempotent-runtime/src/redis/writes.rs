@@ -14,7 +14,7 @@ use super::error::is_foreign;
 use super::{RedisStore, changed, flag, millis, pending, reason, unexpected};
 use crate::key::KeyHash;
 use crate::store::{
-    Changed, Checkpoint, Commit, Record, Renewal, Resolve, ResolveAnswer, StoreError,
+    Changed, Checkpoint, Commit, Operation, Record, Renewal, Resolve, ResolveAnswer, StoreError,
     StoreErrorKind, Token, Written, codes, envelope,
 };
 
@@ -25,7 +25,7 @@ const STAGED_MILLIS: u64 = 60_000;
 
 impl RedisStore {
     pub(super) async fn renew_all(&self, renewals: &[Renewal]) -> Result<Vec<Written>, StoreError> {
-        const OPERATION: &str = "renew";
+        const OPERATION: Operation = Operation::Renew;
         if renewals.is_empty() {
             return Ok(Vec::new());
         }
@@ -67,7 +67,7 @@ impl RedisStore {
     /// Runs a script that takes a token and further arguments.
     pub(super) async fn invoke(
         &self,
-        operation: &'static str,
+        operation: Operation,
         script: &Script,
         key: &KeyHash,
         token: Token,
@@ -83,7 +83,7 @@ impl RedisStore {
 
     async fn run(
         &self,
-        operation: &'static str,
+        operation: Operation,
         invocation: &ScriptInvocation<'_>,
     ) -> Result<String, StoreError> {
         let link = &self.0.commands;
@@ -94,7 +94,7 @@ impl RedisStore {
 
     pub(super) async fn write(
         &self,
-        operation: &'static str,
+        operation: Operation,
         script: &Script,
         key: &KeyHash,
         token: Token,
@@ -106,7 +106,7 @@ impl RedisStore {
     /// Prepares `body` for a request: inline, or staged.
     fn carried<'b>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         key: &KeyHash,
         body: &'b Bytes,
     ) -> Result<Carried<'b>, StoreError> {
@@ -125,7 +125,7 @@ impl RedisStore {
     /// Runs a script; stages a large body before it, in the same round trip.
     async fn run_carrying(
         &self,
-        operation: &'static str,
+        operation: Operation,
         script: &Script,
         carried: &Carried<'_>,
         invocation: &ScriptInvocation<'_>,
@@ -142,7 +142,7 @@ impl RedisStore {
 
     async fn run_staged(
         &self,
-        operation: &'static str,
+        operation: Operation,
         script: &Script,
         staging: &Staging,
         invocation: &ScriptInvocation<'_>,
@@ -163,7 +163,7 @@ impl RedisStore {
     }
 
     pub(super) async fn complete_record(&self, commit: &Commit) -> Result<Written, StoreError> {
-        const OPERATION: &str = "complete";
+        const OPERATION: Operation = Operation::Complete;
         if !commit.state.is_answer() {
             return Ok(Written::Lost);
         }
@@ -193,7 +193,7 @@ impl RedisStore {
         &self,
         checkpoint: &Checkpoint,
     ) -> Result<Written, StoreError> {
-        const OPERATION: &str = "checkpoint";
+        const OPERATION: Operation = Operation::Checkpoint;
         let carried = self.carried(OPERATION, &checkpoint.key, &checkpoint.body)?;
         let script = &self.0.scripts.checkpoint;
         let mut invocation = carried.invocation(script, self.key(&checkpoint.key));
@@ -206,7 +206,7 @@ impl RedisStore {
     }
 
     pub(super) async fn resolve_record(&self, resolve: &Resolve) -> Result<Changed, StoreError> {
-        const OPERATION: &str = "resolve";
+        const OPERATION: Operation = Operation::Resolve;
         let nothing = Bytes::new();
         let (state, schema, ttl, body) = match &resolve.answer {
             ResolveAnswer::NotExecuted => (0, 0, 0, &nothing),
@@ -269,7 +269,7 @@ fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
 }
 
-fn written(operation: &'static str, answer: &str) -> Result<Written, StoreError> {
+fn written(operation: Operation, answer: &str) -> Result<Written, StoreError> {
     match answer {
         "applied" => Ok(Written::Applied),
         "already" => Ok(Written::AlreadyApplied),

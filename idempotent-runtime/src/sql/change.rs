@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
-use crate::store::{Record, StoreError, StoreErrorKind, Token};
+use crate::store::{Operation, Record, StoreError, StoreErrorKind, Token};
 
 use super::row::{Row, integer};
 
@@ -42,14 +42,14 @@ pub(crate) trait Table: Send {
     /// Reads the row of `key` and the store's time.
     fn read(
         &mut self,
-        operation: &'static str,
+        operation: Operation,
         key: KeyHash,
     ) -> impl Future<Output = Result<Found, StoreError>> + Send;
 
     /// Writes a row; returns false and changes nothing if there is one with its key.
     fn insert(
         &mut self,
-        operation: &'static str,
+        operation: Operation,
         row: &Row,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
@@ -57,7 +57,7 @@ pub(crate) trait Table: Send {
     /// that row is not there.
     fn replace(
         &mut self,
-        operation: &'static str,
+        operation: Operation,
         guard: Guard,
         row: &Row,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
@@ -66,7 +66,7 @@ pub(crate) trait Table: Send {
     /// there.
     fn delete(
         &mut self,
-        operation: &'static str,
+        operation: Operation,
         guard: Guard,
     ) -> impl Future<Output = Result<bool, StoreError>> + Send;
 }
@@ -83,7 +83,7 @@ pub(crate) trait Table: Send {
 /// the answer always belongs to the row that was written, or to one that needed no write.
 pub(crate) async fn change<A>(
     table: &mut impl Table,
-    operation: &'static str,
+    operation: Operation,
     key: KeyHash,
     found: Option<Found>,
     retention: Option<Duration>,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// The longest name for which the tables and indexes derived from it still fit the limits of
 /// PostgreSQL (63 bytes) and MySQL (64).
@@ -34,7 +34,7 @@ impl TableName {
         if schema.into_iter().chain([table]).all(is_name) {
             return Ok(Self { schema: schema.map(String::from), table: String::from(table) });
         }
-        Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(format!(
+        Err(StoreError::new(StoreErrorKind::Config, Operation::Connect).with_detail(format!(
             "`{name}` cannot be the name of a table: write `table` or `schema.table`, each of at \
              most {LONGEST} ASCII letters, digits and underscores, not beginning with a digit"
         )))

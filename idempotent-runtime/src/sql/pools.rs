@@ -13,7 +13,7 @@ use super::Abandoned;
 use super::{Answer, Lease, in_time, starved::Starved};
 use crate::runtime::PerRuntime;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-use crate::store::StoreError;
+use crate::store::{Operation, StoreError};
 
 type Options<DB> = <<DB as Database>::Connection as Connection>::Options;
 
@@ -142,9 +142,9 @@ impl<DB: Database> Pools<DB> {
     )]
     pub(crate) async fn lease(
         &self,
-        operation: &'static str,
+        operation: Operation,
         patience: Duration,
-        failed: impl FnOnce(&'static str, Error) -> StoreError,
+        failed: impl FnOnce(Operation, Error) -> StoreError,
     ) -> Answer<Lease<DB>> {
         let since = Instant::now();
         // Boxed: it has many kilobytes, because it may have to open a connection, and it is part of

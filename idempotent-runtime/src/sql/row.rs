@@ -16,7 +16,7 @@ use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::codes::{self, POLICIES, REASONS, STATES};
 use crate::store::envelope::{self, EnvelopeError};
-use crate::store::{Reason, Record, State, StoreError, StoreErrorKind, Token};
+use crate::store::{Operation, Reason, Record, State, StoreError, StoreErrorKind, Token};
 
 /// The columns, in the order in which [`Row::values`] lists and [`found`] reads them.
 pub(crate) const COLUMNS: [&str; 22] = [
@@ -215,7 +215,7 @@ pub(crate) struct Listed {
 
 /// Reads like [`found`], from a row of a list. An error concerns the whole list: the row's key
 /// cannot be read.
-pub(crate) fn listed<R>(operation: &'static str, row: &R) -> Result<Listed, StoreError>
+pub(crate) fn listed<R>(operation: Operation, row: &R) -> Result<Listed, StoreError>
 where
     R: sqlx::Row,
     usize: ColumnIndex<R>,
@@ -232,7 +232,7 @@ where
 
 /// Reads a row of a result that consists of the store's time and all columns, which are empty if
 /// there is no record.
-pub(crate) fn found<R>(operation: &'static str, row: &R) -> Result<Found, StoreError>
+pub(crate) fn found<R>(operation: Operation, row: &R) -> Result<Found, StoreError>
 where
     R: sqlx::Row,
     usize: ColumnIndex<R>,
@@ -284,7 +284,7 @@ where
 
 /// Reads the columns of a row one after the other.
 struct Columns<'r, R> {
-    operation: &'static str,
+    operation: Operation,
     row: &'r R,
     next: usize,
 }

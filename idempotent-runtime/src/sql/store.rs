@@ -11,8 +11,8 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::runtime::while_runtime_lives;
 use crate::store::{
-    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Record, Release,
-    Remove, Resolve, Scan, StoreError, StoreErrorKind, Token, Watch, Written, transition,
+    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Operation, Page, Park, Record,
+    Release, Remove, Resolve, Scan, StoreError, StoreErrorKind, Token, Watch, Written, transition,
 };
 
 /// The number of times that a first claim is sent because another claim was faster, and its record
@@ -44,7 +44,7 @@ pub(crate) trait Rows: Send + Sync + 'static {
     /// A connection that writes.
     fn table(
         &self,
-        operation: &'static str,
+        operation: Operation,
     ) -> impl Future<Output = Result<Self::Table, StoreError>> + Send;
 
     /// Returns the connection to its pool if it can be used again after `failure`, the error of the
@@ -63,14 +63,14 @@ pub(crate) trait Rows: Send + Sync + 'static {
     /// Reads the row of `key` and the store's time, in one statement.
     fn row(
         &self,
-        operation: &'static str,
+        operation: Operation,
         key: KeyHash,
     ) -> impl Future<Output = Result<Found, StoreError>> + Send;
 
     /// Writes the row of a first claim if there is none, or returns what is there. One statement
     /// where the dialect has one for that.
     fn first_claim(&self, claim: &Claim) -> impl Future<Output = Result<First, StoreError>> + Send {
-        async { self.row("claim", claim.key).await.map(First::Found) }
+        async { self.row(Operation::Claim, claim.key).await.map(First::Found) }
     }
 
     fn fences(&self) -> &Fences;
@@ -104,7 +104,7 @@ pub(crate) trait Rows: Send + Sync + 'static {
     reason = "the patience with a server is real time, whatever clock records have"
 )]
 pub(crate) async fn in_time<A>(
-    operation: &'static str,
+    operation: Operation,
     limit: Duration,
     request: impl Future<Output = Result<A, StoreError>>,
 ) -> Result<A, StoreError> {
@@ -134,7 +134,7 @@ pub(crate) fn is_settled(failure: Option<&StoreError>) -> bool {
 /// Decides on what was found, and leases a connection only if something has to be written.
 async fn change_row<A>(
     rows: &impl Rows,
-    operation: &'static str,
+    operation: Operation,
     found: Found,
     key: KeyHash,
     retention: Option<Duration>,
@@ -157,7 +157,7 @@ async fn change_row<A>(
 /// Reads the row and decides on it.
 async fn read_and_change<A>(
     rows: &impl Rows,
-    operation: &'static str,
+    operation: Operation,
     key: KeyHash,
     transition: impl FnMut(&mut Option<Record>, Timestamp) -> A + Send,
 ) -> Result<A, StoreError> {
@@ -177,12 +177,20 @@ pub(crate) async fn claim(rows: &impl Rows, claim: Claim) -> Result<Claimed, Sto
             First::Found(found) => {
                 let decide =
                     |slot: &mut Option<Record>, now| rows.fences().claim(slot, &claim, now);
-                return change_row(rows, "claim", found, claim.key, Some(claim.ttl), decide).await;
+                return change_row(
+                    rows,
+                    Operation::Claim,
+                    found,
+                    claim.key,
+                    Some(claim.ttl),
+                    decide,
+                )
+                .await;
             }
             First::Raced => {}
         }
     }
-    Err(StoreError::new(StoreErrorKind::Refused, "claim")
+    Err(StoreError::new(StoreErrorKind::Refused, Operation::Claim)
         .with_detail("others claimed and released the key meanwhile"))
 }
 
@@ -192,7 +200,7 @@ pub(crate) async fn complete(rows: &impl Rows, commit: Commit) -> Result<Written
         return Ok(Written::Applied);
     }
     let decide = |slot: &mut Option<Record>, now| transition::complete(slot, &commit, now);
-    read_and_change(rows, "complete", commit.key, decide).await
+    read_and_change(rows, Operation::Complete, commit.key, decide).await
 }
 
 pub(crate) async fn release(rows: &impl Rows, release: Release) -> Result<Written, StoreError> {
@@ -201,21 +209,22 @@ pub(crate) async fn release(rows: &impl Rows, release: Release) -> Result<Writte
         rows.watchers().changed(&release.key);
         return Ok(Written::Applied);
     }
-    read_and_change(rows, "release", release.key, |slot, now| {
+    read_and_change(rows, Operation::Release, release.key, |slot, now| {
         transition::release(slot, &release, now)
     })
     .await
 }
 
 pub(crate) async fn abandon(rows: &impl Rows, abandon: Abandon) -> Result<Written, StoreError> {
-    read_and_change(rows, "abandon", abandon.key, |slot, now| {
+    read_and_change(rows, Operation::Abandon, abandon.key, |slot, now| {
         transition::abandon(slot, &abandon, now)
     })
     .await
 }
 
 pub(crate) async fn park(rows: &impl Rows, park: Park) -> Result<Written, StoreError> {
-    read_and_change(rows, "park", park.key, |slot, now| transition::park(slot, &park, now)).await
+    read_and_change(rows, Operation::Park, park.key, |slot, now| transition::park(slot, &park, now))
+        .await
 }
 
 pub(crate) async fn checkpoint(
@@ -223,8 +232,8 @@ pub(crate) async fn checkpoint(
     checkpoint: Checkpoint,
 ) -> Result<Written, StoreError> {
     let decide = |slot: &mut Option<Record>, now| transition::checkpoint(slot, &checkpoint, now);
-    let found = rows.row("checkpoint", checkpoint.key).await?;
-    change_row(rows, "checkpoint", found, checkpoint.key, None, decide).await
+    let found = rows.row(Operation::Checkpoint, checkpoint.key).await?;
+    change_row(rows, Operation::Checkpoint, found, checkpoint.key, None, decide).await
 }
 
 pub(crate) async fn fence(
@@ -232,14 +241,14 @@ pub(crate) async fn fence(
     key: KeyHash,
     token: Token,
 ) -> Result<Option<u64>, StoreError> {
-    let found = rows.row("fence", key).await?;
+    let found = rows.row(Operation::Fence, key).await?;
     let mut slot = found.stored.map(|stored| stored.record);
     Ok(transition::fence(&mut slot, token, found.now))
 }
 
 pub(crate) async fn read(
     rows: &impl Rows,
-    operation: &'static str,
+    operation: Operation,
     key: KeyHash,
 ) -> Result<Option<Record>, StoreError> {
     let found = rows.row(operation, key).await?;
@@ -248,20 +257,22 @@ pub(crate) async fn read(
 }
 
 pub(crate) async fn watch(rows: &impl Rows, key: KeyHash) -> Result<Watch, StoreError> {
-    let record = read(rows, "watch", key).await?;
+    let record = read(rows, Operation::Watch, key).await?;
     Ok(rows.watchers().watch(key, record))
 }
 
 pub(crate) async fn resolve(rows: &impl Rows, resolve: Resolve) -> Result<Changed, StoreError> {
-    read_and_change(rows, "resolve", resolve.key, |slot, now| {
+    read_and_change(rows, Operation::Resolve, resolve.key, |slot, now| {
         transition::resolve(slot, &resolve, now)
     })
     .await
 }
 
 pub(crate) async fn remove(rows: &impl Rows, remove: Remove) -> Result<Changed, StoreError> {
-    read_and_change(rows, "remove", remove.key, |slot, now| transition::remove(slot, &remove, now))
-        .await
+    read_and_change(rows, Operation::Remove, remove.key, |slot, now| {
+        transition::remove(slot, &remove, now)
+    })
+    .await
 }
 
 pub(crate) async fn scan(rows: &impl Rows, scan: Scan) -> Result<Page, StoreError> {
@@ -372,7 +383,7 @@ macro_rules! store_of_rows {
                 &self,
                 key: $crate::key::KeyHash,
             ) -> $crate::sql::Answer<Option<$crate::store::Record>> {
-                $crate::sql::store::read(self, "read", key).await
+                $crate::sql::store::read(self, Operation::Read, key).await
             }
 
             async fn watch(

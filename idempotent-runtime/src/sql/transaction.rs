@@ -24,11 +24,11 @@ use crate::store::transaction::{
     transactions,
 };
 use crate::store::{
-    Claim, Claimed, Commit, DynStore, Record, Store, StoreError, StoreErrorKind, Token, Written,
-    transition,
+    Claim, Claimed, Commit, DynStore, Operation, Record, Store, StoreError, StoreErrorKind, Token,
+    Written, transition,
 };
 
-const OPERATION: &str = "claim in a transaction";
+const OPERATION: Operation = Operation::Transaction;
 
 /// The identity of the database that a table is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(crate) struct Identity {
 impl Identity {
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when `written` is not an identity.
-    pub(crate) fn new(operation: &'static str, written: Vec<u8>, place: String) -> Answer<Self> {
+    pub(crate) fn new(operation: Operation, written: Vec<u8>, place: String) -> Answer<Self> {
         let unfit = "the `meta` table holds no identity of 16 bytes";
         let written = written.try_into();
         let written = written

@@ -14,7 +14,7 @@ use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{Fences, Pools, TableName, Watchers};
 use crate::store::bounds::check_timeout;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(2);
 const READERS: u32 = 4;
@@ -96,7 +96,7 @@ impl SqliteStoreBuilder {
         let writer = Pools::own(pool().max_connections(1), options.clone());
         let readers = Pools::own(pool().max_connections(READERS), options);
         let store = store(readers, writer, table, self.clock, self.response_timeout);
-        store.0.writer.lease("connect").await?.give_back().await;
+        store.0.writer.lease(Operation::Connect).await?.give_back().await;
         store.migrate().await?;
         Ok(store)
     }
@@ -151,8 +151,9 @@ fn store(
 
 /// Returns the path in `sqlite:path` or `sqlite://path`.
 pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
-    let unfit =
-        |detail: &str| Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(detail));
+    let unfit = |detail: &str| {
+        Err(StoreError::new(StoreErrorKind::Config, Operation::Connect).with_detail(detail))
+    };
     let Some(path) = url.strip_prefix("sqlite:") else {
         return unfit("the URL of an SQLite store begins with `sqlite:`");
     };

@@ -3,7 +3,7 @@
 use sqlx::Error;
 use sqlx::error::DatabaseError;
 
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
 /// Primary result codes of SQLite (<https://www.sqlite.org/rescode.html>).
 const BUSY: i32 = 5;
@@ -14,7 +14,7 @@ const FULL: i32 = 13;
 const CANNOT_OPEN: i32 = 14;
 const NO_DATABASE: i32 = 26;
 
-pub(super) fn store_error(operation: &'static str, error: Error) -> StoreError {
+pub(super) fn store_error(operation: Operation, error: Error) -> StoreError {
     let (kind, detail) = meaning(&error);
     let store_error = StoreError::new(kind, operation);
     match detail {

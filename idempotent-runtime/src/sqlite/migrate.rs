@@ -5,9 +5,9 @@ use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, SqliteConnection};
 use super::Inner;
 use super::error::{is_missing_table, store_error};
 use super::transaction::identity;
-use crate::store::{StoreError, StoreErrorKind};
+use crate::store::{Operation, StoreError, StoreErrorKind};
 
-const OPERATION: &str = "migrate";
+const OPERATION: Operation = Operation::Migrate;
 /// The version of the table that this release creates.
 const VERSION: i64 = 1;
 const SCRIPT: &str = include_str!("../../migrations/sqlite/0001_records.sql");

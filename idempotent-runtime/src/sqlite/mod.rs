@@ -31,7 +31,9 @@ use crate::sql::{
     store_of_rows,
 };
 use crate::store::codes::{self, STATES};
-use crate::store::{Capabilities, Commit, Release, StoreClock, StoreError, StoreErrorKind, Token};
+use crate::store::{
+    Capabilities, Commit, Operation, Release, StoreClock, StoreError, StoreErrorKind, Token,
+};
 
 /// Records in a table of an SQLite database: a durable store for one machine, without a server.
 ///
@@ -137,7 +139,7 @@ impl Inner {
     }
 
     /// Returns the number of rows that one writing statement changed.
-    async fn write(&self, operation: &'static str, statement: Bound<'_>) -> Answer<u64> {
+    async fn write(&self, operation: Operation, statement: Bound<'_>) -> Answer<u64> {
         let mut lease = self.writer.lease(operation).await?;
         let result =
             in_time(operation, self.response_timeout, execute(operation, &mut lease, statement))
@@ -157,7 +159,7 @@ struct Connections {
 }
 
 impl Connections {
-    async fn lease(&self, operation: &'static str) -> Answer<Lease<Sqlite>> {
+    async fn lease(&self, operation: Operation) -> Answer<Lease<Sqlite>> {
         // Boxed: some kilobytes, because it may have to open the file, and part of every request's
         // future.
         let connecting = Box::pin(self.pools.acquire());
@@ -175,7 +177,7 @@ impl Connections {
     }
 
     /// Returns the rows that one reading statement finds.
-    async fn rows(&self, operation: &'static str, statement: Bound<'_>) -> Answer<Vec<SqliteRow>> {
+    async fn rows(&self, operation: Operation, statement: Bound<'_>) -> Answer<Vec<SqliteRow>> {
         let mut lease = self.lease(operation).await?;
         let reading = async {
             statement.fetch_all(&mut *lease).await.map_err(|error| store_error(operation, error))
@@ -189,7 +191,7 @@ impl Connections {
 }
 
 async fn execute(
-    operation: &'static str,
+    operation: Operation,
     connection: &mut SqliteConnection,
     statement: Bound<'_>,
 ) -> Answer<u64> {
@@ -200,7 +202,7 @@ async fn execute(
 
 /// Reads the row of `key`. `is_given` is true if the connection is the user's.
 async fn read(
-    operation: &'static str,
+    operation: Operation,
     connection: &mut SqliteConnection,
     store: &Inner,
     is_given: bool,
@@ -228,25 +230,25 @@ pub(crate) struct SqliteTable {
 }
 
 impl Table for SqliteTable {
-    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+    async fn read(&mut self, operation: Operation, key: KeyHash) -> Answer<Found> {
         read(operation, &mut self.connection, &self.store, self.store.is_given, &key).await
     }
 
-    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+    async fn insert(&mut self, operation: Operation, row: &Row) -> Answer<bool> {
         insert(operation, &mut self.connection, &self.store.statements, row).await
     }
 
-    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+    async fn replace(&mut self, operation: Operation, guard: Guard, row: &Row) -> Answer<bool> {
         replace(operation, &mut self.connection, &self.store.statements, guard, row).await
     }
 
-    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+    async fn delete(&mut self, operation: Operation, guard: Guard) -> Answer<bool> {
         delete(operation, &mut self.connection, &self.store.statements, guard).await
     }
 }
 
 async fn insert(
-    operation: &'static str,
+    operation: Operation,
     connection: &mut SqliteConnection,
     statements: &Statements,
     row: &Row,
@@ -255,7 +257,7 @@ async fn insert(
 }
 
 async fn replace(
-    operation: &'static str,
+    operation: Operation,
     connection: &mut SqliteConnection,
     statements: &Statements,
     guard: Guard,
@@ -267,7 +269,7 @@ async fn replace(
 }
 
 async fn delete(
-    operation: &'static str,
+    operation: Operation,
     connection: &mut SqliteConnection,
     statements: &Statements,
     guard: Guard,
@@ -296,7 +298,7 @@ fn commit_statement<'q>(store: &Inner, commit: &Commit, at: Timestamp) -> Bound<
 impl Rows for SqliteStore {
     type Table = SqliteTable;
 
-    async fn table(&self, operation: &'static str) -> Answer<SqliteTable> {
+    async fn table(&self, operation: Operation) -> Answer<SqliteTable> {
         let connection = self.0.writer.lease(operation).await?;
         Ok(SqliteTable { connection, store: Arc::clone(&self.0) })
     }
@@ -315,7 +317,7 @@ impl Rows for SqliteStore {
         &self.0.watchers
     }
 
-    async fn row(&self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+    async fn row(&self, operation: Operation, key: KeyHash) -> Answer<Found> {
         let mut lease = self.0.readers.lease(operation).await?;
         let reading = read(operation, &mut lease, &self.0, self.0.is_given, &key);
         let result = in_time(operation, self.0.response_timeout, reading).await;
@@ -331,7 +333,7 @@ impl Rows for SqliteStore {
 
     async fn commit_own(&self, commit: &Commit) -> Answer<bool> {
         let statement = commit_statement(&self.0, commit, self.0.clock.now());
-        Ok(self.0.write("complete", statement).await? == 1)
+        Ok(self.0.write(Operation::Complete, statement).await? == 1)
     }
 
     async fn release_own(&self, release: &Release) -> Answer<bool> {
@@ -339,11 +341,11 @@ impl Rows for SqliteStore {
             .bind(key_of(&release.key))
             .bind(owner_of(release.token))
             .bind(self.0.now());
-        Ok(self.0.write("release", statement).await? == 1)
+        Ok(self.0.write(Operation::Release, statement).await? == 1)
     }
 
     async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
-        const OPERATION: &str = "scan";
+        const OPERATION: Operation = Operation::Scan;
         let after = after.map(|key| key.as_bytes().to_vec()).unwrap_or_default();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let statement = query(&self.0.statements.page).bind(self.0.now()).bind(after).bind(limit);
@@ -359,7 +361,7 @@ fn look(
     clock: Arc<dyn Clock>,
     keys: Vec<KeyHash>,
 ) -> Look {
-    const OPERATION: &str = "watch";
+    const OPERATION: Operation = Operation::Watch;
     Box::pin(async move {
         let list: Vec<_> = keys.iter().map(|key| format!("\"{}\"", key.to_hex())).collect();
         let statement = query(&statements)

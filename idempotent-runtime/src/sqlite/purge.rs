@@ -7,9 +7,9 @@ use sqlx::{Connection as _, Row as _};
 use super::error::store_error;
 use super::{SqliteStore, execute, query};
 use crate::sql::{Answer, in_time, is_answered};
-use crate::store::Purged;
+use crate::store::{Operation, Purged};
 
-const OPERATION: &str = "purge";
+const OPERATION: Operation = Operation::Purge;
 
 impl SqliteStore {
     pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {

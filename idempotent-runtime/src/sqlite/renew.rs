@@ -8,9 +8,9 @@ use super::error::store_error;
 use super::{Inner, SqliteStore, key_of, owner_of, query};
 use crate::clock::Timestamp;
 use crate::sql::{self, Answer, in_time, integer, is_answered};
-use crate::store::{Renewal, Written};
+use crate::store::{Operation, Renewal, Written};
 
-const OPERATION: &str = "renew";
+const OPERATION: Operation = Operation::Renew;
 /// The maximum number of leases that one statement prolongs: others need to write too.
 const MOST: usize = 1_000;
 

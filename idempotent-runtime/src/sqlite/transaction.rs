@@ -22,10 +22,10 @@ use crate::store::transaction::{
     AnyConnection, ClaimAnswer, End, TransactionConnection, TransactionFuture,
 };
 use crate::store::{
-    Claim, Commit, DynStore, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
+    Claim, Commit, DynStore, Operation, Record, SqlTransaction, StoreError, StoreErrorKind, Token,
 };
 
-const OPERATION: &str = "claim in a transaction";
+const OPERATION: Operation = Operation::Transaction;
 /// The name that people call it by.
 const DATABASE: &str = "SQLite";
 
@@ -87,23 +87,23 @@ pub(crate) struct InTransaction<'a> {
 }
 
 impl Table for InTransaction<'_> {
-    async fn read(&mut self, operation: &'static str, key: KeyHash) -> Answer<Found> {
+    async fn read(&mut self, operation: Operation, key: KeyHash) -> Answer<Found> {
         read(operation, self.connection, self.store, true, &key).await
     }
 
-    async fn insert(&mut self, operation: &'static str, row: &Row) -> Answer<bool> {
+    async fn insert(&mut self, operation: Operation, row: &Row) -> Answer<bool> {
         insert(operation, self.connection, &self.store.statements, row)
             .await
             .map_err(not_begun_to_write)
     }
 
-    async fn replace(&mut self, operation: &'static str, guard: Guard, row: &Row) -> Answer<bool> {
+    async fn replace(&mut self, operation: Operation, guard: Guard, row: &Row) -> Answer<bool> {
         replace(operation, self.connection, &self.store.statements, guard, row)
             .await
             .map_err(not_begun_to_write)
     }
 
-    async fn delete(&mut self, operation: &'static str, guard: Guard) -> Answer<bool> {
+    async fn delete(&mut self, operation: Operation, guard: Guard) -> Answer<bool> {
         super::delete(operation, self.connection, &self.store.statements, guard)
             .await
             .map_err(not_begun_to_write)
@@ -173,7 +173,7 @@ impl Transactional for InTransaction<'_> {
     async fn commit_own(&mut self, commit: &Commit) -> Answer<bool> {
         // No other session has the row, however long the body took.
         let statement = commit_statement(self.store, commit, Timestamp::from_millis(0));
-        Ok(execute("complete", self.connection, statement).await? == 1)
+        Ok(execute(Operation::Complete, self.connection, statement).await? == 1)
     }
 }
 
@@ -193,7 +193,7 @@ fn not_begun_to_write(error: StoreError) -> StoreError {
 
 /// Returns the identity of the database that `connection` is on.
 pub(super) async fn identity(
-    operation: &'static str,
+    operation: Operation,
     connection: &mut SqliteConnection,
     store: &Inner,
 ) -> Answer<Identity> {

@@ -22,12 +22,13 @@ use tokio::sync::Notify;
 use super::checkpoint::{Recorded, Unreadable, decode, encode};
 use super::identity::StepId;
 use crate::encoding::{NotEncodable, Redacted};
+use crate::engine::Inner;
 use crate::engine::lease::Lease;
-use crate::engine::{Inner, retry};
+use crate::engine::retry::Budget;
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
 use crate::outcome::refused;
-use crate::store::{Checkpoint, Record, StoreError, StoreErrorKind};
+use crate::store::{Checkpoint, Operation, Record, StoreError, StoreErrorKind};
 
 pub(crate) struct Journal {
     operation: Arc<str>,
@@ -286,7 +287,7 @@ impl Journal {
             biased;
             () = self.all_are_heard() => {}
             () = engine.clock.sleep(patience) => {
-                let error = StoreError::new(StoreErrorKind::Unavailable, "checkpoint");
+                let error = StoreError::new(StoreErrorKind::Unavailable, Operation::Checkpoint);
                 let detail = format!("no answer about a step that was dropped within {patience:?}");
                 return Err(Unwritten::Unknown(error.with_detail(detail)));
             }
@@ -350,7 +351,7 @@ impl Journal {
             biased;
             writer = self.writer.lock() => Ok(writer),
             () = engine.clock.sleep(left) => {
-                let error = StoreError::new(StoreErrorKind::Unavailable, "checkpoint");
+                let error = StoreError::new(StoreErrorKind::Unavailable, Operation::Checkpoint);
                 let detail = format!("another step has been on its way to the record for {left:?}");
                 Err(Unwritten::Unknown(error.with_detail(detail)))
             }
@@ -368,9 +369,7 @@ impl Journal {
         let (key, token) = (self.lease.key, self.lease.token);
         let checkpoint = Checkpoint::new(key, token, writer.sequence, sent.body.clone());
         let left = end.saturating_sub(engine.clock.monotonic());
-        let written =
-            retry::until(engine, left, || engine.store.clone().checkpoint(checkpoint.clone()))
-                .await;
+        let written = engine.store.checkpoint(Budget::of(left), checkpoint).await;
         if !written.map_err(Unwritten::Unknown)?.is_done() {
             self.steps().superseded = true;
             return Err(Unwritten::Superseded);

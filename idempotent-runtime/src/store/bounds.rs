@@ -1,5 +1,6 @@
 //! Bounds for the values that a store's builder accepts.
 
+use crate::store::Operation;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -15,5 +16,5 @@ pub(crate) fn check_timeout(name: &str, timeout: Duration) -> Result<(), StoreEr
         return Ok(());
     }
     let detail = format!("`{name}` is {timeout:?}; it must be from 1ms to a day");
-    Err(StoreError::new(StoreErrorKind::Config, "connect").with_detail(detail))
+    Err(StoreError::new(StoreErrorKind::Config, Operation::Connect).with_detail(detail))
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
-    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
-    envelope, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Operation, Page,
+    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
+    Written, envelope, transition,
 };
 use tokio::sync::Notify;
 
@@ -35,7 +35,7 @@ impl CustomStore {
     /// writes the value between the read and the write.
     fn change<R>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         key: KeyHash,
         transition: impl FnOnce(&mut Option<Record>, Timestamp) -> R,
     ) -> Result<R, StoreError> {
@@ -77,7 +77,7 @@ impl Store for CustomStore {
     }
 
     async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
-        self.change("claim", claim.key, |slot, now| {
+        self.change(Operation::Claim, claim.key, |slot, now| {
             let claimed =
                 transition::claim_above(slot, &claim, now, self.last_fence.load(Ordering::Relaxed));
             if let Claimed::Mine(grant) = &claimed {
@@ -89,39 +89,47 @@ impl Store for CustomStore {
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
         let renew = |renewal: &Renewal| {
-            self.change("renew", renewal.key, |slot, now| transition::renew(slot, renewal, now))
+            self.change(Operation::Renew, renewal.key, |slot, now| {
+                transition::renew(slot, renewal, now)
+            })
         };
         renewals.iter().map(renew).collect()
     }
 
     async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
-        self.change("complete", commit.key, |slot, now| transition::complete(slot, &commit, now))
+        self.change(Operation::Complete, commit.key, |slot, now| {
+            transition::complete(slot, &commit, now)
+        })
     }
 
     async fn release(&self, release: Release) -> Result<Written, StoreError> {
-        self.change("release", release.key, |slot, now| transition::release(slot, &release, now))
+        self.change(Operation::Release, release.key, |slot, now| {
+            transition::release(slot, &release, now)
+        })
     }
 
     async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
-        self.change("abandon", abandon.key, |slot, now| transition::abandon(slot, &abandon, now))
+        self.change(Operation::Abandon, abandon.key, |slot, now| {
+            transition::abandon(slot, &abandon, now)
+        })
     }
 
     async fn park(&self, park: Park) -> Result<Written, StoreError> {
-        self.change("park", park.key, |slot, now| transition::park(slot, &park, now))
+        self.change(Operation::Park, park.key, |slot, now| transition::park(slot, &park, now))
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
-        self.change("checkpoint", checkpoint.key, |slot, now| {
+        self.change(Operation::Checkpoint, checkpoint.key, |slot, now| {
             transition::checkpoint(slot, &checkpoint, now)
         })
     }
 
     async fn fence(&self, key: KeyHash, token: Token) -> Result<Option<u64>, StoreError> {
-        self.change("fence", key, |slot, now| transition::fence(slot, token, now))
+        self.change(Operation::Fence, key, |slot, now| transition::fence(slot, token, now))
     }
 
     async fn read(&self, key: KeyHash) -> Result<Option<Record>, StoreError> {
-        self.change("read", key, transition::read)
+        self.change(Operation::Read, key, transition::read)
     }
 
     async fn watch(&self, key: KeyHash) -> Result<Watch, StoreError> {
@@ -129,7 +137,7 @@ impl Store for CustomStore {
         // expiry.
         let (changed, second) =
             (self.changed.clone().notified_owned(), self.clock.sleep(Duration::from_secs(1)));
-        let record = self.change("watch", key, transition::read)?;
+        let record = self.change(Operation::Watch, key, transition::read)?;
         Ok(Watch::new(record, async {
             tokio::select! {
                 () = changed => {}
@@ -139,11 +147,15 @@ impl Store for CustomStore {
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
-        self.change("resolve", resolve.key, |slot, now| transition::resolve(slot, &resolve, now))
+        self.change(Operation::Resolve, resolve.key, |slot, now| {
+            transition::resolve(slot, &resolve, now)
+        })
     }
 
     async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
-        self.change("remove", remove.key, |slot, now| transition::remove(slot, &remove, now))
+        self.change(Operation::Remove, remove.key, |slot, now| {
+            transition::remove(slot, &remove, now)
+        })
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
@@ -151,7 +163,9 @@ impl Store for CustomStore {
         let mut records: Vec<Record> = Vec::new();
         for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after))
         {
-            let Some(mut record) = self.change("scan", key, transition::read)? else { continue };
+            let Some(mut record) = self.change(Operation::Scan, key, transition::read)? else {
+                continue;
+            };
             if !scan.includes(&record) {
                 continue;
             }
@@ -168,7 +182,7 @@ impl Store for CustomStore {
     async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
         let mut removed = 0;
         for key in self.keys() {
-            let expired = self.change("purge", key, |slot, now| {
+            let expired = self.change(Operation::Purge, key, |slot, now| {
                 let expired =
                     removed < limit && slot.as_ref().is_some_and(|record| record.expires <= now);
                 if expired {

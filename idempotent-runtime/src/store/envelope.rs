@@ -31,6 +31,7 @@
 //! The operation and the trace context follow the body: a store that replaces the body puts the
 //! same texts after the new one, and need not know where the body comes from.
 
+use crate::store::Operation;
 use std::fmt;
 use std::sync::Arc;
 
@@ -262,7 +263,7 @@ impl EnvelopeError {
     /// Converts this to an error of kind [`Corrupt`](StoreErrorKind::Corrupt) of the store
     /// operation that read the bytes.
     #[must_use]
-    pub fn during(self, operation: &'static str) -> StoreError {
+    pub fn during(self, operation: Operation) -> StoreError {
         StoreError::new(StoreErrorKind::Corrupt, operation).with_source(self)
     }
 }
@@ -296,7 +297,7 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::select;
 
-    use super::{EnvelopeError, POLICIES, REASONS, STATES, decode, encode};
+    use super::{EnvelopeError, Operation, POLICIES, REASONS, STATES, decode, encode};
     use crate::clock::Timestamp;
     use crate::fingerprint::Fingerprint;
     use crate::key::KeyHash;
@@ -468,8 +469,8 @@ mod tests {
         let error = decoded(&bytes).unwrap_err();
         assert_eq!(error, EnvelopeError::UnknownVersion(9));
         assert!(error.to_string().contains("format version 9"), "{error}");
-        let error = error.during("read");
-        assert_eq!((error.kind(), error.operation()), (StoreErrorKind::Corrupt, "read"));
+        let error = error.during(Operation::Read);
+        assert_eq!((error.kind(), error.operation()), (StoreErrorKind::Corrupt, Operation::Read));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Errors of stores.
 
+use crate::store::Operation;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
@@ -26,23 +27,23 @@ pub enum StoreErrorKind {
 /// A failure of a store: its kind, the operation, and the client's own error as `source()`.
 ///
 /// ```
-/// use idempotent_runtime::store::{StoreError, StoreErrorKind};
+/// use idempotent_runtime::store::{Operation, StoreError, StoreErrorKind};
 ///
-/// let error = StoreError::new(StoreErrorKind::Unavailable, "claim").with_source(std::io::Error::other("reset"));
+/// let error = StoreError::new(StoreErrorKind::Unavailable, Operation::Claim).with_source(std::io::Error::other("reset"));
 /// assert!(error.is_outcome_unknown());
 /// assert_eq!(error.to_string(), "claim: the store did not answer");
 /// ```
 #[derive(Clone, Debug)]
 pub struct StoreError {
     kind: StoreErrorKind,
-    operation: &'static str,
+    operation: Operation,
     detail: Option<String>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl StoreError {
-    /// A failure of the store operation `operation` (`"claim"`, `"renew"`, …).
-    pub const fn new(kind: StoreErrorKind, operation: &'static str) -> Self {
+    /// A failure of `operation`.
+    pub const fn new(kind: StoreErrorKind, operation: Operation) -> Self {
         Self { kind, operation, detail: None, source: None }
     }
 
@@ -66,7 +67,7 @@ impl StoreError {
     }
 
     /// The store operation that failed.
-    pub fn operation(&self) -> &'static str {
+    pub fn operation(&self) -> Operation {
         self.operation
     }
 

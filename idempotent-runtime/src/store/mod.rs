@@ -30,6 +30,7 @@ mod dynamic;
 pub mod envelope;
 mod error;
 mod facets;
+mod operation;
 mod record;
 mod request;
 pub mod transaction;
@@ -51,6 +52,7 @@ pub use capability::{Capabilities, StoreClock};
 pub use dynamic::DynStore;
 pub use error::{StoreError, StoreErrorKind};
 pub use facets::{ChangeFeed, ChangeListener, Facets, LocalResults, Moment};
+pub use operation::Operation;
 pub use record::{CrashPolicy, Reason, Record, State, Token};
 pub use request::{
     Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged,

@@ -5,6 +5,7 @@
 //! database. A store that wraps another one stands between the two: its own `Transactions` change
 //! what passes and forward the connection.
 
+use crate::store::Operation;
 use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
@@ -115,7 +116,7 @@ impl fmt::Debug for AnyConnection<'_> {
     }
 }
 
-const CLAIM: &str = "claim in a transaction";
+const CLAIM: Operation = Operation::Transaction;
 
 /// Returns the [`Transactions`] of `store`.
 ///

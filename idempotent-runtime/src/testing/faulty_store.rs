@@ -12,9 +12,9 @@ use super::ManualClock;
 use crate::clock::Clock as _;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
-    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token,
-    Watch, Written,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Operation, Page,
+    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
+    StoreErrorKind, Token, Watch, Written,
 };
 
 /// The fault of one request to a [`FaultyStore`].
@@ -82,8 +82,8 @@ impl Gate {
 /// A store whose network a test controls: requests to the inner store and its responses are lost,
 /// delayed or refused.
 ///
-/// Operations have the names of the methods of [`Store`]: `"claim"`, `"complete"`, `"renew"`, … Any
-/// other name panics at once, because its faults would never occur.
+/// An operation that is no method of [`Store`] ([`Operation::Connect`]) panics at once, because its
+/// faults would never occur.
 ///
 /// A test that plans a fault which no request meets does not test what it claims. So the instance
 /// that [`new`](Self::new) returned panics when it is dropped with faults of [`next`](Self::next)
@@ -104,10 +104,10 @@ impl Gate {
 /// let store = FaultyStore::new(MemoryStore::new());
 /// let engine = Idempotency::new(store.clone());
 /// let mut charges = 0;
-/// store.next("complete", Fault::LostAnswer); // the result is stored, but the response is lost
+/// store.next(Operation::Complete, Fault::LostAnswer); // the result is stored, but the response is lost
 /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
 /// call.run(async || { charges += 1; Ok::<_, Error>(charges) }).await?;
-/// assert_eq!((charges, store.requests("complete")), (1, 2)); // the second found it stored
+/// assert_eq!((charges, store.requests(Operation::Complete)), (1, 2)); // the second found it stored
 /// # Ok(())
 /// # }
 /// ```
@@ -146,10 +146,10 @@ impl<S> Drop for FaultyStore<S> {
 #[derive(Debug, Default)]
 struct Script {
     /// Sorted by name, because people read it.
-    faults: BTreeMap<&'static str, VecDeque<Fault>>,
-    always: HashMap<&'static str, Fault>,
-    always_at: HashMap<(&'static str, KeyHash), Fault>,
-    requests: HashMap<&'static str, usize>,
+    faults: BTreeMap<Operation, VecDeque<Fault>>,
+    always: HashMap<Operation, Fault>,
+    always_at: HashMap<(Operation, KeyHash), Fault>,
+    requests: HashMap<Operation, usize>,
     claims: Vec<Claim>,
     renewals_are_unanswered: bool,
 }
@@ -164,10 +164,10 @@ impl<S: Store> FaultyStore<S> {
     /// in order.
     ///
     /// # Panics
-    /// If the store has no such operation.
+    /// If `operation` is not a method of [`Store`].
     #[track_caller]
-    pub fn next(&self, operation: &'static str, fault: Fault) {
-        check_name(operation);
+    pub fn next(&self, operation: Operation, fault: Fault) {
+        check_operation(operation);
         self.script().faults.entry(operation).or_default().push_back(fault);
     }
 
@@ -175,14 +175,14 @@ impl<S: Store> FaultyStore<S> {
     /// has to meet it.
     ///
     /// # Panics
-    /// If the store has no such operation.
+    /// If `operation` is not a method of [`Store`].
     #[track_caller]
-    pub fn always(&self, operation: &'static str, fault: Option<Fault>) {
-        check_name(operation);
+    pub fn always(&self, operation: Operation, fault: Option<Fault>) {
+        check_operation(operation);
         let mut script = self.script();
         match fault {
             Some(fault) => script.always.insert(operation, fault),
-            None => script.always.remove(operation),
+            None => script.always.remove(&operation),
         };
     }
 
@@ -191,10 +191,10 @@ impl<S: Store> FaultyStore<S> {
     /// Operations on many records at once (`renew`, `scan`, `purge`) are not affected.
     ///
     /// # Panics
-    /// If the store has no such operation.
+    /// If `operation` is not a method of [`Store`].
     #[track_caller]
-    pub fn always_at(&self, operation: &'static str, key: KeyHash, fault: Option<Fault>) {
-        check_name(operation);
+    pub fn always_at(&self, operation: Operation, key: KeyHash, fault: Option<Fault>) {
+        check_operation(operation);
         let mut script = self.script();
         match fault {
             Some(fault) => script.always_at.insert((operation, key), fault),
@@ -204,18 +204,18 @@ impl<S: Store> FaultyStore<S> {
 
     /// Returns the faults of [`next`](Self::next) that no request has met yet, with their
     /// operations.
-    pub fn unmet_faults(&self) -> Vec<(&'static str, Fault)> {
+    pub fn unmet_faults(&self) -> Vec<(Operation, Fault)> {
         self.unmet()
     }
 
     /// Returns the number of requests of this kind.
     ///
     /// # Panics
-    /// If the store has no such operation.
+    /// If `operation` is not a method of [`Store`].
     #[track_caller]
-    pub fn requests(&self, operation: &'static str) -> usize {
-        check_name(operation);
-        self.script().requests.get(operation).copied().unwrap_or_default()
+    pub fn requests(&self, operation: Operation) -> usize {
+        check_operation(operation);
+        self.script().requests.get(&operation).copied().unwrap_or_default()
     }
 
     /// Returns the claims that were sent, in order, whether or not they arrived.
@@ -230,16 +230,16 @@ impl<S: Store> FaultyStore<S> {
 
     async fn pass<T>(
         &self,
-        operation: &'static str,
+        operation: Operation,
         key: Option<KeyHash>,
         request: impl Future<Output = Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let fault = {
             let mut script = self.script();
             *script.requests.entry(operation).or_default() += 1;
-            let next = script.faults.get_mut(operation).and_then(VecDeque::pop_front);
+            let next = script.faults.get_mut(&operation).and_then(VecDeque::pop_front);
             next.or_else(|| script.always_at.get(&(operation, key?)).cloned())
-                .or_else(|| script.always.get(operation).cloned())
+                .or_else(|| script.always.get(&operation).cloned())
         };
         let lost = StoreError::new(StoreErrorKind::Unavailable, operation);
         match fault {
@@ -273,7 +273,7 @@ impl<S> FaultyStore<S> {
         self.script.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unmet(&self) -> Vec<(&'static str, Fault)> {
+    fn unmet(&self) -> Vec<(Operation, Fault)> {
         let script = self.script();
         let faults = script.faults.iter();
         faults
@@ -282,21 +282,21 @@ impl<S> FaultyStore<S> {
     }
 }
 
-/// Panics if the name is not a method of [`Store`].
+/// Panics if no request to the store inside is of this kind.
 #[track_caller]
-fn check_name(operation: &str) {
-    let known = ["claim", "renew"].iter().chain(OPERATIONS);
+fn check_operation(operation: Operation) {
     assert!(
-        known.clone().any(|known| *known == operation),
-        "`{operation}` is not an operation of a store; the operations are {}",
-        known.copied().collect::<Vec<_>>().join(", ")
+        OPERATIONS.contains(&operation),
+        "`{operation}` is not a request to a store; the requests are {}",
+        OPERATIONS.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     );
 }
 
 macro_rules! through {
-    ($($method:ident($($argument:ident: $type:ty),*) for $key:expr => $answer:ty;)*) => {
-        /// The operations that are only forwarded.
-        const OPERATIONS: &[&str] = &[$(stringify!($method)),*];
+    ($($operation:ident $method:ident($($argument:ident: $type:ty),*) for $key:expr => $answer:ty;)*) => {
+        /// The operations that faults can meet.
+        const OPERATIONS: &[Operation] =
+            &[Operation::Claim, Operation::Renew, $(Operation::$operation),*];
 
         #[deny(clippy::missing_trait_methods)]
         impl<S: Store> Store for FaultyStore<S> {
@@ -315,11 +315,11 @@ macro_rules! through {
 
             async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
                 self.script().claims.push(claim.clone());
-                self.pass("claim", Some(claim.key), self.inner.claim(claim)).await
+                self.pass(Operation::Claim, Some(claim.key), self.inner.claim(claim)).await
             }
 
             async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
-                let mut answers = self.pass("renew", None, self.inner.renew(renewals)).await?;
+                let mut answers = self.pass(Operation::Renew, None, self.inner.renew(renewals)).await?;
                 if self.script().renewals_are_unanswered {
                     answers.clear();
                 }
@@ -327,7 +327,7 @@ macro_rules! through {
             }
             $(
                 async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
-                    self.pass(stringify!($method), $key, self.inner.$method($($argument),*)).await
+                    self.pass(Operation::$operation, $key, self.inner.$method($($argument),*)).await
                 }
             )*
         }
@@ -335,16 +335,16 @@ macro_rules! through {
 }
 
 through! {
-    complete(commit: Commit) for Some(commit.key) => Written;
-    release(release: Release) for Some(release.key) => Written;
-    abandon(abandon: Abandon) for Some(abandon.key) => Written;
-    park(park: Park) for Some(park.key) => Written;
-    checkpoint(checkpoint: Checkpoint) for Some(checkpoint.key) => Written;
-    fence(key: KeyHash, token: Token) for Some(key) => Option<u64>;
-    read(key: KeyHash) for Some(key) => Option<Record>;
-    watch(key: KeyHash) for Some(key) => Watch;
-    resolve(resolve: Resolve) for Some(resolve.key) => Changed;
-    remove(remove: Remove) for Some(remove.key) => Changed;
-    scan(scan: Scan) for None => Page;
-    purge(limit: usize) for None => Purged;
+    Complete complete(commit: Commit) for Some(commit.key) => Written;
+    Release release(release: Release) for Some(release.key) => Written;
+    Abandon abandon(abandon: Abandon) for Some(abandon.key) => Written;
+    Park park(park: Park) for Some(park.key) => Written;
+    Checkpoint checkpoint(checkpoint: Checkpoint) for Some(checkpoint.key) => Written;
+    Fence fence(key: KeyHash, token: Token) for Some(key) => Option<u64>;
+    Read read(key: KeyHash) for Some(key) => Option<Record>;
+    Watch watch(key: KeyHash) for Some(key) => Watch;
+    Resolve resolve(resolve: Resolve) for Some(resolve.key) => Changed;
+    Remove remove(remove: Remove) for Some(remove.key) => Changed;
+    Scan scan(scan: Scan) for None => Page;
+    Purge purge(limit: usize) for None => Purged;
 }

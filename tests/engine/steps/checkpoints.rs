@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use idempotency::store::{
-    Checkpoint, Claim, CrashPolicy, Release, Store as _, StoreErrorKind, Token,
+    Checkpoint, Claim, CrashPolicy, Operation, Release, Store as _, StoreErrorKind, Token,
 };
 use idempotency::{Context, Error, ErrorKind, State, StepRetry};
 
@@ -21,14 +21,14 @@ pub fn impatient() -> World {
 async fn a_checkpoint_whose_answer_is_lost_is_sent_again_with_its_number() {
     for fault in [Fault::LostAnswer, Fault::LostRequest] {
         let world = World::new();
-        world.store.next("checkpoint", fault.clone());
-        world.store.next("checkpoint", fault);
+        world.store.next(Operation::Checkpoint, fault.clone());
+        world.store.next(Operation::Checkpoint, fault);
         let call = world.fulfil().run(async || {
             world.step("reserve").await?;
             world.step("ship").await
         });
         assert_eq!(world.while_time_passes(call).await.unwrap(), "ship done");
-        assert_eq!(world.store.requests("checkpoint"), 4);
+        assert_eq!(world.store.requests(Operation::Checkpoint), 4);
         assert_eq!(world.ledger.charges(), ["reserve", "ship"]);
     }
 }
@@ -37,7 +37,7 @@ async fn a_checkpoint_whose_answer_is_lost_is_sent_again_with_its_number() {
 async fn steps_that_finish_while_an_answer_is_missing_wait_for_it() {
     let world = World::new();
     let gate = Gate::new();
-    world.store.next("checkpoint", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Checkpoint, Fault::LateAnswer(gate.clone()));
     let mut call = Box::pin(world.fulfil().run(async || {
         let (one, other) = tokio::join!(world.step("one"), world.step("other"));
         Ok::<_, Error>((one?, other?))
@@ -50,16 +50,16 @@ async fn steps_that_finish_while_an_answer_is_missing_wait_for_it() {
     for _ in 0..20 {
         assert!(poll_once(&mut call).is_pending());
     }
-    assert_eq!(world.store.requests("checkpoint"), 1, "one at a time");
+    assert_eq!(world.store.requests(Operation::Checkpoint), 1, "one at a time");
     gate.open();
     call.await.unwrap();
-    assert_eq!(world.store.requests("checkpoint"), 2);
+    assert_eq!(world.store.requests(Operation::Checkpoint), 2);
 }
 
 #[tokio::test]
 async fn a_step_whose_record_is_not_confirmed_in_time_is_not_stored() {
     let world = impatient();
-    world.store.always("checkpoint", Some(Fault::LostRequest));
+    world.store.always(Operation::Checkpoint, Some(Fault::LostRequest));
     let start = world.clock_now();
     let call = world.fulfil().run(async || {
         let error = world.step("reserve").await.unwrap_err();
@@ -78,7 +78,7 @@ async fn a_step_whose_record_is_not_confirmed_in_time_is_not_stored() {
         State::InProgress,
         "the step ran, so the record stays"
     );
-    world.store.always("checkpoint", None);
+    world.store.always(Operation::Checkpoint, None);
     assert_eq!(
         world.fulfil().run(async || world.step("reserve").await).await.unwrap(),
         "reserve done"
@@ -89,10 +89,10 @@ async fn a_step_whose_record_is_not_confirmed_in_time_is_not_stored() {
 #[tokio::test]
 async fn a_result_that_reached_the_store_unconfirmed_is_replayed() {
     let world = impatient();
-    world.store.always("checkpoint", Some(Fault::LostAnswer));
+    world.store.always(Operation::Checkpoint, Some(Fault::LostAnswer));
     let call = world.fulfil().run(async || world.step("reserve").await);
     assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::NotStored);
-    world.store.always("checkpoint", None);
+    world.store.always(Operation::Checkpoint, None);
     assert_eq!(
         world.fulfil().run(async || world.step("reserve").await).await.unwrap(),
         "reserve done"
@@ -107,11 +107,11 @@ async fn nothing_further_runs_while_an_answer_is_missing_and_nothing_is_lost_whe
         let world = &world;
         world.fulfil().run(async move || {
             if crash {
-                world.store.always("checkpoint", Some(Fault::LostAnswer));
+                world.store.always(Operation::Checkpoint, Some(Fault::LostAnswer));
                 assert_eq!(world.step("reserve").await.unwrap_err().kind(), ErrorKind::NotStored);
                 let error = world.step("charge").await.unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
-                world.store.always("checkpoint", None);
+                world.store.always(Operation::Checkpoint, None);
                 world.step("ship").await?;
                 return Err(error);
             }
@@ -158,7 +158,7 @@ async fn after_the_claim_was_lost_nothing_further_runs() {
 #[tokio::test]
 async fn a_lease_that_may_be_over_starts_no_step_and_no_further_try() {
     let world = World::new();
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let call = world.fulfil().run(async || {
         let charge = || async {
             world.ledger.charge("charge");
@@ -260,7 +260,7 @@ async fn a_step_for_whose_record_there_is_no_room_does_not_run() {
 #[tokio::test]
 async fn a_store_that_refuses_checkpoints_leaves_the_record_to_its_policy() {
     let world = World::new();
-    world.store.always("checkpoint", Some(Fault::Refused(StoreErrorKind::Full)));
+    world.store.always(Operation::Checkpoint, Some(Fault::Refused(StoreErrorKind::Full)));
     let call = world.fulfil().run(async || world.step("reserve").await);
     assert_eq!(call.await.unwrap_err().kind(), ErrorKind::NotStored);
     assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
@@ -292,13 +292,13 @@ async fn a_checkpoint_of_another_version_runs_nothing_and_stays() {
 #[tokio::test]
 async fn a_step_that_nobody_polls_while_it_is_recorded_keeps_no_other_one_for_ever() {
     let (world, gate) = (impatient(), Gate::new());
-    world.store.next("checkpoint", Fault::LateAnswer(gate.clone()));
+    world.store.next(Operation::Checkpoint, Fault::LateAnswer(gate.clone()));
     let call = world.fulfil().run(async || {
         let context = Context::current();
         let mut first = Box::pin(context.step("first", || world.act("first")).into_future());
         eventually("the first checkpoint", async || {
             let _ = poll_once(&mut first);
-            world.store.requests("checkpoint") == 1
+            world.store.requests(Operation::Checkpoint) == 1
         })
         .await;
         let second = context.step("second", || world.act("second")).await.unwrap_err();
@@ -320,7 +320,7 @@ async fn a_step_that_nobody_polls_while_it_is_recorded_keeps_no_other_one_for_ev
 #[tokio::test]
 async fn no_step_runs_while_the_answer_about_a_dropped_one_is_missing() {
     let world = impatient();
-    world.store.always("checkpoint", Some(Fault::LostAnswer));
+    world.store.always(Operation::Checkpoint, Some(Fault::LostAnswer));
     let call = world.fulfil().run(async || {
         let context = Context::current();
         {
@@ -328,14 +328,14 @@ async fn no_step_runs_while_the_answer_about_a_dropped_one_is_missing() {
                 Box::pin(context.step("reserve", || world.act("reserve")).into_future());
             eventually("the checkpoint", async || {
                 assert!(poll_once(&mut dropped).is_pending());
-                world.store.requests("checkpoint") > 0
+                world.store.requests(Operation::Checkpoint) > 0
             })
             .await;
         }
         let error = world.step("charge").await.unwrap_err();
         assert_eq!((error.kind(), error.step()), (ErrorKind::StoreUnavailable, Some("charge")));
         assert_eq!(world.ledger.charges(), ["reserve"]);
-        world.store.always("checkpoint", None);
+        world.store.always(Operation::Checkpoint, None);
         world.step("ship").await
     });
     assert_eq!(world.while_time_passes(call).await.unwrap(), "ship done");
@@ -346,7 +346,7 @@ async fn no_step_runs_while_the_answer_about_a_dropped_one_is_missing() {
 async fn a_step_waits_for_the_answer_about_a_dropped_one_and_runs_then() {
     for once in [false, true] {
         let (world, gate) = (World::new(), Gate::new());
-        world.store.next("checkpoint", Fault::LateAnswer(gate.clone()));
+        world.store.next(Operation::Checkpoint, Fault::LateAnswer(gate.clone()));
         let mut call = Box::pin(world.fulfil().run(async || {
             let context = Context::current();
             {
@@ -355,7 +355,7 @@ async fn a_step_waits_for_the_answer_about_a_dropped_one_and_runs_then() {
                 let mut dropped = Box::pin(step.into_future());
                 eventually("the checkpoint", async || {
                     assert!(poll_once(&mut dropped).is_pending());
-                    world.store.requests("checkpoint") == 1
+                    world.store.requests(Operation::Checkpoint) == 1
                 })
                 .await;
             }
@@ -363,7 +363,7 @@ async fn a_step_waits_for_the_answer_about_a_dropped_one_and_runs_then() {
         }));
         eventually("the checkpoint", async || {
             assert!(poll_once(&mut call).is_pending());
-            world.store.requests("checkpoint") == 1
+            world.store.requests(Operation::Checkpoint) == 1
         })
         .await;
         for _ in 0..20 {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::Reason;
+use idempotency::store::{Operation, Reason};
 use idempotency::{Context, Error, ErrorKind, OnCrash, State, Unstored};
 
 use super::hang;
@@ -54,7 +54,7 @@ async fn an_error_before_any_step_is_recorded_leaves_nothing() {
     });
     assert!(matches!(call.await, Err(NoTruck)));
     assert!(world.record(1).await.is_none());
-    assert_eq!(world.store.requests("checkpoint"), 0);
+    assert_eq!(world.store.requests(Operation::Checkpoint), 0);
 }
 
 #[tokio::test]
@@ -110,7 +110,11 @@ async fn a_held_error_keeps_the_steps_in_doubt() {
 async fn nothing_ends_the_claim(world: &World, mut meanwhile: impl AsyncFnMut()) {
     for _ in 0..50 {
         meanwhile().await;
-        assert_eq!(["abandon", "park", "release"].map(|end| world.store.requests(end)), [0; 3]);
+        assert_eq!(
+            [Operation::Abandon, Operation::Park, Operation::Release]
+                .map(|end| world.store.requests(end)),
+            [0; 3]
+        );
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }
@@ -119,12 +123,12 @@ async fn nothing_ends_the_claim(world: &World, mut meanwhile: impl AsyncFnMut())
 async fn a_step_whose_caller_is_gone_is_recorded_before_the_next_attempt_begins() {
     let world = World::new();
     let gate = Gate::new();
-    world.store.next("checkpoint", Fault::Late(gate.clone()));
+    world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
     {
         let mut call = Box::pin(world.fulfil().run(async || world.step("reserve").await));
         eventually("the checkpoint", async || {
             assert!(poll_once(&mut call).is_pending());
-            world.store.requests("checkpoint") == 1
+            world.store.requests(Operation::Checkpoint) == 1
         })
         .await;
     }
@@ -138,12 +142,13 @@ async fn a_step_whose_caller_is_gone_is_recorded_before_the_next_attempt_begins(
 /// A body that returns an error while the checkpoint of a step is under way which it has dropped.
 async fn fail_with_a_step_on_its_way(world: &World, policy: Unstored) {
     let gate = Gate::new();
-    world.store.next("checkpoint", Fault::Late(gate.clone()));
+    world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
     let mut failing = Box::pin(world.fulfil().on_error(policy).run(async || {
         let reserve = async {
             world.step("reserve").await.unwrap();
         };
-        let leave = eventually("the checkpoint", async || world.store.requests("checkpoint") == 1);
+        let leave =
+            eventually("the checkpoint", async || world.store.requests(Operation::Checkpoint) == 1);
         tokio::select! {
             () = reserve => {}
             () = leave => {}
@@ -152,7 +157,7 @@ async fn fail_with_a_step_on_its_way(world: &World, policy: Unstored) {
     }));
     eventually("the checkpoint", async || {
         assert!(poll_once(&mut failing).is_pending());
-        world.store.requests("checkpoint") == 1
+        world.store.requests(Operation::Checkpoint) == 1
     })
     .await;
     nothing_ends_the_claim(world, async || assert!(poll_once(&mut failing).is_pending())).await;

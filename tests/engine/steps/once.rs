@@ -1,5 +1,6 @@
 //! Steps that run at most once.
 
+use idempotency::store::Operation;
 use idempotency::{Context, Error, ErrorKind, Resolution, State};
 use tokio::sync::Notify;
 
@@ -183,14 +184,14 @@ async fn a_step_that_has_failed_is_not_begun_for_the_steps_that_are_recorded_aft
 #[tokio::test]
 async fn a_start_that_the_store_does_not_confirm_runs_nothing() {
     let world = impatient();
-    world.store.always("checkpoint", Some(Fault::LostRequest));
+    world.store.always(Operation::Checkpoint, Some(Fault::LostRequest));
     let call = world.fulfil().run(async || {
         let error = world.charge_once().await.unwrap_err();
         assert_eq!((error.kind(), error.step()), (ErrorKind::StoreUnavailable, Some("charge")));
         assert!(error.to_string().contains("the step did not run"), "{error}");
         // Another step does not run either while that answer is missing.
         assert_eq!(world.step("ship").await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
-        world.store.always("checkpoint", None);
+        world.store.always(Operation::Checkpoint, None);
         world.step("note").await
     });
     assert_eq!(world.while_time_passes(call).await.unwrap(), "note done");
@@ -200,10 +201,10 @@ async fn a_start_that_the_store_does_not_confirm_runs_nothing() {
 #[tokio::test]
 async fn a_start_whose_answer_came_too_late_is_left_out_of_the_next_checkpoint() {
     let world = impatient();
-    world.store.always("checkpoint", Some(Fault::LostAnswer));
+    world.store.always(Operation::Checkpoint, Some(Fault::LostAnswer));
     let call = world.fulfil().run(async || {
         assert_eq!(world.charge_once().await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
-        world.store.always("checkpoint", None);
+        world.store.always(Operation::Checkpoint, None);
         world.step("note").await.unwrap();
         Err::<String, _>(Declined)
     });
@@ -219,9 +220,9 @@ async fn a_start_whose_answer_came_too_late_is_left_out_of_the_next_checkpoint()
 #[tokio::test]
 async fn a_step_whose_start_waits_for_another_record_does_not_run_once_the_claim_is_lost() {
     let world = World::new();
-    world.store.always("renew", Some(Fault::LostRequest));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let gate = Gate::new();
-    world.store.next("checkpoint", Fault::Late(gate.clone()));
+    world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
     let mut call = Box::pin(world.fulfil().run(async || {
         let (reserved, charged) = tokio::join!(world.step("reserve"), world.charge_once());
         assert_eq!(charged.as_ref().unwrap_err().kind(), ErrorKind::Superseded);
@@ -229,7 +230,7 @@ async fn a_step_whose_start_waits_for_another_record_does_not_run_once_the_claim
     }));
     eventually("the record of the first step", async || {
         assert!(poll_once(&mut call).is_pending());
-        world.store.requests("checkpoint") == 1
+        world.store.requests(Operation::Checkpoint) == 1
     })
     .await;
     world.clock.advance(LEASE);
@@ -242,12 +243,12 @@ async fn a_step_whose_start_waits_for_another_record_does_not_run_once_the_claim
 async fn a_step_that_is_dropped_before_its_start_is_confirmed_does_not_run() {
     let world = World::new();
     let gate = Gate::new();
-    world.store.next("checkpoint", Fault::Late(gate.clone()));
+    world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
     {
         let mut call = Box::pin(world.fulfil().run(async || world.charge_once().await));
         eventually("the checkpoint", async || {
             assert!(poll_once(&mut call).is_pending());
-            world.store.requests("checkpoint") == 1
+            world.store.requests(Operation::Checkpoint) == 1
         })
         .await;
     }

@@ -1,5 +1,6 @@
 //! A later attempt goes on where an earlier one ended.
 
+use idempotency::store::Operation;
 use idempotency::{Context, Error, ErrorKind, OnCrash, State, StepRetry};
 use serde::{Deserialize, Serialize};
 
@@ -25,7 +26,7 @@ async fn a_call_without_a_crash_runs_each_step_once_and_replays_its_result() {
         assert_eq!(run().await.unwrap(), ("reserve done".into(), "ship done".into()));
     }
     assert_eq!(world.ledger.charges(), ["reserve", "ship"]);
-    assert_eq!(world.store.requests("checkpoint"), 2);
+    assert_eq!(world.store.requests(Operation::Checkpoint), 2);
     assert_eq!(world.record(1).await.unwrap().state, State::Completed);
 }
 
@@ -110,7 +111,7 @@ async fn another_process_resumes_when_the_lease_of_a_dead_one_is_over() {
     let world = World::new();
     let there = world.other_process();
     // The dead process cannot say that it is dead.
-    world.store.always("abandon", Some(Fault::LostRequest));
+    world.store.always(Operation::Abandon, Some(Fault::LostRequest));
     let died = world.fulfil().run(async || {
         world.step("reserve").await?;
         hang::<Result<String, Error>>().await
@@ -265,5 +266,5 @@ async fn steps_of_a_disabled_operation_run_and_record_nothing() {
         assert_eq!(call.await.unwrap(), "reserve done");
     }
     assert_eq!(world.ledger.count(), 2);
-    assert_eq!(world.store.requests("checkpoint"), 0);
+    assert_eq!(world.store.requests(Operation::Checkpoint), 0);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::store::Reason;
+use idempotency::store::{Operation, Reason};
 use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
@@ -335,18 +335,22 @@ async fn after_a_body_was_dropped_its_steps_in_tasks_begin_no_more() {
 #[tokio::test]
 async fn a_shutdown_leaves_the_record_to_nobody_before_a_step_that_has_ended_is_on_it() {
     let (world, gate) = (world(), Gate::new());
-    world.store.next("checkpoint", Fault::Late(gate.clone()));
+    world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
     let running = tokio::spawn({
         let world = world.clone();
         async move { world.fulfil().run(async || world.step("reserve").await).await }
     });
-    eventually("the checkpoint", async || world.store.requests("checkpoint") == 1).await;
+    eventually("the checkpoint", async || world.store.requests(Operation::Checkpoint) == 1).await;
     let drained = tokio::spawn({
         let engine = world.engine.clone();
         async move { engine.shutdown(Duration::ZERO).await }
     });
     for _ in 0..50 {
-        assert_eq!(world.store.requests("abandon"), 0, "the next attempt would run the step again");
+        assert_eq!(
+            world.store.requests(Operation::Abandon),
+            0,
+            "the next attempt would run the step again"
+        );
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     gate.open();
@@ -364,14 +368,14 @@ async fn a_shutdown_leaves_the_record_to_nobody_before_a_step_that_has_ended_is_
 #[tokio::test]
 async fn a_step_that_never_gets_on_does_not_keep_the_claim_for_ever() {
     let (world, gate) = (world(), Gate::new());
-    world.store.next("checkpoint", Fault::Late(gate.clone()));
+    world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
     let forgotten = tokio::sync::Mutex::new(None);
     let call = world.call(1).run(async || {
         let there = world.clone();
         let mut step = Box::pin(async move { there.step("charge").await });
         eventually("the checkpoint", async || {
             assert!(poll_once(&mut step).is_pending());
-            world.store.requests("checkpoint") == 1
+            world.store.requests(Operation::Checkpoint) == 1
         })
         .await;
         *forgotten.lock().await = Some(step);

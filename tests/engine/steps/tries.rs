@@ -1,5 +1,6 @@
 //! Tries of a step within one attempt, and the time that they have.
 
+use idempotency::store::Operation;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -72,7 +73,7 @@ async fn a_step_is_tried_again_with_growing_pauses_until_it_succeeds() {
     assert_eq!(call.await.unwrap(), 3);
     let at = [start, start + PAUSE, start + PAUSE * 3].map(|at| format!("asked at {at:?}"));
     assert_eq!(world.ledger.charges(), at);
-    assert_eq!(world.store.requests("checkpoint"), 1, "only the result is recorded");
+    assert_eq!(world.store.requests(Operation::Checkpoint), 1, "only the result is recorded");
 }
 
 #[tokio::test]

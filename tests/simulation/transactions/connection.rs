@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use idempotency::__private::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
 use idempotency::clock::Clock as _;
-use idempotency::store::{Claim, DynStore, SqlTransaction, StoreError, StoreErrorKind, Token};
+use idempotency::store::{
+    Claim, DynStore, Operation, SqlTransaction, StoreError, StoreErrorKind, Token,
+};
 use idempotency_test_support::random::Random;
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
@@ -75,7 +77,8 @@ pub struct Transaction {
 }
 
 fn lost() -> StoreError {
-    StoreError::new(StoreErrorKind::Unavailable, "statement").with_detail("the connection was lost")
+    StoreError::new(StoreErrorKind::Unavailable, Operation::Transaction)
+        .with_detail("the connection was lost")
 }
 
 impl Transaction {

@@ -1,0 +1,263 @@
+//! The client of the store: the one place where the engine talks to its store.
+//!
+//! It repeats requests until their answer is known, gives up a try that takes too long, and explains
+//! a store that only seems silent because a test has paused the clock. The senders decide on the
+//! token of a request, which makes it safe to repeat.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::retry::{Budget, pauses, repeated};
+use crate::clock::Clock;
+use crate::key::KeyHash;
+use crate::paused::explain;
+use crate::store::{
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, DynStore, Facets,
+    Operation, Park, Purged, Record, Release, Remove, Renewal, Resolve, StoreError, StoreErrorKind,
+    Token, Watch, Written,
+};
+
+/// The store of an engine, as the engine sees it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct StoreClient {
+    store: Arc<dyn DynStore>,
+    clock: Arc<dyn Clock>,
+    /// A try that takes longer is given up, and its outcome is unknown.
+    patience: Duration,
+}
+
+/// The answer to a claim.
+pub(crate) struct Answered {
+    pub(crate) claimed: Claimed,
+    /// True if an earlier try may still be on its way, and be applied after a release.
+    pub(crate) repeated: bool,
+}
+
+impl StoreClient {
+    pub(super) fn new(store: Arc<dyn DynStore>, clock: Arc<dyn Clock>, patience: Duration) -> Self {
+        Self { store, clock, patience }
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        DynStore::name(&*self.store)
+    }
+
+    pub(crate) fn capabilities(&self) -> Capabilities {
+        DynStore::capabilities(&*self.store)
+    }
+
+    pub(crate) fn facets(&self) -> Facets<'_> {
+        DynStore::facets(&*self.store)
+    }
+
+    /// The store itself, for what a transaction of the user's does with it.
+    pub(crate) fn in_transaction(&self) -> &dyn DynStore {
+        &*self.store
+    }
+
+    /// Returns true if both are clients of the same store.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.store, &other.store)
+    }
+
+    /// Sends `claim` with its token until its answer is known, or until `stops` says that nothing
+    /// is sent any more. Not bounded: the caller gives it up, and follows it to its answer.
+    pub(super) async fn claim(
+        &self,
+        claim: Claim,
+        stops: impl Fn() -> bool,
+    ) -> Result<Answered, StoreError> {
+        let start = self.clock.monotonic();
+        let end = start.saturating_add(self.patience);
+        let (mut unknown, mut slept) = (None, Duration::ZERO);
+        for pause in pauses() {
+            match self.store.clone().claim(claim.clone()).await {
+                Err(error) if error.is_transient() && self.clock.monotonic() + pause < end => {
+                    self.clock.sleep(pause).await;
+                    slept += pause;
+                    if stops() {
+                        return Err(unknown.unwrap_or(error));
+                    }
+                    if error.is_outcome_unknown() {
+                        unknown = Some(error);
+                    }
+                }
+                // An earlier try may have been applied: this refusal does not settle it.
+                Err(error) => {
+                    let error = unknown.unwrap_or(error);
+                    return Err(explain(
+                        error,
+                        slept,
+                        self.clock.monotonic().saturating_sub(start),
+                    ));
+                }
+                Ok(claimed) => return Ok(Answered { claimed, repeated: unknown.is_some() }),
+            }
+        }
+        Err(unknown.unwrap_or_else(|| unavailable(Operation::Claim)))
+    }
+
+    /// Stores a result. `commit` is asked for each try: what it may write again depends on the time.
+    pub(super) async fn complete(
+        &self,
+        budget: Budget,
+        mut commit: impl FnMut() -> Commit,
+    ) -> Result<Written, StoreError> {
+        let request = || self.store.clone().complete(commit());
+        self.repeat(Operation::Complete, budget, request).await
+    }
+
+    pub(super) async fn release(
+        &self,
+        budget: Budget,
+        release: Release,
+    ) -> Result<Written, StoreError> {
+        self.repeat(Operation::Release, budget, || self.store.clone().release(release)).await
+    }
+
+    /// Sends `release` once. A store that panics has failed: the request has a task of its own.
+    pub(super) async fn release_once(&self, release: Release) -> Result<Written, StoreError> {
+        self.once(Operation::Release, self.patience, self.store.clone().release(release)).await
+    }
+
+    pub(super) async fn park(&self, budget: Budget, park: Park) -> Result<Written, StoreError> {
+        self.repeat(Operation::Park, budget, || self.store.clone().park(park)).await
+    }
+
+    pub(super) async fn abandon(
+        &self,
+        budget: Budget,
+        abandon: Abandon,
+    ) -> Result<Written, StoreError> {
+        self.repeat(Operation::Abandon, budget, || self.store.clone().abandon(abandon)).await
+    }
+
+    pub(crate) async fn checkpoint(
+        &self,
+        budget: Budget,
+        checkpoint: Checkpoint,
+    ) -> Result<Written, StoreError> {
+        let request = || self.store.clone().checkpoint(checkpoint.clone());
+        self.repeat(Operation::Checkpoint, budget, request).await
+    }
+
+    pub(crate) async fn fence(
+        &self,
+        key: KeyHash,
+        token: Token,
+    ) -> Result<Option<u64>, StoreError> {
+        let request = || self.store.clone().fence(key, token);
+        self.repeat(Operation::Fence, Budget::of(self.patience), request).await
+    }
+
+    pub(super) async fn read(
+        &self,
+        budget: Budget,
+        key: KeyHash,
+    ) -> Result<Option<Record>, StoreError> {
+        self.repeat(Operation::Read, budget, || self.store.clone().read(key)).await
+    }
+
+    pub(super) async fn watch(&self, budget: Budget, key: KeyHash) -> Result<Watch, StoreError> {
+        self.repeat(Operation::Watch, budget, || self.store.clone().watch(key)).await
+    }
+
+    /// Sends an operator's answer. `tries` follows each try.
+    pub(super) async fn resolve(
+        &self,
+        resolve: &Resolve,
+        tries: &Tries,
+    ) -> Result<Changed, StoreError> {
+        let request = || tries.follow(self.store.clone().resolve(resolve.clone()));
+        self.repeat(Operation::Resolve, Budget::of(self.patience), request).await
+    }
+
+    /// Removes a record for an operator. `tries` follows each try.
+    pub(super) async fn remove(
+        &self,
+        remove: Remove,
+        tries: &Tries,
+    ) -> Result<Changed, StoreError> {
+        let request = || tries.follow(self.store.clone().remove(remove));
+        self.repeat(Operation::Remove, Budget::of(self.patience), request).await
+    }
+
+    /// Renews leases, once, for at most `patience`. A store that panics has failed: the request has
+    /// a task of its own.
+    pub(super) async fn renew(
+        &self,
+        patience: Duration,
+        renewals: Vec<Renewal>,
+    ) -> Result<Vec<Written>, StoreError> {
+        self.once(Operation::Renew, patience, self.store.clone().renew(renewals)).await
+    }
+
+    /// Removes a batch of expired records, once. Not bounded: no caller waits for it.
+    pub(super) async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+        self.store.clone().purge(limit).await
+    }
+
+    async fn repeat<T, F>(
+        &self,
+        operation: Operation,
+        budget: Budget,
+        request: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        repeated(&*self.clock, operation, self.patience, budget, request).await
+    }
+
+    async fn once<T: Send + 'static>(
+        &self,
+        operation: Operation,
+        patience: Duration,
+        request: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let mut request = tokio::spawn(request);
+        let answer = tokio::select! {
+            biased;
+            answer = &mut request => {
+                answer.unwrap_or_else(|panic| Err(unavailable(operation).with_source(panic)))
+            }
+            () = self.clock.sleep(patience) => Err(no_answer_within(operation, patience)),
+        };
+        request.abort();
+        answer
+    }
+}
+
+/// The state of the tries of a change that were not answered.
+#[derive(Default)]
+pub(super) struct Tries(AtomicBool);
+
+impl Tries {
+    /// Runs one try. A try that is dropped because it took too long may still be applied.
+    async fn follow(
+        &self,
+        change: impl Future<Output = Result<Changed, StoreError>>,
+    ) -> Result<Changed, StoreError> {
+        let before = self.0.swap(true, Ordering::Relaxed);
+        let answer = change.await;
+        if !answer.as_ref().is_err_and(StoreError::is_outcome_unknown) {
+            self.0.store(before, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    pub(super) fn may_be_applied(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+fn unavailable(operation: Operation) -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, operation)
+}
+
+/// The error of a request that was given up after `patience`.
+pub(super) fn no_answer_within(operation: Operation, patience: Duration) -> StoreError {
+    unavailable(operation).with_detail(format!("no answer within {patience:?}"))
+}
