@@ -441,6 +441,38 @@ async fn a_claim_that_arrives_again_after_its_release_is_released_again() {
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
 }
 
+/// The same of a claim whose second try was granted too late to start a body, and whose caller is
+/// gone while it is released.
+#[tokio::test]
+async fn a_claim_that_arrives_again_after_its_caller_went_during_its_release_is_released_again() {
+    let world = World::new();
+    let (granted, released) = (Gate::new(), Gate::new());
+    world.store.next(Operation::Claim, Fault::LostRequest);
+    world.store.next(Operation::Claim, Fault::LateAnswer(granted.clone()));
+    world.store.next(Operation::Release, Fault::Late(released.clone()));
+    let mut call = Box::pin(world.charge(1));
+    eventually("the second try", async || {
+        assert!(poll_once(&mut call).is_pending());
+        world.clock.advance(Duration::from_millis(10));
+        world.record(1).await.is_some()
+    })
+    .await;
+    granted.open();
+    world.clock.advance(LEASE);
+    eventually("the release", async || {
+        assert!(poll_once(&mut call).is_pending());
+        world.store.requests(Operation::Release) == 1
+    })
+    .await;
+    drop(call);
+    released.open();
+    world.record_is(1, |record| record.is_none()).await;
+    let late = world.store.sent_claims().remove(0);
+    assert!(matches!(world.memory.claim(late).await, Ok(Claimed::Mine(_))));
+    world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
+}
+
 /// The same of a call that was refused because of another one, which is over by then.
 #[tokio::test]
 async fn a_claim_that_arrives_when_the_call_that_it_has_met_is_over_is_released() {

@@ -228,6 +228,34 @@ async fn an_owner_that_fails_in_an_outage_across_the_end_of_its_lease_returns_th
     }
 }
 
+/// The same of an error that says that nothing happened: its caller gets the answer of the owner
+/// that took the call over during the outage.
+#[tokio::test]
+async fn an_owner_whose_release_is_cut_off_across_the_end_of_its_lease_returns_the_answer() {
+    let case = (Effect::Held, OnCrash::Retry);
+    let here = World::new();
+    let there = here.other_process();
+    is_cut_off(&here, &[Operation::Renew, Operation::Release], true);
+    let owner = here.call(1).on_crash(OnCrash::Retry).run(|| async {
+        here.effect(1)?;
+        here.clock.advance(LEASE.saturating_sub(Duration::from_secs(1)));
+        Err::<String, _>(anyhow::anyhow!("declined"))
+    });
+    let other = async {
+        eventually("the first try", async || here.store.requests(Operation::Release) > 0).await;
+        here.clock.advance(Duration::from_secs(2));
+        succeeds(&there, case).await.unwrap();
+        is_cut_off(&here, &[Operation::Release], false);
+        without_renewals(&here, pending::<()>()).await;
+    };
+    let owner = tokio::select! {
+        owner = owner => owner,
+        () = other => unreachable!("time passes for ever"),
+    };
+    assert_eq!(owner.unwrap(), succeeds(&there, case).await.unwrap());
+    assert_eq!((here.engine.duplicates(), here.ledger.count()), (1, 2));
+}
+
 #[tokio::test]
 async fn a_held_error_that_another_one_was_faster_than_is_a_duplicate_also_after_a_long_outage() {
     let case = (Effect::Held, OnCrash::Retry);

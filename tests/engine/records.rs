@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use idempotency::store::{
-    Claim, Claimed, CrashPolicy, Operation, Reason, Renewal, Store as _, Token,
+    Claim, Claimed, CrashPolicy, Operation, Reason, Renewal, Store as _, StoreErrorKind, Token,
 };
 use idempotency::{
     Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State,
@@ -370,6 +370,30 @@ async fn an_operator_that_fails_in_the_middle_of_an_answer_leaves_the_record_in_
         world.handle(1).resolve(&doubt, Resolution::Completed("operator")).await.unwrap();
         assert_eq!(world.charge(1).await.unwrap(), "operator", "{policy:?}");
         assert_eq!(world.ledger.count(), 0, "{policy:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_operator_whose_answer_was_refused_is_told_of_the_doubt_and_answers_again() {
+    for policy in POLICIES {
+        for fault in [Fault::Refused(StoreErrorKind::Full), Fault::LostRequest] {
+            let world = World::new();
+            dead_owner(&world, policy).await;
+            world.clock.advance(LEASE);
+            let view = world.handle(1).inspect().await.unwrap().unwrap();
+            let resolve = world.handle(1);
+            world.store.always(Operation::Resolve, Some(fault));
+            let answer = resolve.resolve(&view, Resolution::Completed("lost"));
+            let text = world.while_time_passes(answer).await.unwrap_err().to_string();
+            assert!(!text.contains("nothing has changed"), "{policy:?}: {text}");
+            world.store.always(Operation::Resolve, None);
+            assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt, "{policy:?}");
+
+            resolve.resolve(&view, Resolution::Completed("operator")).await.unwrap();
+            assert_eq!(world.charge(1).await.unwrap(), "operator", "{policy:?}");
+            let again = resolve.resolve(&view, Resolution::Completed("another")).await;
+            assert_eq!(again.unwrap_err().kind(), ErrorKind::Superseded, "{policy:?}");
+        }
     }
 }
 

@@ -19,16 +19,16 @@ use crate::store::{CrashPolicy, Record, State, StoreError, Token, Written};
 /// Ends a body whose error says that nothing happened. Its caller gets the error at once, unless
 /// another caller has taken the call over meanwhile and provided the answer.
 ///
-/// `was_lost`: the lease had expired before the store was first asked. If it had not, `Lost` means
-/// that the first try was applied and its answer was lost: the record's present owner came after
-/// it.
+/// `was_lost`: the lease had expired before the store was first asked. It is checked again here,
+/// because an outage may span its end. If it has not expired, `Lost` means that the first try was
+/// applied and its answer was lost: the record's present owner came after it.
 pub(super) async fn with_own_error(
     mut running: Box<Running>,
     was_lost: bool,
     written: Option<Written>,
 ) -> Verdict {
     let mut verdict = Verdict::Own;
-    if was_lost && written == Some(Written::Lost) {
+    if (was_lost || running.lease.is_lost()) && written == Some(Written::Lost) {
         let late = overtaken_without_result(&mut running).await;
         if matches!(late, Verdict::Instead(Answer::Stored(_))) {
             verdict = late;

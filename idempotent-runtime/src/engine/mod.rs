@@ -208,24 +208,29 @@ impl Inner {
     async fn give_back(self: &Arc<Self>, claim: &Claim, repeated: bool) {
         let (engine, release, lease) =
             (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
+        // The second release is part of what is followed: the caller may go away before the first
+        // has been answered.
         let released = Followed::new(&self.keeper, async move {
             claim::give_back(&engine, release, lease, false).await;
+            if repeated {
+                engine.release_later(release, lease);
+            }
         });
         tokio::select! {
             biased;
             () = released => {}
             () = self.clock.sleep(self.settings.claim_timeout) => {}
         }
-        if repeated {
-            self.give_back_later(claim);
-        }
     }
 
     /// Releases a claim that was sent more than once and that is not ours: a late try may still
     /// take it.
     fn give_back_later(self: &Arc<Self>, claim: &Claim) {
-        let (engine, release, lease) =
-            (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
+        self.release_later(Release::unused(claim.key, claim.token), claim.lease);
+    }
+
+    fn release_later(self: &Arc<Self>, release: Release, lease: Duration) {
+        let engine = self.clone();
         self.keeper.spawn(async move { claim::give_back(&engine, release, lease, true).await });
     }
 

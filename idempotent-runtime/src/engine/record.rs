@@ -89,6 +89,14 @@ pub struct Revision {
 }
 
 impl Revision {
+    /// Returns true if `record` is as it was seen, or has only been marked in doubt since then, as
+    /// the first part of an answer does.
+    fn shows(&self, record: &Record) -> bool {
+        let is_marked = record.state == State::InDoubt && record.reason == Some(Reason::Crashed);
+        Self::of(record, shown(record)) == *self
+            || is_marked && Self::of(record, (State::InProgress, record.reason)) == *self
+    }
+
     /// Renewals change nothing that is visible.
     fn of(record: &Record, (state, reason): (State, Option<Reason>)) -> Self {
         let mut body = DefaultHasher::new();
@@ -323,10 +331,7 @@ impl RecordHandle {
         let key = self.asked()?;
         let engine = &self.engine;
         let observed = view.revision.owner;
-        let record = self
-            .read(key)
-            .await?
-            .filter(|record| Revision::of(record, shown(record)) == view.revision);
+        let record = self.read(key).await?.filter(|record| view.revision.shows(record));
         let record = record.ok_or_else(|| self.changed(&key))?;
         let answer = self.answer(&key, &record, resolution)?;
         let token = engine.token().map_err(|error| {
@@ -338,7 +343,8 @@ impl RecordHandle {
                 .with_source(error);
             self.error(&key, error)
         })?;
-        if record.is_orphaned() {
+        let is_marked = record.is_orphaned();
+        if is_marked {
             let park = Park::orphan(key, observed);
             engine.store.park(Budget::of(engine.settings.claim_timeout), park).await.map_err(
                 |error| {
@@ -353,8 +359,13 @@ impl RecordHandle {
         let resolve = Resolve::new(key, observed, token, answer);
         // An answer that is being corrected may be cached.
         let _changes = Changes { engine, key };
-        let (changed, tries) =
-            self.sent(&key, async |tries| engine.store.resolve(&resolve, tries).await).await?;
+        let sent = self.sent(&key, async |tries| engine.store.resolve(&resolve, tries).await).await;
+        let (changed, tries) = sent.map_err(|error| match error.kind() {
+            ErrorKind::StoreUnavailable | ErrorKind::Full if is_marked => {
+                error.with_text(MARKED.0, MARKED.1)
+            }
+            _ => error,
+        })?;
         match changed {
             Changed::Applied => Ok(()),
             Changed::Running if tries.may_be_applied() => Err(self.overtaken(&key)),
@@ -486,6 +497,11 @@ fn unknown(error: Error) -> Error {
 /// For a change that was rejected.
 const REFUSED: (&str, &str) =
     ("the store did not accept it, and nothing has changed", "try again later");
+/// For an answer that was rejected after the record had been marked in doubt.
+const MARKED: (&str, &str) = (
+    "the store did not accept the answer, and the record is in doubt until it has one",
+    "answer again later",
+);
 /// For a change without an answer to the first try, when a later try found another record.
 const OVERTAKEN: (&str, &str) = (
     "the record is no longer as it was seen, the store did not answer at first, and it is not \
