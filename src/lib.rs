@@ -11,8 +11,8 @@ pub use idempotent_runtime::{
     Builder, Call, CallError, Context, Decision, Drained, Duplicate, Error, ErrorKind, ErrorPolicy,
     Fingerprint, Idempotency, InCurrentScope, OnConflict, OnCrash, OnError, Purging, RecordHandle,
     RecordView, Report, Resolution, Revision, Run, State, Step, StepBody, StepOnce, StepRetried,
-    StepRetry, StepRun, StoredValue, Unasked, Unstored, Upgrade, Verdict, Verify, clock, key,
-    observe, store,
+    StepRetry, StepRun, StoredValue, Unasked, Unstored, Upgrade, Verdict, Verify, clock, events,
+    key, observe, store,
 };
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]

@@ -13,6 +13,7 @@ mod context;
 mod encoding;
 mod engine;
 mod error;
+pub mod events;
 mod fingerprint;
 mod first_poll;
 #[cfg(feature = "http")]

@@ -10,6 +10,7 @@ mod corrupt;
 mod crash;
 mod crash_points;
 mod errors;
+mod events;
 mod expiry;
 mod faults;
 mod faults_met;

@@ -8,6 +8,7 @@
 
 mod body;
 mod clock;
+mod ends;
 mod happened;
 mod life;
 mod link;

@@ -39,6 +39,7 @@ impl Process {
         let mut builder = Idempotency::builder(link)
             .clock(world.clock_of(&life))
             .randomness(Tokens::new(random.fork()))
+            .observer(world.ends.clone())
             .background(move |future| keeper.spawn(future))
             .lease(plan.lease)
             .claim_timeout(plan.claim_timeout)
@@ -105,6 +106,7 @@ impl Process {
             None => call,
         };
         let label = key.label();
+        world.ends.begins();
         let answer = AssertUnwindSafe(observe(make(call, site, is_strict))).catch_unwind().await;
         let (answer, report) =
             answer.map_or_else(|panic| (Err(panic), None), |(answer, report)| (Ok(answer), report));

@@ -42,6 +42,9 @@ pub fn run(seed: u64, mutant: Option<Mutant>) -> Run {
         world
     });
     drop(runtime);
+    if let Some(seen) = world.ends.wrong() {
+        world.log.broken(Duration::ZERO, Rule::EndsAreReported, "all keys", 0, seen);
+    }
     let entries = std::mem::take(&mut *world.log.entries());
     let broken = rules::broken(&world.plan, &entries);
     Run { entries, broken }

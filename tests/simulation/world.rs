@@ -11,6 +11,7 @@ use idempotency::store::Record;
 use tokio::sync::Notify;
 
 use crate::clock::{ProcessClock, RunClock};
+use crate::ends::Ends;
 use crate::life::Life;
 use crate::log::{Entry, Log, Turn};
 use crate::mutant::Mutant;
@@ -26,6 +27,7 @@ pub struct World {
     pub log: Arc<Log>,
     pub server: Server,
     pub outside: Outside,
+    pub ends: Ends,
     calm: AtomicBool,
     on_its_way: Count,
     pub calls: Count,
@@ -39,6 +41,7 @@ impl World {
         Arc::new(Self {
             server: Server::new(clock, log.clone(), mutant),
             outside: Outside::default(),
+            ends: Ends::default(),
             plan,
             mutant,
             clock,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::client::Answered;
+use super::exit::{self, Exit};
 use super::flight::{Flight, Leader, Seat, Stage};
 use super::keeper::Busy;
 use super::lent::is_in_body_of;
@@ -14,6 +15,7 @@ use super::scope::Scope;
 use super::window::seek_in_windows;
 use super::{Unprotected, Waiting, claim, wait};
 use crate::error::{Error, ErrorKind};
+use crate::events::{Outcome, Source};
 use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, Ending, stored};
 use crate::store::{Claim, Claimed, CrashPolicy, Grant, Reason, Record, State};
@@ -65,46 +67,53 @@ const LATE_CLAIMS: usize = 1;
 pub(crate) async fn admit(request: Request) -> Admission {
     let call = match request.check() {
         Ok(call) => call,
-        Err(error) => {
-            let report = Report::of_refusal(&error);
-            return refuse(error, &report, &Scope::current());
+        Err(invalid) => {
+            return Admission::Answer(Answer::Refused(invalid.refused(&Scope::current())));
         }
     };
     let scope = Scope::current();
-    let mut report = Report::new(call.operation.clone(), call.key);
+    let report = Report::new(call.operation.clone(), call.key);
     if call.engine.operations.is_disabled(&call.operation) {
         let Some(unprotected) = Unprotected::enter(&call.engine, &scope) else {
-            return refuse(call.refused(ErrorKind::ShuttingDown), &report, &scope);
+            return refuse(&call, &scope, report, call.refused(ErrorKind::ShuttingDown));
         };
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
-        report.bypassed = true;
-        scope.report(&report);
+        exit::at_once(&call.engine, &scope, report, Outcome::Bypassed);
         let scope = scope.of_body(unprotected.context(&call.operation, call.key));
         return Admission::Bypass(scope, unprotected);
     }
     // A key with a window has more than one record.
-    let answer =
-        if call.windowed.is_none() { at_hand(&call, &scope, &mut report) } else { Ok(None) };
+    let answer = if call.windowed.is_none() { at_hand(&call, &scope) } else { Ok(None) };
     match answer {
         // Boxed: a call that is answered by now does not carry the state of the path to the store.
         Ok(None) => Box::pin(admit_by_store(Arc::new(call), scope, report)).await,
-        Ok(Some(record)) => replay(record, call.version, report, &scope),
-        Err(error) => refuse(error, &report, &scope),
+        Ok(Some((record, source))) => {
+            let report = Report { attempt: record.attempts, ..report };
+            exit::at_once(&call.engine, &scope, report, Outcome::Replayed(source));
+            Admission::Answer(stored(record, call.version))
+        }
+        Err(error) => refuse(&call, &scope, report, error),
     }
 }
 
-async fn admit_by_store(call: Arc<Checked>, scope: Scope, mut report: Report) -> Admission {
+async fn admit_by_store(call: Arc<Checked>, scope: Scope, report: Report) -> Admission {
+    let mut exit = Exit::new(&call, &scope, report);
+    let report = &mut exit.report;
     // Counted once, however many records the call waits for.
     let clock = &call.engine.clock;
     let deadline = call.patience().map(|patience| clock.monotonic().saturating_add(patience));
     let sought = match &call.windowed {
-        None => seek_in_store(&call, deadline, &scope, &mut report)
+        None => seek_in_store(&call, deadline, &scope, report)
             .await
             .map(|sought| (call.clone(), sought)),
-        Some(windowed) => seek_in_windows(&call, windowed, deadline, &scope, &mut report).await,
+        Some(windowed) => seek_in_windows(&call, windowed, deadline, &scope, report).await,
     };
     match sought {
-        Ok((call, Sought::Found(record))) => replay(record, call.version, report, &scope),
+        Ok((call, Sought::Found(record, source))) => {
+            exit.report.attempt = record.attempts;
+            exit.end(Outcome::Replayed(source));
+            Admission::Answer(stored(record, call.version))
+        }
         // The record requires verification, and this caller has no verification callback. Its body
         // does not run, even if a store has granted it the claim.
         Ok((call, Sought::Running(running)))
@@ -114,30 +123,29 @@ async fn admit_by_store(call: Arc<Checked>, scope: Scope, mut report: Report) ->
             let ending =
                 Ending::Unknown { reason: Reason::Crashed, ask_again_after: Duration::ZERO };
             running.finish(ending).await;
-            Admission::Answer(Answer::Refused(in_doubt(&call, &left)))
+            let error = in_doubt(&call, &left);
+            exit.end(Outcome::Refused(error.kind()));
+            Admission::Answer(Answer::Refused(error))
         }
-        Ok((_, Sought::Running(running))) => Admission::Run(running),
-        Err(error) => refuse(error, &report, &scope),
+        Ok((_, Sought::Running(mut running))) => {
+            running.enter(exit);
+            Admission::Run(running)
+        }
+        Err(error) => {
+            exit.end(Outcome::Refused(error.kind()));
+            Admission::Answer(Answer::Refused(error))
+        }
     }
 }
 
-/// Answers with `record`, for a call that reads schema `version`.
-fn replay(record: Arc<Record>, version: u32, mut report: Report, scope: &Scope) -> Admission {
-    report.replayed = record.state.is_answer();
-    report.attempt = record.attempts;
-    tracing::debug!(operation = %report.operation, key = %report.key, attempt = report.attempt, "replayed");
-    scope.report(&report);
-    Admission::Answer(stored(record, version))
-}
-
-fn refuse(error: Error, report: &Report, scope: &Scope) -> Admission {
-    tracing::debug!(operation = %report.operation, key = %report.key, kind = ?error.kind(), "refused");
-    scope.report(report);
+/// Refuses a call before anything was awaited.
+fn refuse(call: &Checked, scope: &Scope, report: Report, error: Error) -> Admission {
+    exit::at_once(&call.engine, scope, report, Outcome::Refused(error.kind()));
     Admission::Answer(Answer::Refused(error))
 }
 
 pub(super) enum Sought {
-    Found(Arc<Record>),
+    Found(Arc<Record>, Source),
     Running(Box<Running>),
 }
 
@@ -149,18 +157,14 @@ pub(super) async fn seek(
     scope: &Scope,
     report: &mut Report,
 ) -> Result<Sought, Error> {
-    match at_hand(call, scope, report)? {
-        Some(record) => Ok(Sought::Found(record)),
+    match at_hand(call, scope)? {
+        Some((record, source)) => Ok(Sought::Found(record, source)),
         None => seek_in_store(call, deadline, scope, report).await,
     }
 }
 
 /// Returns the answer that needs no claim because this process has it.
-fn at_hand(
-    call: &Checked,
-    scope: &Scope,
-    report: &mut Report,
-) -> Result<Option<Arc<Record>>, Error> {
+fn at_hand(call: &Checked, scope: &Scope) -> Result<Option<(Arc<Record>, Source)>, Error> {
     let engine = &call.engine;
     if scope.context().is_some_and(|context| context.is_running(engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
@@ -178,13 +182,12 @@ fn at_hand(
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
     }
     let near = engine.near_cache.as_ref().and_then(|near_cache| near_cache.get(&call.key));
-    let is_near = near.is_some();
-    let Some(record) = near.or_else(|| engine.local_result(&call.key)) else { return Ok(None) };
+    let found = near
+        .map(|record| (record, Source::Near))
+        .or_else(|| engine.local_result(&call.key).map(|record| (record, Source::Memory)));
+    let Some((record, source)) = found else { return Ok(None) };
     match judge(call, &record) {
-        Judged::Final => {
-            report.near_cached = is_near;
-            Ok(Some(record))
-        }
+        Judged::Final => Ok(Some((record, source))),
         Judged::Refused(error) => Err(error),
         // The record is not a result that can be returned: query the store.
         Judged::Busy => Ok(None),
@@ -220,19 +223,12 @@ async fn seek_in_store(
             Seat::Leader(leader) => {
                 match lead(call, &leader, deadline, scope, report, &mut has_met).await {
                     Led::Granted(granted) => {
-                        let observer = scope.observer().cloned();
-                        return Ok(Sought::Running(Box::new(Running::new(
-                            call.clone(),
-                            *granted,
-                            deadline,
-                            leader,
-                            observer,
-                            report.clone(),
-                        ))));
+                        let running = Running::new(call.clone(), *granted, deadline, leader);
+                        return Ok(Sought::Running(Box::new(running)));
                     }
                     Led::Found(record) => {
                         leader.answer(stored(record.clone(), call.version));
-                        return Ok(Sought::Found(record));
+                        return Ok(Sought::Found(record, Source::Store));
                     }
                     Led::Refused(error) => {
                         leader.answer(Answer::Refused(error.clone()));
@@ -247,8 +243,7 @@ async fn seek_in_store(
                 has_met |= report.waited || flight.has_met();
                 match answer {
                     Some(Answer::Stored(answer)) => {
-                        report.joined = true;
-                        return Ok(Sought::Found(answer.record));
+                        return Ok(Sought::Found(answer.record, Source::Joined));
                     }
                     // A leader that knows of no other call may run without the store. This caller
                     // knows of the leader.

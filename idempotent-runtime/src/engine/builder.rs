@@ -10,6 +10,7 @@ use super::settings::Settings;
 use super::{Idempotency, Inner};
 use crate::clock::{Clock, Randomness, SystemClock, SystemRandomness};
 use crate::error::Error;
+use crate::events::Observer;
 use crate::policy::OnConflict;
 use crate::store::{DynStore, Store};
 
@@ -250,6 +251,12 @@ impl Builder {
     /// Sets the engine's source of time. A store without a clock of its own must get the same one.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Adds an observer of what happens in the engine. There can be any number of them.
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.settings.observers.push(Arc::new(observer));
         self
     }
 

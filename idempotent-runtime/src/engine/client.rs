@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::retry::{Budget, pauses, repeated};
 use crate::clock::Clock;
+use crate::events::{Interest, Observers, What};
 use crate::key::KeyHash;
 use crate::paused::explain;
 use crate::store::{
@@ -26,6 +27,7 @@ pub(crate) struct StoreClient {
     clock: Arc<dyn Clock>,
     /// A try that takes longer is given up, and its outcome is unknown.
     patience: Duration,
+    observers: Observers,
 }
 
 /// The answer to a claim.
@@ -36,8 +38,17 @@ pub(crate) struct Answered {
 }
 
 impl StoreClient {
-    pub(super) fn new(store: Arc<dyn DynStore>, clock: Arc<dyn Clock>, patience: Duration) -> Self {
-        Self { store, clock, patience }
+    pub(super) fn new(
+        store: Arc<dyn DynStore>,
+        clock: Arc<dyn Clock>,
+        patience: Duration,
+        observers: Observers,
+    ) -> Self {
+        Self { store, clock, patience, observers }
+    }
+
+    pub(super) fn observers(&self) -> &Observers {
+        &self.observers
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -69,16 +80,18 @@ impl StoreClient {
         claim: Claim,
         stops: impl Fn() -> bool,
     ) -> Result<Answered, StoreError> {
+        let mut request = Request::new(self, Operation::Claim);
         let start = self.clock.monotonic();
         let end = start.saturating_add(self.patience);
         let (mut unknown, mut slept) = (None, Duration::ZERO);
         for pause in pauses() {
+            request.tries += 1;
             match self.store.clone().claim(claim.clone()).await {
                 Err(error) if error.is_transient() && self.clock.monotonic() + pause < end => {
                     self.clock.sleep(pause).await;
                     slept += pause;
                     if stops() {
-                        return Err(unknown.unwrap_or(error));
+                        return request.answered(Err(unknown.unwrap_or(error)));
                     }
                     if error.is_outcome_unknown() {
                         unknown = Some(error);
@@ -87,16 +100,15 @@ impl StoreClient {
                 // An earlier try may have been applied: this refusal does not settle it.
                 Err(error) => {
                     let error = unknown.unwrap_or(error);
-                    return Err(explain(
-                        error,
-                        slept,
-                        self.clock.monotonic().saturating_sub(start),
-                    ));
+                    let real = self.clock.monotonic().saturating_sub(start);
+                    return request.answered(Err(explain(error, slept, real)));
                 }
-                Ok(claimed) => return Ok(Answered { claimed, repeated: unknown.is_some() }),
+                Ok(claimed) => {
+                    return request.answered(Ok(Answered { claimed, repeated: unknown.is_some() }));
+                }
             }
         }
-        Err(unknown.unwrap_or_else(|| unavailable(Operation::Claim)))
+        request.answered(Err(unknown.unwrap_or_else(|| unavailable(Operation::Claim))))
     }
 
     /// Stores a result. `commit` is asked for each try: what it may write again depends on the time.
@@ -196,19 +208,28 @@ impl StoreClient {
 
     /// Removes a batch of expired records, once. Not bounded: no caller waits for it.
     pub(super) async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
-        self.store.clone().purge(limit).await
+        let mut request = Request::new(self, Operation::Purge);
+        request.tries = 1;
+        request.answered(self.store.clone().purge(limit).await)
     }
 
     async fn repeat<T, F>(
         &self,
         operation: Operation,
         budget: Budget,
-        request: impl FnMut() -> F,
+        mut request: impl FnMut() -> F,
     ) -> Result<T, StoreError>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        repeated(&*self.clock, operation, self.patience, budget, request).await
+        let mut followed = Request::new(self, operation);
+        let tries = &mut followed.tries;
+        let request = || {
+            *tries += 1;
+            request()
+        };
+        let answer = repeated(&*self.clock, operation, self.patience, budget, request).await;
+        followed.answered(answer)
     }
 
     async fn once<T: Send + 'static>(
@@ -217,6 +238,8 @@ impl StoreClient {
         patience: Duration,
         request: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
+        let mut followed = Request::new(self, operation);
+        followed.tries = 1;
         let mut request = tokio::spawn(request);
         let answer = tokio::select! {
             biased;
@@ -226,6 +249,35 @@ impl StoreClient {
             () = self.clock.sleep(patience) => Err(no_answer_within(operation, patience)),
         };
         request.abort();
+        followed.answered(answer)
+    }
+}
+
+/// A request on its way, for those who count and time requests. One that is dropped is not
+/// reported: its outcome is not known here.
+struct Request<'client> {
+    client: &'client StoreClient,
+    operation: Operation,
+    /// `None` if no observer wants to know.
+    since: Option<Duration>,
+    tries: u32,
+}
+
+impl<'client> Request<'client> {
+    fn new(client: &'client StoreClient, operation: Operation) -> Self {
+        let is_wanted = client.observers.want(Interest::STORE);
+        let since = is_wanted.then(|| client.clock.monotonic());
+        Self { client, operation, since, tries: 0 }
+    }
+
+    fn answered<T>(self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Some(since) = self.since {
+            let duration = self.client.clock.monotonic().saturating_sub(since);
+            let result = answer.as_ref().map(drop).map_err(StoreError::kind);
+            let (store, request, tries) = (self.client.name(), self.operation, self.tries);
+            let what = What::Store { store, request, result, duration, tries };
+            self.client.observers.tell(None, None, what);
+        }
         answer
     }
 }

@@ -10,6 +10,7 @@ use super::running::{Running, give_up};
 use super::{claim, late, owed};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
+use crate::events::{Outcome, What};
 use crate::outcome::{Answer, Ending};
 use crate::store::{Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Written};
 
@@ -90,10 +91,15 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
                     "a record could not be marked as in doubt; its policy applies when the lease \
                      expires");
             }
-            return conclude(&mut running, Verdict::Own, None);
+            return conclude(&mut running, Verdict::Own, None, Outcome::Held);
         }
     };
     let (mut commit, marker) = commit(&running, state, body);
+    let own = match (&marker, state) {
+        (Some(_), _) => Outcome::Unkept,
+        (None, State::Failed) => Outcome::Failed,
+        (None, _) => Outcome::Executed,
+    };
     commit.ttl = ttl.unwrap_or(commit.ttl);
     let engine = running.call.engine.clone();
     // Begun before the commit is sent: if the record is removed or corrected after that, the near
@@ -104,18 +110,19 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             if written == Written::Adopted {
                 tracing::warn!(operation = %running.call.operation, key = %running.call.key,
                     "the record had vanished and was written again: the store loses records");
+                running.call.tell(What::Adopted);
             }
             let record = Arc::new(answered(&running, &commit));
             if let Some(near_cache) = near_cache {
                 near_cache.keep(&record, commit.ttl);
             }
             let verdict = marker.map_or(Verdict::Own, Verdict::refused);
-            conclude(&mut running, verdict, Some(record))
+            conclude(&mut running, verdict, Some(record), own)
         }
         Ok(_) => {
             let verdict = late::overtaken(&mut running, commit.token, &commit.body, true).await;
             let winner = verdict.winner();
-            conclude(&mut running, verdict, winner)
+            conclude(&mut running, verdict, winner, own)
         }
         Err(error) => not_stored(running, commit, error),
     }
@@ -125,8 +132,9 @@ pub(super) fn conclude(
     running: &mut Running,
     verdict: Verdict,
     record: Option<Arc<Record>>,
+    own: Outcome,
 ) -> Verdict {
-    running.tell(&verdict);
+    running.tell(&verdict, own);
     running.conclude(record);
     verdict
 }
@@ -261,8 +269,12 @@ async fn park(
     ask_again_after: Duration,
 ) -> Result<Written, StoreError> {
     let engine = &running.call.engine;
-    let park = parking(running, reason, ask_again_after);
-    engine.store.park(Budget::of(engine.settings.commit_timeout), park).await
+    let parking = parking(running, reason, ask_again_after);
+    let parked = engine.store.park(Budget::of(engine.settings.commit_timeout), parking).await;
+    if parked.as_ref().is_ok_and(|written| written.is_done()) {
+        running.call.tell(What::InDoubt { reason });
+    }
+    parked
 }
 
 /// Returns the error to the caller while the background keeps trying to hold the record. Its effect
@@ -270,7 +282,7 @@ async fn park(
 /// when the lease expires.
 fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
     let engine = running.call.engine.clone();
-    running.tell(&Verdict::Own);
+    running.tell(&Verdict::Own, Outcome::Held);
     let keeper = engine.keeper.clone();
     let Some(place) = engine.bounds.ends.place() else {
         tracing::error!(operation = %running.call.operation, key = %running.call.key, %error,
@@ -316,23 +328,27 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
     let verdict = Verdict::refused(refused);
     let keeper = engine.keeper.clone();
     let lease = running.lease.clone();
-    running.tell(&verdict);
+    running.tell(&verdict, Outcome::NotStored);
     let Some(place) = place else {
         running.conclude(None);
         return verdict;
     };
+    let ended = engine.clock.monotonic();
     keeper.spawn(async move {
         let _place = place;
         let budget = Budget::until_done(engine.settings.background_commit);
         match engine.store.complete(budget, || to_store(&running, &commit)).await {
             Ok(written) if written.is_done() => {
                 tracing::info!(key = %lease.key, "a result was stored in the background");
+                let after = engine.clock.monotonic().saturating_sub(ended);
+                call.tell(What::StoredLate { after });
             }
             Ok(_) => {
                 late::overtaken(&mut running, commit.token, &commit.body, true).await;
             }
             Err(error) => {
                 tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left in doubt");
+                call.tell(What::NeverStored);
                 engine.keeper.forget(&lease);
                 let budget = running.call.lease;
                 let written = give_up(&engine, &lease, Reason::NotStored, budget).await;

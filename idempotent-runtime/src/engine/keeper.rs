@@ -22,6 +22,7 @@ use super::client::StoreClient;
 use super::lease::{Lease, nanos};
 use super::purge::{Purge, Purging};
 use crate::clock::Clock;
+use crate::events::What;
 use crate::near_cache::NearCache;
 use crate::store::{Renewal, Token, Written};
 
@@ -364,6 +365,8 @@ impl Shared {
                 "leases could not be renewed"
             );
         }
+        let leases = batch.len();
+        self.store.observers().tell(None, None, What::Renewed { leases, unanswered });
         self.earlier.notify_one();
     }
 
@@ -378,6 +381,7 @@ impl Shared {
                 // The owner's own commit gets the same answer.
                 if !lease.has_body_ended() {
                     tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
+                    self.store.observers().tell(None, Some(&lease.key), What::LeaseLost);
                 }
                 lease.give_up();
             }

@@ -13,6 +13,7 @@ use super::retry::Budget;
 use super::running::Running;
 use super::{Waiting, keeper, wait};
 use crate::error::{Error, ErrorKind};
+use crate::events::{Outcome, What};
 use crate::outcome::{Answer, StoredAnswer, stored};
 use crate::store::{CrashPolicy, Record, State, StoreError, Token, Written};
 
@@ -34,7 +35,7 @@ pub(super) async fn with_own_error(
             verdict = late;
         }
     }
-    conclude_as(running, verdict)
+    conclude_as(running, verdict, Outcome::Released)
 }
 
 /// Ends a body whose error may hide an effect, or whose steps had effects. Its caller gets `own`,
@@ -46,14 +47,14 @@ pub(super) async fn with_held_error(
     written: Option<Written>,
 ) -> Verdict {
     if !is_overtaken(&running, was_lost, written) {
-        return conclude_as(running, own);
+        return conclude_as(running, own, Outcome::Held);
     }
     let verdict = match overtaken_without_result(&mut running).await {
         // Another owner is at work: a call that is made now does not run the body.
         Verdict::Instead(Answer::Refused(error)) if error.is_retryable() => own,
         verdict => verdict,
     };
-    conclude_as(running, verdict)
+    conclude_as(running, verdict, Outcome::Held)
 }
 
 /// Ends a body whose outcome is not known. Its caller gets what the body returned, unless the
@@ -70,7 +71,7 @@ pub(super) async fn with_unknown_outcome(
     } else {
         Verdict::Own
     };
-    conclude_as(running, verdict)
+    conclude_as(running, verdict, Outcome::Held)
 }
 
 /// Returns true if the store's answer to the last write of an owner, whose body may have had an
@@ -90,9 +91,10 @@ pub(super) fn is_overtaken(running: &Running, was_lost: bool, written: Option<Wr
     }
 }
 
-fn conclude_as(mut running: Box<Running>, verdict: Verdict) -> Verdict {
+/// `own`: how the call ended if no other party decided it.
+fn conclude_as(mut running: Box<Running>, verdict: Verdict, own: Outcome) -> Verdict {
     let winner = verdict.winner();
-    conclude(&mut running, verdict, winner)
+    conclude(&mut running, verdict, winner, own)
 }
 
 /// [`overtaken`] for an owner that has no result and waits for no other.
@@ -168,6 +170,7 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
     tracing::warn!(operation = %call.operation, key = %call.key, winner = winner.is_some(),
         "a body finished after its call had been taken over: its effect may have happened twice");
     call.engine.duplicates.fetch_add(1, Ordering::Relaxed);
+    call.tell(What::Duplicate);
     if let Some(hook) = call.engine.settings.on_duplicate.clone() {
         let winner = winner.map(|record| record.body.clone());
         let (operation, key, result) = (call.operation.clone(), call.key, result.clone());
@@ -227,7 +230,7 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
     let (Some(patience), Some(_waiting)) = (running.patience, Waiting::enter(engine)) else {
         return Ok(Winner::AtWork);
     };
-    running.report.waited = true;
+    running.waits();
     match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience))
         .await?
     {

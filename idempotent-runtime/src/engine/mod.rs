@@ -7,6 +7,7 @@ mod call;
 mod claim;
 mod client;
 mod duplicate;
+mod exit;
 mod finish;
 mod flight;
 pub(crate) mod followed;
@@ -69,6 +70,7 @@ use settings::Settings;
 use crate::clock::{Clock, Randomness};
 use crate::context::Context;
 use crate::error::Error;
+use crate::events::Observers;
 use crate::key::{IntoKey, Key, KeyHash};
 use crate::near_cache::NearCache;
 use crate::registry;
@@ -119,6 +121,7 @@ pub(crate) struct Inner {
     /// because they have none.
     without_lease: AtomicUsize,
     duplicates: AtomicU64,
+    observers: Observers,
 }
 
 impl Inner {
@@ -130,7 +133,9 @@ impl Inner {
         validity: Result<(), Error>,
     ) -> Self {
         let near_cache = settings.near_cache(&clock);
-        let store = StoreClient::new(store, clock.clone(), settings.claim_timeout);
+        let observers = Observers::new(&settings.namespace, settings.observers.clone());
+        let store =
+            StoreClient::new(store, clock.clone(), settings.claim_timeout, observers.clone());
         let answers_at_once = store.facets().local_results.is_some();
         Self {
             keeper: Arc::new(Keeper::new(
@@ -156,6 +161,7 @@ impl Inner {
             waiters: AtomicUsize::new(0),
             without_lease: AtomicUsize::new(0),
             duplicates: AtomicU64::new(0),
+            observers,
         }
     }
 
@@ -392,6 +398,11 @@ impl Idempotency {
         let engine = self.clone();
         // The future gets the surroundings in which it runs, not those in which it was created.
         async move { Scope::current().with_engine(engine).wrap(future).await }
+    }
+
+    /// Returns the number of panics of [observers](Builder::observer).
+    pub fn observer_panics(&self) -> u64 {
+        self.inner.observers.panics()
     }
 
     /// Returns a call of `operation` with `key`. An invalid key is reported when the call runs.

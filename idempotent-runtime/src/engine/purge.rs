@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::client::StoreClient;
 use super::settings::Settings;
 use crate::clock::Clock;
+use crate::events::What;
 use crate::store::{Purged, StoreError};
 
 /// The pause between two batches of one sweep: others use the store too.
@@ -67,6 +68,7 @@ impl Purge {
     /// puts off are locked by others, and are left for the next sweep.
     async fn look(&self, store: &StoreClient) -> Result<bool, StoreError> {
         let answer = store.purge(self.batch).await;
+        tell(store, &answer);
         let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         match answer {
             Ok(Purged { removed, lag, put_off }) => {
@@ -87,4 +89,15 @@ impl Purge {
             }
         }
     }
+}
+
+/// Reports a batch, before the statistics are locked.
+fn tell(store: &StoreClient, answer: &Result<Purged, StoreError>) {
+    let what = match answer {
+        Ok(Purged { removed, lag, .. }) => {
+            What::Purged { store: store.name(), removed: *removed as u64, lag: *lag }
+        }
+        Err(_) => What::PurgeFailed,
+    };
+    store.observers().tell(None, None, what);
 }

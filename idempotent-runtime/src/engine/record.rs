@@ -14,9 +14,11 @@ use super::retry::Budget;
 use crate::clock::Timestamp;
 use crate::encoding::{NotEncodable, encode_for_any_reader};
 use crate::error::{Error, ErrorKind};
+use crate::events::What;
 use crate::key::{IntoKey, Key, KeyHash, hash_key};
 use crate::store::{
-    Changed, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, StoreError, Token,
+    Changed, Operation, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, StoreError,
+    Token,
 };
 
 /// A handle to the record of one call. Created by
@@ -328,6 +330,12 @@ impl RecordHandle {
     /// [`Config`](ErrorKind::Config) if it is not a valid HTTP response; nothing has changed then.
     /// The store's errors.
     pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
+        let resolved = self.resolved(view, resolution).await;
+        self.operated(Operation::Resolve, &resolved);
+        resolved
+    }
+
+    async fn resolved(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
         let key = self.asked()?;
         let engine = &self.engine;
         let observed = view.revision.owner;
@@ -457,6 +465,19 @@ impl RecordHandle {
     /// [`NotStored`](ErrorKind::NotStored) if the store does not say whether it was removed. The
     /// store's other errors.
     pub async fn forget(&self) -> Result<(), Error> {
+        let removed = self.removed().await;
+        self.operated(Operation::Remove, &removed);
+        removed
+    }
+
+    /// Reports what an operator has done, or was refused.
+    fn operated(&self, action: Operation, done: &Result<(), Error>) {
+        let result = done.as_ref().copied().map_err(Error::kind);
+        let what = What::Operated { action, result };
+        self.engine.observers.tell(self.operation(), self.hash().ok().as_ref(), what);
+    }
+
+    async fn removed(&self) -> Result<(), Error> {
         let key = self.asked()?;
         let engine = &self.engine;
         let Some(record) = self.read(key).await? else { return Ok(()) };

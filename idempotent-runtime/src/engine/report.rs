@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::scope::Scope;
 use crate::error::Error;
+use crate::events::{Outcome, Source};
 use crate::key::KeyHash;
 
 /// A report of what one guarded call did. Created by [`observe`].
@@ -34,7 +35,11 @@ pub struct Report {
     pub attempt: u32,
     /// True if the operation was disabled: the body ran without any protection.
     pub bypassed: bool,
+    /// How the call ended.
+    pub outcome: Outcome,
 }
+
+const NO_RECORD: KeyHash = KeyHash::from_bytes([0; 32]);
 
 impl Report {
     pub(crate) fn new(operation: Arc<str>, key: KeyHash) -> Self {
@@ -47,20 +52,34 @@ impl Report {
             near_cached: false,
             attempt: 0,
             bypassed: false,
+            outcome: Outcome::Dropped,
         }
     }
 
     /// Creates the report of a call that was refused with `error` before it had a record.
-    pub(crate) fn of_refusal(error: &Error) -> Self {
-        Self::new(error.operation().unwrap_or_default().into(), KeyHash::from_bytes([0; 32]))
+    pub(super) fn of_refusal(error: &Error) -> Self {
+        Self::new(error.operation().unwrap_or_default().into(), NO_RECORD)
+    }
+
+    /// Returns false if the call was refused before it had a record.
+    pub(super) fn has_record(&self) -> bool {
+        self.key != NO_RECORD
+    }
+
+    pub(super) fn ended(&mut self, outcome: Outcome) {
+        self.outcome = outcome;
+        self.replayed |= matches!(outcome, Outcome::Replayed(_));
+        self.joined = outcome == Outcome::Replayed(Source::Joined);
+        self.near_cached = outcome == Outcome::Replayed(Source::Near);
+        self.bypassed = outcome == Outcome::Bypassed;
     }
 }
 
-/// The receiver of reports from the calls of an observed future.
+/// The receiver of reports from the calls of a future.
 #[derive(Clone, Default)]
-pub(crate) struct Observer(Arc<Mutex<Option<Report>>>);
+pub(crate) struct Receiver(Arc<Mutex<Option<Report>>>);
 
-impl Observer {
+impl Receiver {
     pub(crate) fn report(&self, report: Report) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
     }
@@ -70,9 +89,9 @@ impl Observer {
     }
 }
 
-impl fmt::Debug for Observer {
+impl fmt::Debug for Receiver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Observer")
+        f.write_str("Receiver")
     }
 }
 
@@ -96,7 +115,7 @@ impl fmt::Debug for Observer {
 /// # }
 /// ```
 pub async fn observe<F: Future>(future: F) -> (F::Output, Option<Report>) {
-    let observer = Observer::default();
-    let output = Scope::current().with_observer(observer.clone()).wrap(future).await;
-    (output, observer.take())
+    let receiver = Receiver::default();
+    let output = Scope::current().with_receiver(receiver.clone()).wrap(future).await;
+    (output, receiver.take())
 }

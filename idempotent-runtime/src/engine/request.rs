@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use super::instance::Instance;
 use super::operations::Site;
+use super::report::Report;
+use super::scope::Scope;
 use super::settings::{check_conflict, check_pause, check_time};
 use super::verify::SETTLE;
 use super::window::Windowed;
-use super::{Idempotency, Inner};
+use super::{Idempotency, Inner, exit};
 use crate::error::{Error, ErrorKind};
+use crate::events::{Outcome, What};
 use crate::fingerprint::Fingerprint;
 use crate::key::{Key, KeyHash, hash_key};
 use crate::policy::OnConflict;
@@ -56,6 +59,25 @@ const MILLI: Duration = Duration::from_millis(1);
 fn whole_millis(time: Duration) -> Duration {
     let part = time.subsec_nanos() % 1_000_000;
     if part == 0 { time } else { time + Duration::from_nanos(u64::from(1_000_000 - part)) }
+}
+
+/// A request that was refused before it had a record.
+pub(super) struct Invalid {
+    engine: Option<Arc<Inner>>,
+    error: Error,
+}
+
+impl Invalid {
+    /// Reports the end of the call, and returns its error.
+    pub(super) fn refused(self, scope: &Scope) -> Error {
+        let Self { engine, error } = self;
+        let (report, outcome) = (Report::of_refusal(&error), Outcome::Refused(error.kind()));
+        match engine {
+            Some(engine) => exit::at_once(&engine, scope, report, outcome),
+            None => exit::without_engine(scope, report, outcome),
+        }
+        error
+    }
 }
 
 /// A validated request.
@@ -116,16 +138,31 @@ impl Request {
         self.version
     }
 
-    pub(crate) fn check(self) -> Result<Checked, Error> {
+    pub(super) fn check(self) -> Result<Checked, Invalid> {
+        match &self.engine {
+            Ok(engine) => {
+                let engine = engine.inner.clone();
+                self.checked().map_err(|error| Invalid { engine: Some(engine), error })
+            }
+            Err(error) => {
+                let name = match &self.operation {
+                    Operation::Named(name) => name.clone(),
+                    Operation::Site(site, _) => site.name().into(),
+                };
+                Err(Invalid { engine: None, error: error.clone().of_operation(&name) })
+            }
+        }
+    }
+
+    pub(crate) fn checked(self) -> Result<Checked, Error> {
         let named = |error: Error, operation: &Arc<str>| error.of_operation(operation);
+        let engine = self.engine?.inner;
         let operation: Arc<str> = match &self.operation {
             Operation::Named(name) => name.clone(),
-            Operation::Site(site, instance) => match &self.engine {
-                Ok(engine) => engine.inner.operations.name_of(site, instance.map(|of| of()))?,
-                Err(_) => site.name().into(),
-            },
+            Operation::Site(site, instance) => {
+                engine.operations.name_of(site, instance.map(|of| of()))?
+            }
         };
-        let engine = self.engine.map_err(|error| named(error, &operation))?.inner;
         let settings = &engine.settings;
         let checked = || -> Result<_, Error> {
             engine.validity()?;
@@ -223,6 +260,11 @@ impl Request {
 impl Checked {
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
         Error::new(kind).of_record(Some(&self.operation), &self.key)
+    }
+
+    /// Reports an event of this call.
+    pub(super) fn tell(&self, what: What<'_>) {
+        self.engine.observers.tell(Some(&self.operation), Some(&self.key), what);
     }
 
     pub(crate) fn store_error(&self, error: StoreError) -> Error {

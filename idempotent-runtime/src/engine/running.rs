@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use super::admission::Granted;
 use super::claim;
+use super::exit::Exit;
 use super::finish::{self, Verdict};
 use super::flight::Leader;
 use super::followed::Followed;
 use super::lease::Lease;
-use super::report::{Observer, Report};
 use super::request::Checked;
 use super::retry::Budget;
 use super::scope::Scope;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
+use crate::events::{Outcome, What};
 use crate::outcome::{Answer, Ending, stored};
 use crate::steps::Journal;
 use crate::store::{Abandon, Adoption, Grant, Park, Reason, Record, Release, StoreError, Written};
@@ -36,8 +37,9 @@ pub(crate) struct Running {
     /// wait.
     pub(super) patience: Option<Duration>,
     leader: Option<Leader>,
-    observer: Option<Observer>,
-    pub(super) report: Report,
+    /// `None` once the end of the call has been reported, and while its caller still looks for the
+    /// record that it belongs to.
+    exit: Option<Exit>,
     /// Present from the start of the body.
     pub(super) journal: Option<Arc<Journal>>,
     /// True if the body started, which may leave an effect.
@@ -65,8 +67,6 @@ impl Running {
         Granted { claim, grant, sent, repeated, _busy }: Granted,
         deadline: Option<Duration>,
         leader: Leader,
-        observer: Option<Observer>,
-        mut report: Report,
     ) -> Self {
         let engine = &call.engine;
         let patience = deadline.map(|deadline| deadline.saturating_sub(engine.clock.monotonic()));
@@ -88,7 +88,6 @@ impl Running {
             // lease is not renewed until that is noticed.
             lease.stop_renewal();
         }
-        report.attempt = grant.record.attempts;
         let adoption = Adoption::new(claim, &grant);
         Self {
             call,
@@ -99,17 +98,32 @@ impl Running {
             repeated,
             patience,
             leader: Some(leader),
-            observer,
-            report,
+            exit: None,
             journal: None,
             has_run: false,
             phase: Phase::Granted,
         }
     }
 
+    /// Records that the call belongs to this claim, whose end is that of the call from now on.
+    pub(super) fn enter(&mut self, mut exit: Exit) {
+        let record = &self.grant.record;
+        exit.report.attempt = record.attempts;
+        self.exit = Some(exit);
+        self.call.tell(What::Claimed {
+            attempt: record.attempts,
+            fence: record.fence,
+            taken_over: self.grant.taken_over,
+        });
+    }
+
     /// Returns the scope for the body, if it may start: the engine is not closing, and enough of
     /// the lease is left.
     pub(crate) fn start(&mut self) -> Result<Scope, Error> {
+        self.started().inspect_err(|error| self.leave(Outcome::Refused(error.kind())))
+    }
+
+    fn started(&mut self) -> Result<Scope, Error> {
         let (engine, scope) = (&self.call.engine, Scope::current());
         // Checked again now that the claim is held. A shutdown closes the engine and then lists the
         // held claims. If this claim is among them, the shutdown either takes its lease before
@@ -140,6 +154,10 @@ impl Running {
     /// Returns the scope and the context for verifying an earlier attempt, if that is still
     /// possible.
     pub(super) fn ask(&mut self) -> Result<(Scope, Context), Error> {
+        self.asking().inspect_err(|error| self.leave(Outcome::Refused(error.kind())))
+    }
+
+    fn asking(&mut self) -> Result<(Scope, Context), Error> {
         let (engine, scope) = (&self.call.engine, Scope::current());
         if scope.is_shut_out(engine) {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
@@ -166,7 +184,6 @@ impl Running {
     /// Releases the claim before anything was done under it. Continues in the background if it is
     /// dropped.
     pub(super) async fn give_back(mut self: Box<Self>) {
-        self.observer = None;
         let engine = self.call.engine.clone();
         engine.give_back(&self.adoption.claim, self.repeated).await;
         self.lease.end_body();
@@ -198,14 +215,36 @@ impl Running {
         }
     }
 
-    /// Reports to the observer what the caller gets.
-    pub(super) fn tell(&mut self, verdict: &Verdict) {
-        if let Verdict::Instead(Answer::Stored(stored)) = verdict {
-            self.report.replayed = true;
-            self.report.attempt = stored.record.attempts;
+    /// Reports the end of the call to its caller, who gets `verdict`. `own`: how it ended if no
+    /// other party decided it.
+    pub(super) fn tell(&mut self, verdict: &Verdict, own: Outcome) {
+        let outcome = match verdict {
+            Verdict::Instead(Answer::Stored(stored)) => {
+                if let Some(exit) = &mut self.exit {
+                    exit.report.replayed = true;
+                    exit.report.attempt = stored.record.attempts;
+                }
+                Outcome::Superseded
+            }
+            Verdict::Instead(Answer::Refused(error)) if error.kind() == ErrorKind::Superseded => {
+                Outcome::Superseded
+            }
+            Verdict::Own | Verdict::Instead(Answer::Refused(_)) => own,
+        };
+        self.leave(outcome);
+    }
+
+    /// Reports the end of the call, once.
+    fn leave(&mut self, outcome: Outcome) {
+        if let Some(exit) = self.exit.take() {
+            exit.end(outcome);
         }
-        if let Some(observer) = self.observer.take() {
-            observer.report(self.report.clone());
+    }
+
+    /// Records that the caller waits for another one.
+    pub(super) fn waits(&mut self) {
+        if let Some(exit) = &mut self.exit {
+            exit.report.waited = true;
         }
     }
 
@@ -245,9 +284,11 @@ impl Drop for Running {
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
         let kept = Kept(engine.clone(), lease.clone());
-        if let Some(observer) = &self.observer {
-            observer.report(self.report.clone());
-        }
+        self.leave(if self.phase == Phase::Panicked {
+            Outcome::Panicked
+        } else {
+            Outcome::Dropped
+        });
         // The leader is dropped only after the store has answered, and the followers wait until
         // then. Otherwise the next of them could query the store first, and find a claim that is
         // still held.
@@ -335,6 +376,9 @@ pub(super) async fn give_up(
     } else {
         engine.store.park(Budget::of(budget), Park::own(key, token, reason)).await
     };
+    if !lease.may_be_taken_over() && written.as_ref().is_ok_and(|written| written.is_done()) {
+        engine.observers.tell(None, Some(&key), What::InDoubt { reason });
+    }
     let failed = |error: &StoreError| {
         tracing::warn!(%key, %error,
             "an unknown outcome could not be recorded; the policy applies when the lease expires");

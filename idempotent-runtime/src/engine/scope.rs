@@ -1,10 +1,10 @@
 //! The state that a task carries: the engine that overrides the installed one, the running call,
-//! and the observer.
+//! and the receiver of reports.
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
-use super::report::{Observer, Report};
+use super::report::Receiver;
 use super::{Idempotency, Inner};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
@@ -24,7 +24,7 @@ pub(crate) struct Scope(Option<Arc<Parts>>);
 struct Parts {
     engine: Option<Idempotency>,
     context: Option<Context>,
-    observer: Option<Observer>,
+    receiver: Option<Receiver>,
     /// The steps that the code is in, the innermost last. There are several if a step makes a call
     /// that has steps itself.
     steps: Vec<(Context, StepId)>,
@@ -49,9 +49,9 @@ impl Scope {
         Self::of(Parts { engine: Some(engine), ..self.parts() })
     }
 
-    /// The scope of a body. An outer observer does not see the calls that the body makes.
+    /// The scope of a body. An outer receiver does not see the calls that the body makes.
     pub(crate) fn of_body(&self, context: Context) -> Self {
-        Self::of(Parts { context: Some(context), observer: None, ..self.parts() })
+        Self::of(Parts { context: Some(context), receiver: None, ..self.parts() })
     }
 
     /// The scope of the step `step` of the call to which `context` belongs.
@@ -68,8 +68,8 @@ impl Scope {
         self.0.as_ref()?.steps.iter().rev().find(|(of, _)| of.is(context)).map(|(_, step)| step)
     }
 
-    pub(crate) fn with_observer(&self, observer: Observer) -> Self {
-        Self::of(Parts { observer: Some(observer), ..self.parts() })
+    pub(crate) fn with_receiver(&self, receiver: Receiver) -> Self {
+        Self::of(Parts { receiver: Some(receiver), ..self.parts() })
     }
 
     /// The scope of the handler of a request with this key.
@@ -95,15 +95,8 @@ impl Scope {
                 || !self.context().is_some_and(|context| context.is_inside(engine)))
     }
 
-    pub(crate) fn observer(&self) -> Option<&Observer> {
-        self.0.as_ref()?.observer.as_ref()
-    }
-
-    /// Sends the report to the observer of the calls made here.
-    pub(crate) fn report(&self, report: &Report) {
-        if let Some(observer) = self.observer() {
-            observer.report(report.clone());
-        }
+    pub(crate) fn receiver(&self) -> Option<&Receiver> {
+        self.0.as_ref()?.receiver.as_ref()
     }
 
     /// Runs `function` with this scope as the current one.

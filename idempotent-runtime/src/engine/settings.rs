@@ -7,6 +7,7 @@ use super::duplicate::DuplicateHook;
 use super::keeper::Spawn;
 use crate::clock::Clock;
 use crate::error::Error;
+use crate::events::Observer;
 use crate::near_cache::NearCache;
 use crate::policy::OnConflict;
 
@@ -68,6 +69,7 @@ pub(crate) struct Settings {
     pub(crate) purge_interval: Duration,
     pub(crate) purge_batch: usize,
     pub(crate) on_duplicate: Option<Arc<DuplicateHook>>,
+    pub(super) observers: Vec<Arc<dyn Observer>>,
     /// In bytes; `None` if there is no near cache.
     #[cfg(feature = "near-cache")]
     pub(crate) near_cache: Option<u64>,
@@ -96,6 +98,7 @@ impl Default for Settings {
             purge_interval: Duration::from_secs(60),
             purge_batch: 1_000,
             on_duplicate: None,
+            observers: Vec::new(),
             #[cfg(feature = "near-cache")]
             near_cache: None,
             #[cfg(feature = "near-cache")]

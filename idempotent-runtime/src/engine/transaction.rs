@@ -12,14 +12,16 @@ use bytes::Bytes;
 
 use super::admission::{Judged, judge, new_claim};
 use super::call::Call;
+use super::exit::Exit;
 use super::keeper::Busy;
 use super::lent::{Calls, Mark, calls_at};
-use super::report::{Observer, Report};
+use super::report::Report;
 use super::request::{Checked, Request};
 use super::scope::Scope;
 use super::{Unprotected, Waiting, WithoutLease, wait};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
+use crate::events::{Outcome, Source, What};
 use crate::outcome::{
     Answer, CallError, Codec, Ending, ErrorPolicy, Outcome as _, Reader, StoredValue, Writer,
     stored,
@@ -67,8 +69,8 @@ struct Unclaimed {
 struct InClaim {
     call: Checked,
     grant: Grant,
-    observer: Option<Observer>,
-    report: Report,
+    /// `None` once the end of the call has been reported.
+    exit: Option<Exit>,
     /// The calls that `in_transaction` tracks, if it created the transaction.
     calls: Option<(Arc<Calls>, Mark)>,
     /// True once the body has ended, for its [`Context`].
@@ -98,8 +100,12 @@ impl Leaves {
 }
 
 impl InClaim {
-    /// Records for the creator of the transaction what the call has left in it.
-    fn tell(&self, leaves: Leaves) {
+    /// Reports the end of the call, and records for the creator of the transaction what it has left
+    /// there.
+    fn end(&mut self, leaves: Leaves, outcome: Outcome) {
+        if let Some(exit) = self.exit.take() {
+            exit.end(outcome);
+        }
         let Some((calls, before)) = &self.calls else { return };
         if leaves != Leaves::Result {
             calls.undid(*before);
@@ -113,9 +119,6 @@ impl InClaim {
 impl Drop for InClaim {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Release);
-        if let Some(observer) = self.observer.take() {
-            observer.report(self.report.clone());
-        }
     }
 }
 
@@ -145,10 +148,34 @@ async fn seek<X: SqlTransaction + ?Sized>(
     transaction: &mut X,
 ) -> Result<Sought, Error> {
     let scope = Scope::current();
-    let call = request.check().inspect_err(|error| scope.report(&Report::of_refusal(error)))?;
-    let report = Report::new(call.operation.clone(), call.key);
-    // In case the call is refused; reported again when more is known.
-    scope.report(&report);
+    let call = request.check().map_err(|invalid| invalid.refused(&scope))?;
+    let mut exit = Exit::new(&call, &scope, Report::new(call.operation.clone(), call.key));
+    match seek_checked(call, scope, &mut exit.report, transaction).await {
+        Ok(Sought::Found(record)) => {
+            exit.end(Outcome::Replayed(Source::Store));
+            Ok(Sought::Found(record))
+        }
+        Ok(Sought::Run { claimed: Ok(mut claim), scope }) => {
+            claim.exit = Some(exit);
+            Ok(Sought::Run { claimed: Ok(claim), scope })
+        }
+        Ok(unclaimed) => {
+            exit.end(Outcome::Bypassed);
+            Ok(unclaimed)
+        }
+        Err(error) => {
+            exit.end(Outcome::Refused(error.kind()));
+            Err(error)
+        }
+    }
+}
+
+async fn seek_checked<X: SqlTransaction + ?Sized>(
+    call: Checked,
+    scope: Scope,
+    report: &mut Report,
+    transaction: &mut X,
+) -> Result<Sought, Error> {
     if call.windowed.is_some() {
         let detail =
             "a transaction sees one record, and a key with a window needs two: use a short `ttl`";
@@ -159,7 +186,7 @@ async fn seek<X: SqlTransaction + ?Sized>(
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
     if engine.operations.is_disabled(&call.operation) {
-        return Box::pin(bypass(call, scope, report, transaction)).await;
+        return Box::pin(bypass(call, scope, transaction)).await;
     }
     if scope.context().is_some_and(|context| context.is_running(&engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
@@ -177,15 +204,12 @@ async fn seek<X: SqlTransaction + ?Sized>(
 async fn bypass<X: SqlTransaction + ?Sized>(
     call: Checked,
     scope: Scope,
-    mut report: Report,
     transaction: &mut X,
 ) -> Result<Sought, Error> {
     let Some(unprotected) = Unprotected::enter(&call.engine, &scope) else {
         return Err(call.refused(ErrorKind::ShuttingDown));
     };
     tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
-    report.bypassed = true;
-    scope.report(&report);
     if let Some(calls) = calls_at(transaction.connection().place()) {
         calls.unrecorded(&call.engine.store);
     }
@@ -209,7 +233,7 @@ const LOOKS: usize = 3;
 async fn take<X: SqlTransaction + ?Sized>(
     call: Checked,
     scope: Scope,
-    mut report: Report,
+    report: &mut Report,
     transaction: &mut X,
 ) -> Result<Sought, Error> {
     let engine = call.engine.clone();
@@ -235,7 +259,6 @@ async fn take<X: SqlTransaction + ?Sized>(
         let ClaimAnswer { claimed, has_waited, keeps_lock } =
             taken.map_err(|error| call.store_error(error))?;
         report.waited |= has_waited && deadline.is_some();
-        scope.report(&report);
         let Some(claimed) = claimed else { return Err(held_by_a_transaction(&call)) };
         let before = calls.as_ref().map(|calls| calls.answered(call.key, &engine.store));
         let record = match claimed {
@@ -249,9 +272,7 @@ async fn take<X: SqlTransaction + ?Sized>(
             Claimed::Held(record) => record,
         };
         drop(busy);
-        report.replayed = record.state.is_answer();
         report.attempt = record.attempts;
-        scope.report(&report);
         match judge(&call, &record) {
             Judged::Final => {
                 if let Some(calls) = calls {
@@ -276,7 +297,6 @@ async fn take<X: SqlTransaction + ?Sized>(
             return Err(held_outside(&call, &record, UNSEEN));
         }
         report.waited = true;
-        scope.report(&report);
         Box::pin(outside_is_over(&call, &record, deadline)).await?;
     }
 }
@@ -333,15 +353,20 @@ fn granted(
     call: Checked,
     grant: Grant,
     scope: &Scope,
-    mut report: Report,
+    report: &mut Report,
     calls: Option<(Arc<Calls>, Mark)>,
     busy: Busy,
 ) -> Sought {
     report.attempt = grant.record.attempts;
     let (ended, body) = (Arc::new(AtomicBool::new(false)), WithoutLease::enter(&call.engine));
     let context = Context::in_transaction(&call.engine, &call.operation, &grant, ended.clone());
-    let (scope, observer) = (scope.of_body(context), scope.observer().cloned());
-    let claim = InClaim { call, grant, observer, report, calls, ended, _busy: (busy, body) };
+    let scope = scope.of_body(context);
+    call.tell(What::Claimed {
+        attempt: grant.record.attempts,
+        fence: grant.record.fence,
+        taken_over: grant.taken_over,
+    });
+    let claim = InClaim { call, grant, exit: None, calls, ended, _busy: (busy, body) };
     Sought::Run { claimed: Ok(Box::new(claim)), scope }
 }
 
@@ -354,7 +379,7 @@ impl<R, P> InTransaction<R, P> {
     /// Writes the record in the same transaction, as the body's result requires.
     pub async fn finish<X: SqlTransaction + ?Sized>(self, result: R, transaction: &mut X) -> R {
         let Self { claimed, scope, writer, reader } = self;
-        let claim = match claimed {
+        let mut claim = match claimed {
             Ok(claim) => claim,
             Err(unclaimed) => {
                 let is_error = writer.is_error(&result);
@@ -372,13 +397,14 @@ impl<R, P> InTransaction<R, P> {
         let is_kept = matches!(ending, Ending::Answer { state: State::Completed, .. });
         let (end, refused) = end_of(call, &claim.grant.record, ending);
         let leaves = Leaves::of(&end);
+        let own = outcome_of(&end);
         let keeps_error = matches!(end, End::KeepError(_));
         let ended =
             transaction.connection().end(call.engine.store.in_transaction(), token, end).await;
         claim.ended.store(true, Ordering::Release);
         let error = match (ended, refused) {
             (Ok(true), None) => {
-                claim.tell(leaves);
+                claim.end(leaves, own);
                 return result;
             }
             // The body's own error comes first: it may be what broke the transaction. What it wrote
@@ -387,11 +413,11 @@ impl<R, P> InTransaction<R, P> {
                 if keeps_error && ended.is_err_and(|error| !is_over(&error)) {
                     undo(call, token, transaction).await;
                 }
-                claim.tell(Leaves::Nothing);
+                claim.end(Leaves::Nothing, Outcome::Released);
                 return result;
             }
             (Ok(true), Some(error)) => {
-                claim.tell(Leaves::Nothing);
+                claim.end(Leaves::Nothing, Outcome::Unkept);
                 return reader.answer(Answer::Refused(error));
             }
             (Ok(false), _) => call.refused(ErrorKind::Superseded).with_detail(
@@ -399,10 +425,24 @@ impl<R, P> InTransaction<R, P> {
             ),
             (Err(error), _) => broken(call, error, UNWRITTEN),
         };
-        claim.tell(Leaves::Nothing);
+        let outcome = match error.kind() {
+            ErrorKind::Superseded => Outcome::Superseded,
+            _ => Outcome::NotStored,
+        };
         // The caller gets an error, and finds no record if it commits all the same.
         undo(call, token, transaction).await;
+        claim.end(Leaves::Nothing, outcome);
         reader.answer(Answer::Refused(error))
+    }
+}
+
+/// Returns how the call ends, if the user commits the transaction.
+const fn outcome_of(end: &End) -> Outcome {
+    match end {
+        End::Keep(_) => Outcome::Executed,
+        End::KeepError(_) => Outcome::Failed,
+        End::Hold(_) => Outcome::Held,
+        End::Undo => Outcome::Released,
     }
 }
 

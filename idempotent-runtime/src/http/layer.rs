@@ -148,7 +148,7 @@ impl IdempotencyLayer {
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) names the option and what it may be.
     pub fn checked(self) -> Result<Self, Error> {
-        self.options.call("key").request.check()?;
+        self.options.call("key").request.checked()?;
         let in_body =
             self.options.keys.in_body.as_deref().map(|pointer| ("with_key_from_body", pointer));
         let mut pointers = in_body.into_iter().chain(self.options.fingerprint.pointers());

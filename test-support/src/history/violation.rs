@@ -42,6 +42,8 @@ pub enum Rule {
     LivingOwnersStay,
     /// L5: expired records are removed.
     ExpiredAreRemoved,
+    /// L6: exactly one end is reported for each call that was polled.
+    EndsAreReported,
 }
 
 impl fmt::Display for Rule {
@@ -64,6 +66,7 @@ impl fmt::Display for Rule {
             Self::WaitersNotice => "L3",
             Self::LivingOwnersStay => "L4",
             Self::ExpiredAreRemoved => "L5",
+            Self::EndsAreReported => "L6",
         })
     }
 }

@@ -1,0 +1,92 @@
+//! The exit of a call: the one place where its end is reported, whatever it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Inner;
+use super::report::{Receiver, Report};
+use super::request::Checked;
+use super::scope::Scope;
+use crate::events::{Outcome, What};
+
+/// A call that has not ended. It ends once: with [`end`](Self::end), or as dropped.
+pub(super) struct Exit {
+    engine: Arc<Inner>,
+    receiver: Option<Receiver>,
+    pub(super) report: Report,
+    /// Monotonic time at which the call turned to the store.
+    since: Duration,
+    has_ended: bool,
+}
+
+impl Exit {
+    /// Creates the exit of a call that turns to the store now.
+    pub(super) fn new(call: &Checked, scope: &Scope, report: Report) -> Self {
+        let (engine, since) = (call.engine.clone(), call.engine.clock.monotonic());
+        Self { engine, receiver: scope.receiver().cloned(), report, since, has_ended: false }
+    }
+
+    pub(super) fn end(mut self, outcome: Outcome) {
+        self.tell(outcome);
+    }
+
+    fn tell(&mut self, outcome: Outcome) {
+        self.has_ended = true;
+        let duration = self.engine.clock.monotonic().saturating_sub(self.since);
+        let receiver = self.receiver.as_ref();
+        tell(&self.engine, receiver, &mut self.report, outcome, Some(duration));
+    }
+}
+
+impl Drop for Exit {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.tell(Outcome::Dropped);
+        }
+    }
+}
+
+/// Reports the end of a call that never awaited anything, so that it needs no [`Exit`].
+pub(super) fn at_once(engine: &Inner, scope: &Scope, mut report: Report, outcome: Outcome) {
+    tell(engine, scope.receiver(), &mut report, outcome, None);
+}
+
+/// Like [`at_once`], for a call that has no engine, which no observer can learn of.
+pub(super) fn without_engine(scope: &Scope, mut report: Report, outcome: Outcome) {
+    report.ended(outcome);
+    trace(&report);
+    if let Some(receiver) = scope.receiver() {
+        receiver.report(report);
+    }
+}
+
+fn tell(
+    engine: &Inner,
+    receiver: Option<&Receiver>,
+    report: &mut Report,
+    outcome: Outcome,
+    duration: Option<Duration>,
+) {
+    report.ended(outcome);
+    trace(report);
+    if let Some(receiver) = receiver {
+        receiver.report(report.clone());
+    }
+    let Report { attempt, waited, .. } = *report;
+    engine.observers.tell(
+        Some(&report.operation),
+        report.has_record().then_some(&report.key),
+        What::Finished { outcome, duration, attempt, waited },
+    );
+}
+
+fn trace(report: &Report) {
+    let Report { operation, key, attempt, outcome, .. } = report;
+    match outcome {
+        Outcome::Replayed(_) => tracing::debug!(%operation, %key, attempt, "replayed"),
+        Outcome::Refused(kind) => tracing::debug!(%operation, %key, ?kind, "refused"),
+        outcome => {
+            tracing::debug!(%operation, %key, attempt, outcome = outcome.name(), "finished");
+        }
+    }
+}

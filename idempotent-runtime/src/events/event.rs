@@ -1,0 +1,193 @@
+//! The events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::ErrorKind;
+use crate::key::KeyHash;
+use crate::store::{Operation, Reason, State, StoreErrorKind};
+
+/// Something that happened in an engine.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Event<'a> {
+    /// The [namespace](crate::Builder::namespace) of the engine.
+    pub namespace: &'a str,
+    /// The operation of the call; `None` for what concerns no call, or a lease of which only the
+    /// record is known.
+    pub operation: Option<&'a Arc<str>>,
+    /// The name of the record; `None` for what concerns no record, or many.
+    pub key: Option<&'a KeyHash>,
+    /// What happened.
+    pub what: What<'a>,
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum What<'a> {
+    /// A call has ended. Reported once for each call whose future was polled.
+    #[non_exhaustive]
+    Finished {
+        /// How it ended.
+        outcome: Outcome,
+        /// The time since the call first turned to the store. `None` if the answer was at hand, or
+        /// was refused before the store was asked.
+        duration: Option<Duration>,
+        /// The number of times that the call has been claimed, including the attempt that produced
+        /// the answer. Zero if no claim is known.
+        attempt: u32,
+        /// True if it waited for another caller.
+        waited: bool,
+    },
+    /// A caller was granted the claim, and its body, or its verification, may begin.
+    #[non_exhaustive]
+    Claimed {
+        /// The number of this attempt, from 1.
+        attempt: u32,
+        /// The fence of the claim.
+        fence: u64,
+        /// The state of the record that was taken over, if there was one.
+        taken_over: Option<State>,
+    },
+    /// This process has marked a record as in doubt.
+    #[non_exhaustive]
+    InDoubt {
+        /// Why.
+        reason: Reason,
+    },
+    /// A body finished after its call had been taken over: its effect may have happened twice.
+    Duplicate,
+    /// Another caller may own a claim whose body runs here.
+    LeaseLost,
+    /// A record had vanished and was written again: the store loses records.
+    Adopted,
+    /// A result was stored in the background, after its caller had got
+    /// [`NotStored`](ErrorKind::NotStored).
+    #[non_exhaustive]
+    StoredLate {
+        /// The time since the body ended.
+        after: Duration,
+    },
+    /// A result was never stored: the record is left to its policy, as after a crash.
+    NeverStored,
+    /// The store has answered a request, after as many tries as it took, or did not.
+    #[non_exhaustive]
+    Store {
+        /// The name of the store.
+        store: &'a str,
+        /// What was asked of it.
+        request: Operation,
+        /// The kind of its error, if it failed.
+        result: Result<(), StoreErrorKind>,
+        /// The time from the first try to the last answer.
+        duration: Duration,
+        /// The number of tries.
+        tries: u32,
+    },
+    /// Leases were due, and were sent to the store together.
+    #[non_exhaustive]
+    Renewed {
+        /// The number of leases.
+        leases: usize,
+        /// The number of those that were not answered, and are tried again.
+        unanswered: usize,
+    },
+    /// A batch of expired records was removed.
+    #[non_exhaustive]
+    Purged {
+        /// The name of the store.
+        store: &'a str,
+        /// The number of records.
+        removed: u64,
+        /// The time by which the oldest record that is left is overdue.
+        lag: Option<Duration>,
+    },
+    /// Expired records could not be removed.
+    PurgeFailed,
+    /// An operator has answered for a record, or has removed it.
+    #[non_exhaustive]
+    Operated {
+        /// [`Operation::Resolve`] or [`Operation::Remove`].
+        action: Operation,
+        /// The kind of the error that the operator got, if it was refused or is not known.
+        result: Result<(), ErrorKind>,
+    },
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The body ran here, and its result is stored.
+    Executed,
+    /// The body ran here, and its error is stored as the result.
+    Failed,
+    /// The body ran here, and its error released the claim: the next call runs.
+    Released,
+    /// The body ran here, and its error, or its steps, keep the record in doubt or for the next
+    /// attempt.
+    Held,
+    /// The body ran here, and its result could not be kept: it is too large, or cannot be encoded.
+    Unkept,
+    /// The call got the answer of another one.
+    Replayed(Source),
+    /// The call was refused, and its body did not run.
+    Refused(ErrorKind),
+    /// The body ran here, and another party decided the call meanwhile.
+    Superseded,
+    /// The body ran here, and its result could not be stored. The background continues.
+    NotStored,
+    /// The future of the call was dropped.
+    Dropped,
+    /// The body panicked.
+    Panicked,
+    /// The body ran without protection, because the operation is disabled.
+    Bypassed,
+}
+
+impl Outcome {
+    /// The name of the outcome, for metrics: `executed`, `replayed`, …
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Executed => "executed",
+            Self::Failed => "failed",
+            Self::Released => "released",
+            Self::Held => "held",
+            Self::Unkept => "unkept",
+            Self::Replayed(_) => "replayed",
+            Self::Refused(_) => "refused",
+            Self::Superseded => "superseded",
+            Self::NotStored => "not_stored",
+            Self::Dropped => "dropped",
+            Self::Panicked => "panicked",
+            Self::Bypassed => "bypassed",
+        }
+    }
+}
+
+/// Where a replayed answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Source {
+    /// The near cache of this process.
+    Near,
+    /// A store in the memory of this process, read without a claim.
+    Memory,
+    /// The store.
+    Store,
+    /// Another call in this process, which asked the store for both.
+    Joined,
+}
+
+impl Source {
+    /// The name of the source, for metrics: `near`, `memory`, `store`, `joined`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Near => "near",
+            Self::Memory => "memory",
+            Self::Store => "store",
+            Self::Joined => "joined",
+        }
+    }
+}
