@@ -116,7 +116,7 @@ async fn run(directory: &Path) -> anyhow::Result<()> {
     let records = directory.join("records.db");
     let slow = Idempotency::builder(SqliteStore::open(&records).await?)
         .max_run(Duration::from_secs(1))
-        .build();
+        .build()?;
     let next = Idempotency::new(SqliteStore::open(&records).await?);
 
     let slow_call = slow.scope(pack(&shop, ORDER, SLOW));

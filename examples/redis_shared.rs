@@ -64,7 +64,7 @@ async fn engine(url: &str, ledger: &Path) -> anyhow::Result<Idempotency> {
     // An event that was not answered in time is not repeated: wait longer than a busy machine
     // takes.
     let engine = engine.claim_timeout(Duration::from_secs(20));
-    Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(20))).build())
+    Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(20))).build()?)
 }
 
 /// Runs all events, beginning at another place than the other workers.

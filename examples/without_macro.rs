@@ -61,7 +61,7 @@ async fn run() -> anyhow::Result<()> {
     let path = arguments.next().unwrap_or_else(bundled_events);
     let (events, malformed) = read_events(&path)?;
     let provider = CardProvider::open(arguments.next())?;
-    let engine = Idempotency::builder(MemoryStore::new()).namespace("shop").build();
+    let engine = Idempotency::builder(MemoryStore::new()).namespace("shop").build()?;
 
     println!(
         "{} events from {}, one by one; {malformed} malformed lines",

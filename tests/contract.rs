@@ -36,7 +36,7 @@ async fn an_engine_is_made_from_a_store_with_settings_and_from_a_url() -> Result
         .namespace("shop")
         .lease(Duration::from_secs(30))
         .on_conflict(OnConflict::Wait(Duration::from_secs(10)))
-        .build();
+        .build()?;
     let from_url = Idempotency::connect("memory:").await?;
     assert_eq!(
         from_url.clone().scope(charge(&Order { id: 1 })).await.unwrap(),

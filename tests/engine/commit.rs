@@ -118,7 +118,7 @@ fn distant(configure: impl FnOnce(Builder) -> Builder) -> (World, FaultyStore) {
     let builder = Idempotency::builder(store)
         .clock(behind.clock.clone())
         .commit_timeout(Duration::from_secs(1));
-    let engine = configure(builder).build();
+    let engine = configure(builder).build().unwrap();
     let store = behind.store.clone();
     (World { engine, ..behind }, store)
 }

@@ -122,7 +122,7 @@ impl Store for ByteStore {
 fn call_on_bytes(bytes: Vec<u8>) -> (Result<String, Error>, usize) {
     let store = ByteStore::default();
     let ledger = Ledger::new();
-    let engine = Idempotency::builder(store.clone()).build();
+    let engine = Idempotency::builder(store.clone()).build().unwrap();
     let key = engine.record(OPERATION, 1).hash().unwrap();
     store.0.lock().unwrap().insert(key, bytes);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -27,7 +27,11 @@ impl Randomness for Nothing {
 
 /// An engine on the store of `world` itself, that cannot claim, and whose clock stands still.
 fn without_claims(world: &World) -> Idempotency {
-    Idempotency::builder(world.memory.clone()).clock(ManualClock::new()).randomness(Nothing).build()
+    Idempotency::builder(world.memory.clone())
+        .clock(ManualClock::new())
+        .randomness(Nothing)
+        .build()
+        .unwrap()
 }
 
 fn call(engine: &Idempotency) -> Call {

@@ -259,7 +259,8 @@ async fn a_clock_that_panics_at_any_question_makes_no_second_effect() {
         let thread = std::thread::current().id();
         let clock = ManualClock::new();
         let memory = MemoryStore::with_clock(clock.clone());
-        let engine = |clock: Breaking| Idempotency::builder(memory.clone()).clock(clock).build();
+        let engine =
+            |clock: Breaking| Idempotency::builder(memory.clone()).clock(clock).build().unwrap();
         let world = World::with(|builder| builder);
         let effects = &world.ledger;
         let charge = async |engine: &Idempotency| {

@@ -31,7 +31,8 @@ async fn key_scope_operation_and_namespace_each_make_another_call() {
     let other_namespace = Idempotency::builder(world.store.clone())
         .clock(world.clock.clone())
         .namespace("other")
-        .build();
+        .build()
+        .unwrap();
     let calls = [
         world.engine.call(OPERATION, 1),
         world.engine.call(OPERATION, 2),

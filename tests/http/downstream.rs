@@ -23,7 +23,7 @@ struct Caller {
 
 impl Caller {
     async fn new(script: impl IntoIterator<Item = Step>) -> anyhow::Result<Self> {
-        let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build();
+        let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build()?;
         let client = client(&layer(&ManualClock::new()).with_max_attempts(1));
         Ok(Self { engine, client, service: Scripted::start(script).await? })
     }

@@ -38,7 +38,8 @@ impl Inner {
             .claim_timeout(PATIENCE)
             .commit_timeout(brief)
             .background_commit(brief)
-            .build();
+            .build()
+            .unwrap();
         Self { engine, store, shop, gate: Gate::new() }
     }
 
@@ -276,7 +277,7 @@ async fn rule_65_what_a_guarded_call_says_of_its_own_key_is_not_said_of_the_requ
 #[tokio::test]
 async fn rule_65_what_a_guarded_call_says_of_its_own_key_frees_the_keys_of_both_layers()
 -> anyhow::Result<()> {
-    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build()?;
     let inside = IdempotencyLayer::new(engine.clone(), Scope::global()).with_operation("inside");
     let world = World::setup().routes(without_key().layer(inside)).start().await?;
     for handled in 1..=2 {
@@ -367,7 +368,7 @@ async fn rule_65_an_answer_without_the_kind_is_judged_by_its_status() -> anyhow:
 #[tokio::test]
 async fn rule_65_the_refusal_of_a_layer_inside_is_not_stored_by_the_one_around_it()
 -> anyhow::Result<()> {
-    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build()?;
     let inside = IdempotencyLayer::new(engine.clone(), Scope::global()).with_operation("inside");
     let handler = |State(shop): State<Shop>| async move {
         shop.effect("inside");

@@ -55,8 +55,10 @@ struct Scene {
 
 impl Scene {
     fn new(status: StatusCode, headers: HeaderMap) -> Self {
-        let engine =
-            Idempotency::builder(MemoryStore::new()).max_result_size(8 * 1024 * 1024).build();
+        let engine = Idempotency::builder(MemoryStore::new())
+            .max_result_size(8 * 1024 * 1024)
+            .build()
+            .unwrap();
         let layer = IdempotencyLayer::new(engine.clone(), Scope::global());
         Self { engine, layer, response: (status, headers), runs: Arc::default() }
     }
@@ -121,7 +123,7 @@ async fn an_unprotected_response_without_room_for_its_mark_is_a_refusal_that_has
     let mut open = Scene::new(StatusCode::OK, full("x-passed-on"));
     let store = FaultyStore::new(MemoryStore::new());
     store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
-    open.engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build();
+    open.engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build()?;
     // A form with room for what every refusal says, and not for the mark.
     let shape = |_: &Problem, mut response: Response<Bytes>| {
         *response.headers_mut() = full_but(3);

@@ -25,7 +25,8 @@ use tower::{Layer as _, ServiceExt as _, service_fn};
 const LIMIT: usize = 1_000;
 
 fn layer_on(store: FaultyStore<MemoryStore>) -> IdempotencyLayer {
-    let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build();
+    let engine =
+        Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build().unwrap();
     IdempotencyLayer::new(engine, Scope::global())
         .with_max_response_body(LIMIT)
         .with_fail_open()

@@ -132,7 +132,7 @@ impl Orders {
         Ok(Idempotency::builder(connect(&self.url).await?)
             .lease(self.lease)
             .claim_timeout(PATIENCE)
-            .build())
+            .build()?)
     }
 }
 
@@ -334,7 +334,7 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
         .claim_timeout(PATIENCE)
         .clock(Skewed { clock: SystemClock::new(), seconds: orders.skew })
         .on_duplicate(move |_: &Duplicate| charges::overtaken(&late))
-        .build();
+        .build()?;
     let layer = layer(&orders, engine, &log);
     let shop = Shop { orders: Arc::new(orders.clone()), log: log.clone(), points: points.clone() };
     let mut router = Router::new().route("/pay", post(pay)).with_state(shop);

@@ -188,7 +188,7 @@ impl Setup {
         let store = FaultyStore::new(memory.clone());
         let builder = Idempotency::builder(store.clone()).claim_timeout(PATIENCE);
         let builder = if self.by_hand { builder.clock(clock.clone()) } else { builder };
-        let engine = (self.engine)(builder).build();
+        let engine = (self.engine)(builder).build()?;
         let directory = tempfile::tempdir()?;
         let shop = Shop::open(directory.path())?;
         let layer = (self.layer)(IdempotencyLayer::new(engine.clone(), self.scope));
@@ -236,7 +236,8 @@ impl World {
 
     /// The layer of another process on the same store.
     pub fn layer_of_another(&self) -> IdempotencyLayer {
-        let engine = Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE).build();
+        let engine =
+            Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE).build().unwrap();
         IdempotencyLayer::new(engine, Scope::global())
     }
 

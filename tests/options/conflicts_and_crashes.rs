@@ -69,7 +69,8 @@ async fn a_conflict_is_refused_at_once() {
 #[tokio::test]
 async fn a_conflict_is_waited_for_as_long_as_it_says() {
     let gate = Gate::new();
-    let engine = Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build();
+    let engine =
+        Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build().unwrap();
     let first = tokio::spawn(engine.scope(waits_shortly(gate.clone())));
     gate.started().await;
     let (second, report) = engine.scope(observe(waits_shortly(gate.clone()))).await;
@@ -82,7 +83,8 @@ async fn a_conflict_is_waited_for_as_long_as_it_says() {
 #[tokio::test]
 async fn waiting_is_said_although_the_engine_refuses() {
     let gate = Gate::new();
-    let engine = Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build();
+    let engine =
+        Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build().unwrap();
     let first = tokio::spawn(engine.scope(waits(gate.clone())));
     gate.started().await;
     let second = tokio::spawn(engine.scope(waits(gate.clone())));

@@ -179,8 +179,10 @@ async fn refuses_late_retries(effects: &Effects) -> Result<usize, Error> {
 #[tokio::test]
 async fn a_late_retry_is_refused_for_as_long_as_it_says() {
     let (clock, effects) = (ManualClock::new(), Effects::default());
-    let engine =
-        Idempotency::builder(MemoryStore::with_clock(clock.clone())).clock(clock.clone()).build();
+    let engine = Idempotency::builder(MemoryStore::with_clock(clock.clone()))
+        .clock(clock.clone())
+        .build()
+        .unwrap();
     assert_eq!(engine.scope(refuses_late_retries(&effects)).await.unwrap(), 1);
     clock.advance(Duration::from_secs(90));
     let late = engine.scope(refuses_late_retries(&effects)).await.unwrap_err();

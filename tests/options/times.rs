@@ -21,8 +21,10 @@ async fn leased(engine: &Idempotency, store: &MemoryStore) -> Result<u64, Error>
 #[tokio::test]
 async fn a_result_is_kept_for_the_ttl() {
     let clock = ManualClock::new();
-    let engine =
-        Idempotency::builder(MemoryStore::with_clock(clock.clone())).clock(clock.clone()).build();
+    let engine = Idempotency::builder(MemoryStore::with_clock(clock.clone()))
+        .clock(clock.clone())
+        .build()
+        .unwrap();
     engine.scope(by_text()).await.unwrap();
     engine.scope(by_expression(Duration::from_secs(100))).await.unwrap();
     clock.advance(Duration::from_secs(89));
@@ -39,6 +41,6 @@ async fn a_result_is_kept_for_the_ttl() {
 async fn a_lease_is_as_long_as_it_says() {
     let clock = ManualClock::new();
     let store = MemoryStore::with_clock(clock.clone());
-    let engine = Idempotency::builder(store.clone()).clock(clock).build();
+    let engine = Idempotency::builder(store.clone()).clock(clock).build().unwrap();
     assert_eq!(engine.scope(leased(&engine, &store)).await.unwrap(), 7);
 }

@@ -115,7 +115,7 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
         .claim_timeout(2 * DEADLINE)
         .commit_timeout(2 * DEADLINE)
         .on_duplicate(|_: &Duplicate| println!("{DUPLICATE}"))
-        .build();
+        .build()?;
     let service = Arc::new(Service::new(engine, &orders.effects, points)?);
 
     service.points.reach(START).await;

@@ -205,7 +205,7 @@ async fn a_ttl_raised_or_lowered_between_reader_and_owner_changes_no_record() ->
     let configure =
         |builder: idempotency::Builder| builder.lease(STEADY_LEASE).in_doubt_retention(retention);
     let world = World::with(RedisOptions::new().private(), configure).await?;
-    let reader = |kept| engine_on(world.direct.clone()).in_doubt_retention(kept).build();
+    let reader = |kept| engine_on(world.direct.clone()).in_doubt_retention(kept).build().unwrap();
     let ask = async |kept, ttl| {
         let reader = reader(kept);
         let call = reader.call(OPERATION, 1_u64).ttl(ttl).on_conflict(OnConflict::Reject);

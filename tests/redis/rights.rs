@@ -124,7 +124,7 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
     assert!(rights.remove("+client|tracking"));
     let url = user(&world, "polls", &rights).await?;
     // The owner's database.
-    let there = engine_on(patient(url.trim_end_matches("/1")).connect().await?).build();
+    let there = engine_on(patient(url.trim_end_matches("/1")).connect().await?).build()?;
     let (start, started) = oneshot::channel();
     let owner = world.call(1).run(|| async {
         let _ = start.send(());
@@ -157,7 +157,7 @@ async fn without_the_right_to_ask_for_settings_the_store_connects_and_warns() ->
     let mut rights = documented();
     assert!(rights.remove("+info"));
     let url = user(&world, "blind", &rights).await?;
-    let engine = engine_on(patient(&url).connect().await?).build();
+    let engine = engine_on(patient(&url).connect().await?).build()?;
     assert!(warnings.mention("does not report its settings"));
     assert_eq!(world.charge_on(&engine, 1).await?, "receipt 1.1");
     Ok(())

@@ -51,7 +51,7 @@ impl Process {
             builder = builder.in_doubt_retention(retention);
         }
         world.turn(&life.name, Turn::Started);
-        Self { world: world.clone(), life, engine: builder.build() }
+        Self { world: world.clone(), life, engine: builder.build().unwrap() }
     }
 
     /// Starts a caller that calls some times.

@@ -90,6 +90,7 @@ impl World {
             .purge_interval(Duration::from_millis(20))
             .on_conflict(OnConflict::Wait(Duration::from_secs(60)))
             .build()
+            .unwrap()
     }
 
     async fn record(&self, engine: &Idempotency, key: &str) -> Record {

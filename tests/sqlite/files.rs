@@ -92,7 +92,7 @@ async fn two_engines_on_one_file_share_their_records() -> anyhow::Result<()> {
     let world = World::new().await?;
     let other = Idempotency::builder(patient(&world.path).clock(world.clock.clone()).open().await?)
         .clock(world.clock.clone())
-        .build();
+        .build()?;
     let engine = world.engine(|builder| builder);
     let (first, second) = tokio::join!(
         engine.call(OPERATION, 7).ttl(DAY).run(|| async { Ok::<_, Error>("first".to_owned()) }),

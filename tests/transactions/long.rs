@@ -61,7 +61,7 @@ async fn the_held_error_of_a_long_body_is_in_doubt_for_as_long_as_that_of_a_shor
     let clock = ManualClock::new();
     let store = SqliteStore::builder(scene.database.url()).clock(clock.clone()).open().await?;
     let engine = Idempotency::builder(store).clock(clock.clone()).in_doubt_retention(DAY);
-    let engine = engine.background_purge(false).build();
+    let engine = engine.background_purge(false).build()?;
     let state = async || {
         let record = engine.record(OPERATION, "a").inspect().await?;
         anyhow::Ok(record.map(|record| record.state))

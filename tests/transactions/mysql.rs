@@ -45,7 +45,7 @@ async fn database(server: &MariaDbServer) -> anyhow::Result<(Idempotency, MySqlP
     sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
     let store = MySqlStore::builder(pool.clone()).response_timeout(PATIENCE).build()?;
     store.migrate().await?;
-    Ok((Idempotency::builder(store).claim_timeout(PATIENCE).build(), pool))
+    Ok((Idempotency::builder(store).claim_timeout(PATIENCE).build()?, pool))
 }
 
 async fn add(connection: &mut MySqlConnection) -> Result<(), Fault> {
@@ -313,7 +313,7 @@ async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<
     let store = MySqlStore::builder(world.pool.clone())
         .table(format!("{original}.idempotency_records"))
         .build()?;
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build()?;
     engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;
     transaction.commit().await?;
     Ok(())
@@ -330,8 +330,9 @@ async fn a_pool_whose_hook_chooses_the_database_keeps_records_in_its_transaction
         Box::pin(async move { sqlx::raw_sql(statement).execute(connection).await.map(drop) })
     });
     let pool = pool.connect_with(options).await?;
-    let engine =
-        Idempotency::builder(MySqlStore::from_pool(pool.clone())).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(MySqlStore::from_pool(pool.clone()))
+        .claim_timeout(PATIENCE)
+        .build()?;
     for _ in 0..2 {
         let mut transaction = pool.begin().await?;
         engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;

@@ -41,7 +41,7 @@ async fn database(server: &PostgresServer) -> anyhow::Result<(Idempotency, PgPoo
     sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
     let store = PostgresStore::builder(pool.clone()).response_timeout(PATIENCE).build()?;
     store.migrate().await?;
-    Ok((Idempotency::builder(store).claim_timeout(PATIENCE).build(), pool))
+    Ok((Idempotency::builder(store).claim_timeout(PATIENCE).build()?, pool))
 }
 
 async fn add(connection: &mut PgConnection) -> Result<(), Fault> {
@@ -212,7 +212,7 @@ async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<
     }
     let store =
         PostgresStore::builder((*options).clone()).response_timeout(PATIENCE).connect().await?;
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build()?;
     let copy = PgPool::connect_with(copy).await?;
     let mut transaction = copy.begin().await?;
     let refused = engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await;
@@ -242,7 +242,7 @@ async fn a_pool_whose_hook_chooses_the_schema_keeps_records_in_its_transactions(
     let pool = pool.connect(&url).await?;
     let store = PostgresStore::from_pool(pool.clone());
     store.migrate().await?;
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build()?;
     for _ in 0..2 {
         let mut transaction = pool.begin().await?;
         engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;

@@ -62,7 +62,7 @@ impl World {
 
 async fn engine(path: &Path) -> anyhow::Result<Idempotency> {
     let store = SqliteStore::builder(path).response_timeout(PATIENCE).open().await?;
-    Ok(Idempotency::builder(store).claim_timeout(PATIENCE).build())
+    Ok(Idempotency::builder(store).claim_timeout(PATIENCE).build()?)
 }
 
 /// The effect.

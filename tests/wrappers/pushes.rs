@@ -16,7 +16,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn engine(store: impl Store) -> Idempotency {
     let builder = Idempotency::builder(store).claim_timeout(Duration::from_secs(20));
-    builder.near_cache(1_000_000).near_cache_ttl(HOUR).build()
+    builder.near_cache(1_000_000).near_cache_ttl(HOUR).build().unwrap()
 }
 
 #[tokio::test]

@@ -17,13 +17,19 @@ use crate::store::{DynStore, Store};
 ///
 /// ```
 /// use std::time::Duration;
-/// use idempotent_runtime::{Idempotency, OnConflict, store::MemoryStore};
+/// use idempotent_runtime::{Error, Idempotency, OnConflict, store::MemoryStore};
 ///
+/// # fn main() -> Result<(), Error> {
 /// let engine = Idempotency::builder(MemoryStore::new())
 ///     .namespace("shop")
 ///     .lease(Duration::from_secs(30))
 ///     .on_conflict(OnConflict::Wait(Duration::from_secs(10)))
-///     .build();
+///     .build()?;
+///
+/// // A bad setting is an error here, not in a call.
+/// assert!(Idempotency::builder(MemoryStore::new()).lease(Duration::ZERO).build().is_err());
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Clone)]
 #[must_use = "`build` makes the engine"]
@@ -183,7 +189,7 @@ impl Builder {
     /// # use idempotent_runtime::{Error, Idempotency, observe, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
-    /// let engine = Idempotency::builder(MemoryStore::new()).near_cache(64 * 1024 * 1024).build();
+    /// let engine = Idempotency::builder(MemoryStore::new()).near_cache(64 * 1024 * 1024).build()?;
     /// let charge = || engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).run(async || Ok::<_, Error>(1));
     /// charge().await?;
     /// let (replayed, report) = observe(charge()).await;
@@ -232,7 +238,7 @@ impl Builder {
     ///     .background(|future| {
     ///         tokio::spawn(future);
     ///     })
-    ///     .build();
+    ///     .build()?;
     /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
     /// assert_eq!(call.run(|| async { Ok::<_, Error>(1) }).await?, 1);
     /// # Ok(())
@@ -259,28 +265,19 @@ impl Builder {
         self
     }
 
-    /// Builds the engine. If a setting is out of range, every call fails with
-    /// [`Config`](crate::ErrorKind::Config) and names the setting; [`try_build`](Self::try_build)
-    /// reports it at once.
-    pub fn build(self) -> Idempotency {
-        let validity = self.settings.validate();
-        Idempotency {
-            inner: Arc::new(Inner::new(
-                self.store,
-                self.clock,
-                self.randomness,
-                self.settings,
-                validity,
-            )),
-        }
-    }
-
-    /// Builds the engine, or reports an invalid setting.
+    /// Builds the engine.
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) if a setting is out of range.
-    pub fn try_build(self) -> Result<Idempotency, Error> {
+    /// [`Config`](crate::ErrorKind::Config) if a setting is out of range. The error names the
+    /// setting.
+    pub fn build(self) -> Result<Idempotency, Error> {
         self.settings.validate()?;
-        Ok(self.build())
+        Ok(self.build_valid())
+    }
+
+    /// Builds the engine from settings that are known to be valid, as the default ones are.
+    pub(super) fn build_valid(self) -> Idempotency {
+        let inner = Inner::new(self.store, self.clock, self.randomness, self.settings);
+        Idempotency { inner: Arc::new(inner) }
     }
 }

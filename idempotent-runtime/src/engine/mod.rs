@@ -104,7 +104,6 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
     pub(crate) settings: Settings,
-    validity: Result<(), Error>,
     /// The ID of the process that created the engine.
     home: u32,
     flights: Arc<Flights>,
@@ -127,7 +126,6 @@ impl Inner {
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
         settings: Settings,
-        validity: Result<(), Error>,
     ) -> Self {
         let near_cache = settings.near_cache(&clock);
         let store = StoreClient::new(store, clock.clone(), settings.claim_timeout);
@@ -145,7 +143,6 @@ impl Inner {
             clock,
             randomness,
             settings,
-            validity,
             home: std::process::id(),
             flights: Arc::default(),
             near_cache,
@@ -157,10 +154,6 @@ impl Inner {
             without_lease: AtomicUsize::new(0),
             duplicates: AtomicU64::new(0),
         }
-    }
-
-    fn validity(&self) -> Result<(), Error> {
-        self.validity.clone()
     }
 
     /// Rejects requests to the store from a fork of the process. The fork has its parent's
@@ -330,7 +323,7 @@ pub struct Drained {
 impl Idempotency {
     /// Creates an engine on `store` with the default settings.
     pub fn new(store: impl Store) -> Self {
-        Self::builder(store).build()
+        Self::builder(store).build_valid()
     }
 
     /// Returns a builder of an engine on `store`.
@@ -358,7 +351,7 @@ impl Idempotency {
     /// # }
     /// ```
     pub async fn connect(url: &str) -> Result<Self, Error> {
-        Ok(Self::connect_builder(url).await?.build())
+        Self::connect_builder(url).await?.build()
     }
 
     /// Like [`connect`](Self::connect), but returns a builder for an engine with settings.
@@ -377,10 +370,8 @@ impl Idempotency {
     /// [`scope`](Self::scope).
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) if an engine is already installed, or if the settings
-    /// of this one are invalid.
+    /// [`Config`](crate::ErrorKind::Config) if an engine is already installed.
     pub fn install(self) -> Result<(), Error> {
-        self.inner.validity()?;
         scope::install(self)
     }
 

@@ -241,7 +241,6 @@ impl RecordHandle {
             Name::Hash(hash) => hash.clone(),
             Name::Call { operation, key, scope } => {
                 let settings = &self.engine.settings;
-                self.engine.validity()?;
                 let scope = scope
                     .as_ref()
                     .map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;

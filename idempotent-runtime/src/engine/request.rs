@@ -128,7 +128,6 @@ impl Request {
         let engine = self.engine.map_err(|error| named(error, &operation))?.inner;
         let settings = &engine.settings;
         let checked = || -> Result<_, Error> {
-            engine.validity()?;
             if operation.is_empty() {
                 return Err(Error::config("the operation has no name"));
             }
