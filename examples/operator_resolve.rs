@@ -87,7 +87,7 @@ async fn in_doubt(store: &SqliteStore, engine: &Idempotency) -> anyhow::Result<V
     loop {
         let page = store.scan(scan.clone()).await?;
         for record in page.records {
-            let view = engine.record_by_hash(&record.key.to_hex()).inspect().await?;
+            let view = engine.record_by_hash(record.key).inspect().await?;
             found.extend(view.filter(|view| view.state == State::InDoubt));
         }
         scan.after = page.next;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use idempotency::key::KeyHash;
 use idempotency::store::{DynStore, MemoryStore};
 use idempotency::{
     Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnConflict, OnCrash, OnError,
@@ -120,7 +121,7 @@ async fn a_record_is_inspected_resolved_and_forgotten() -> Result<(), Error> {
     let call = engine.call("payments.charge", 5).scope("tenant-7").ttl(Duration::from_secs(60));
     let held: Result<(), Error> = call
         .on_error(Unstored::Hold)
-        .run(|| async { Err(engine.record_by_hash("none").inspect().await.unwrap_err()) })
+        .run(|| async { Err(engine.find("none").await.unwrap_err()) })
         .await;
     assert!(held.is_err());
     let view = record.inspect().await?.unwrap();
@@ -137,7 +138,9 @@ async fn a_record_is_inspected_resolved_and_forgotten() -> Result<(), Error> {
     record.resolve(&view, Resolution::Completed(Receipt("found".into()))).await?;
     assert!(record.resolve(&view, Resolution::NotExecuted).await.is_err());
     assert!(record.resolve(&view, Resolution::Failed("declined")).await.is_err());
-    let by_hash = engine.record_by_hash(&view.key.to_hex());
+    let by_hash = engine.record_by_hash(view.key);
+    let found: Vec<KeyHash> = engine.find(&view.key.to_string()).await?;
+    assert_eq!(found, [view.key]);
     assert_eq!(by_hash.inspect().await?.unwrap().state, State::Completed);
     record.forget().await?;
     assert!(record.inspect().await?.is_none());

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use idempotency::key::KeyHash;
 use idempotency::store::{
     Claim, Claimed, CrashPolicy, Operation, Reason, Renewal, Store as _, StoreErrorKind, Token,
 };
@@ -42,13 +43,37 @@ async fn a_record_shows_what_it_is_and_never_its_content() {
     assert_eq!(view.expires.saturating_duration_since(view.created), DAY);
     assert_eq!(view.size, "\"receipt 1.1\"".len());
     assert!(!format!("{view:?}").contains("receipt"));
-    let by_hash = world.engine.record_by_hash(&view.key.to_hex()).inspect().await.unwrap().unwrap();
+    let by_hash = world.engine.record_by_hash(view.key).inspect().await.unwrap().unwrap();
     assert_eq!(by_hash.revision, view.revision);
-    assert_eq!(
-        world.engine.record_by_hash("abc").inspect().await.unwrap_err().kind(),
-        ErrorKind::InvalidKey
-    );
     assert!(world.handle(1).scope("tenant-7").inspect().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn records_are_found_by_the_first_digits_of_their_hash() {
+    let world = World::new();
+    let hash = |text: &str| format!("{text:0<64}").parse::<KeyHash>().unwrap();
+    let names = ["00000000", "abcdef00a", "abcdef00b", "abcdef00c", "abcdef00d", "abcdef01"];
+    for (name, token) in names.into_iter().zip(1..) {
+        let mut claim = Claim::new(hash(name), Token::from_bits(token), OPERATION.into());
+        (claim.ttl, claim.lease) = (DAY, LEASE);
+        assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    }
+    let find = async |prefix: &str| world.engine.find(prefix).await;
+    assert_eq!(
+        find("abcdef00").await.unwrap(),
+        names[1..4].iter().map(|name| hash(name)).collect::<Vec<_>>()
+    );
+    assert_eq!(find("ABCDEF00d").await.unwrap(), [hash("abcdef00d")]);
+    assert_eq!(find("00000000").await.unwrap(), [hash("00000000")]);
+    assert_eq!(find(&hash("abcdef01").to_hex()).await.unwrap(), [hash("abcdef01")]);
+    assert!(find("abcdef02").await.unwrap().is_empty());
+    for refused in ["abcdef0", "abcdef0g", &"a".repeat(65)] {
+        assert_eq!(find(refused).await.unwrap_err().kind(), ErrorKind::InvalidKey);
+    }
+    world.store.always(Operation::Scan, Some(Fault::LostRequest));
+    let error = world.while_time_passes(find("abcdef00")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    assert!(error.to_string().contains("could not be listed"), "{error}");
 }
 
 #[tokio::test]

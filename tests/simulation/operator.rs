@@ -21,7 +21,7 @@ pub async fn looks_after(desk: Process, mut random: Random) {
         let key = world.plan.keys[index(&mut random, world.plan.keys.len())].clone();
         world.names_windows();
         let Ok(hash) = desk.record(&key).hash() else { continue };
-        let (label, record) = (world.server.name(hash), desk.engine.record_by_hash(&hash.to_hex()));
+        let (label, record) = (world.server.name(hash), desk.engine.record_by_hash(hash));
         let Ok(Some(view)) = record.inspect().await else { continue };
         let (forgets, hesitates) = (random.chance(8), millis_below(&mut random, ROUND / 5));
         let did = if view.state == State::InDoubt {

@@ -26,6 +26,7 @@ pub(crate) mod retry;
 mod run;
 mod running;
 pub(crate) mod scope;
+mod search;
 mod settings;
 mod transaction;
 pub(crate) mod verify;
@@ -396,10 +397,42 @@ impl Idempotency {
         RecordHandle::of_call(self.inner.clone(), operation, Key::of(&key))
     }
 
-    /// Returns a handle to the record with this name: the 64 hexadecimal characters of
-    /// [`KeyHash::to_hex`](crate::key::KeyHash::to_hex), which also stand for the scope.
-    pub fn record_by_hash(&self, hash: &str) -> RecordHandle {
+    /// Returns a handle to the record with this name, which also stands for the scope. It is the
+    /// [`key`](RecordView::key) of a view, one that [`find`](Self::find) returned, or one parsed
+    /// from its 64 hexadecimal digits.
+    pub fn record_by_hash(&self, hash: KeyHash) -> RecordHandle {
         RecordHandle::of_hash(self.inner.clone(), hash)
+    }
+
+    /// Returns the names of the records that begin with `prefix`: 8 to 64 hexadecimal digits, of
+    /// which errors and logs show twelve. Returns at most three, in their order: more than one
+    /// means that more digits are needed. A record that cannot be read is found too.
+    ///
+    /// The store lists its records from `prefix` on. On Redis it goes through all of its keys.
+    ///
+    /// # Errors
+    /// [`InvalidKey`](crate::ErrorKind::InvalidKey) if `prefix` is not 8 to 64 hexadecimal digits.
+    /// The store's errors.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// let engine = Idempotency::new(MemoryStore::new());
+    /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
+    /// call.run(|| async { Ok::<_, Error>(()) }).await?;
+    ///
+    /// // What an error or a line of a log shows.
+    /// let shown = engine.record("payments.charge", 7).hash()?.to_string();
+    /// let [hash] = engine.find(&shown).await?[..] else { panic!("more digits are needed") };
+    /// engine.record_by_hash(hash).forget().await?;
+    /// assert!(engine.find(&shown).await?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn find(&self, prefix: &str) -> Result<Vec<KeyHash>, Error> {
+        search::find(&self.inner, prefix).await
     }
 
     /// Switches off the protection of `operation`, for emergencies. Its bodies run at every call,

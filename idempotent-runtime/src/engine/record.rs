@@ -46,7 +46,7 @@ pub struct RecordHandle {
 #[derive(Clone)]
 enum Name {
     Call { operation: Arc<str>, key: Key, scope: Option<Key> },
-    Hash(Result<KeyHash, Error>),
+    Hash(KeyHash),
 }
 
 /// The parts of a record that are shown to people: never its key, its body or its result.
@@ -204,12 +204,7 @@ impl RecordHandle {
         Self { engine, name: Name::Call { operation: operation.into(), key, scope: None } }
     }
 
-    pub(super) fn of_hash(engine: Arc<Inner>, hash: &str) -> Self {
-        let hash = hash.parse().map_err(|error| {
-            Error::new(ErrorKind::InvalidKey)
-                .with_source(error)
-                .with_detail("not a key hash (expected 64 hexadecimal characters)")
-        });
+    pub(super) fn of_hash(engine: Arc<Inner>, hash: KeyHash) -> Self {
         Self { engine, name: Name::Hash(hash) }
     }
 
@@ -238,7 +233,7 @@ impl RecordHandle {
     /// [`MissingKey`](ErrorKind::MissingKey) and [`InvalidKey`](ErrorKind::InvalidKey).
     pub fn hash(&self) -> Result<KeyHash, Error> {
         match &self.name {
-            Name::Hash(hash) => hash.clone(),
+            Name::Hash(hash) => Ok(*hash),
             Name::Call { operation, key, scope } => {
                 let settings = &self.engine.settings;
                 let scope = scope
@@ -249,7 +244,7 @@ impl RecordHandle {
                 Ok(hash_key(&settings.namespace, scope, operation, &key))
             }
         }
-        .map_err(|error| {
+        .map_err(|error: Error| {
             self.operation().map_or(error.clone(), |operation| error.of_operation(operation))
         })
     }
