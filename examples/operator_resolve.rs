@@ -126,9 +126,9 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
 
         let was_charged = books.lines().any(|line| line == format!("charged {payment}"));
         let (answer, words) = if was_charged {
-            (Resolution::Completed(format!("receipt of payment {payment}")), "completed")
+            (Resolution::completed(format!("receipt of payment {payment}")), "completed")
         } else {
-            (Resolution::NotExecuted, "not executed")
+            (Resolution::not_executed(), "not executed")
         };
         record.resolve(&view, answer).await?;
         println!("  Ada has looked into the books and answers: {words}");
@@ -136,7 +136,7 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
         // Bob took his list at the same time, and has not checked the books. His resolution is
         // rejected, whatever it is.
         let seen = of_payment(&bob_sees).context("Bob has not seen it")?;
-        match record.resolve(&seen, Resolution::NotExecuted).await {
+        match record.resolve(&seen, Resolution::not_executed()).await {
             Err(error) if error.kind() == ErrorKind::Superseded => {
                 println!("  Bob answers too late: {error}");
             }

@@ -129,7 +129,7 @@ async fn lead(url: Option<String>) -> anyhow::Result<()> {
         }
         let was_charged = ledger.charges()?.iter().any(|charge| charge.id == id);
         let answer =
-            if was_charged { Resolution::Completed(true) } else { Resolution::NotExecuted };
+            if was_charged { Resolution::completed(true) } else { Resolution::not_executed() };
         record.resolve(&view, answer).await?;
         // The next redelivery: a replay for the one, the first run for the other.
         let payment = &events

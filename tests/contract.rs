@@ -135,9 +135,9 @@ async fn a_record_is_inspected_resolved_and_forgotten() -> Result<(), Error> {
         view.revision,
     );
     assert_eq!(view.state, State::InDoubt);
-    record.resolve(&view, Resolution::Completed(Receipt("found".into()))).await?;
-    assert!(record.resolve(&view, Resolution::NotExecuted).await.is_err());
-    assert!(record.resolve(&view, Resolution::Failed("declined")).await.is_err());
+    record.resolve(&view, Resolution::completed(Receipt("found".into()))).await?;
+    assert!(record.resolve(&view, Resolution::not_executed()).await.is_err());
+    assert!(record.resolve(&view, Resolution::failed("declined")).await.is_err());
     let by_hash = engine.record_by_hash(view.key);
     let found: Vec<KeyHash> = engine.find(&view.key.to_string()).await?;
     assert_eq!(found, [view.key]);

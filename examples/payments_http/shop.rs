@@ -156,7 +156,7 @@ async fn settle(
     };
     let (resolution, found) = match shop.provider.receipt(&order, key) {
         Some(receipt) => (Resolution::response(created(&receipt)), "charged"),
-        None => (Resolution::NotExecuted, "not charged"),
+        None => (Resolution::not_executed(), "not charged"),
     };
     record.resolve(&view, resolution).await?;
     Ok(Json(json!({ "found": found })).into_response())

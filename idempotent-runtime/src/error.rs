@@ -85,8 +85,8 @@ impl ErrorKind {
             ),
             Self::InDoubt => (
                 "an earlier attempt started and it is not known whether it finished",
-                "find out whether the effect happened, then answer with `record(…).resolve(…)`: `Completed`, `Failed` or \
-                 `NotExecuted`",
+                "find out whether the effect happened, then answer with `record(…).resolve(…)`: `completed`, `failed` or \
+                 `not_executed`",
             ),
             Self::MissingKey => ("the call has no key", "give every part of the key a value"),
             Self::InvalidKey => ("the key cannot be used", "use a shorter key of a supported type"),

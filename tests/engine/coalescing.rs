@@ -358,7 +358,7 @@ async fn callers_behind_a_body_that_hangs_get_what_was_decided_elsewhere() {
     here.clock.advance(LEASE * 2);
     let record = there.engine.record(OPERATION, 1);
     let view = record.inspect().await.unwrap().unwrap();
-    record.resolve(&view, Resolution::Completed("found")).await.unwrap();
+    record.resolve(&view, Resolution::completed("found")).await.unwrap();
     for _ in 0..2 {
         let (answer, report) = observe(here.while_time_passes(here.charge(1))).await;
         assert_eq!(answer.unwrap(), "found");

@@ -317,7 +317,7 @@ async fn what_a_person_logs_shows_neither_keys_nor_results() {
         format!("{:?}", Commit::new(key, Token::from_bits(7), body(), DAY)),
         format!("{:?}", Checkpoint::new(key, Token::from_bits(7), 0, body())),
         format!("{:?}", Resolve::new(key, Token::from_bits(7), Token::from_bits(8), finished)),
-        format!("{:?}", Resolution::Completed(secret)),
+        format!("{:?}", Resolution::completed(secret)),
     ]);
     let as_numbers = format!("{:?}", secret.as_bytes()).trim_matches(['[', ']']).to_owned();
     for text in texts {

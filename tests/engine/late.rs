@@ -116,7 +116,7 @@ async fn an_owner_that_fails_is_not_told_to_repeat_what_an_operator_believed_not
             stands_still(&world);
             let record = world.engine.record(OPERATION, 1);
             let view = record.inspect().await.unwrap().unwrap();
-            record.resolve(&view, Resolution::NotExecuted).await.unwrap();
+            record.resolve(&view, Resolution::not_executed()).await.unwrap();
             gate.open();
         };
         let (owner, ()) = tokio::join!(owner, operator);
@@ -324,7 +324,7 @@ async fn an_owner_that_leaves_a_recorded_step_out_returns_the_answer_that_was_gi
             stands_still(&world);
             let record = world.engine.record(OPERATION, 1);
             let view = record.inspect().await.unwrap().unwrap();
-            record.resolve(&view, Resolution::Completed("operator")).await.unwrap();
+            record.resolve(&view, Resolution::completed("operator")).await.unwrap();
             gate.open();
         };
         let (owner, ()) = tokio::join!(owner, operator);

@@ -233,7 +233,7 @@ async fn a_corrected_answer_counts_at_once_here_and_soon_elsewhere() {
     let record = world.engine.record(OPERATION, 1_u64);
     for answer in ["first", "second"] {
         let view = record.inspect().await.unwrap().unwrap();
-        record.resolve(&view, Resolution::Completed(answer)).await.unwrap();
+        record.resolve(&view, Resolution::completed(answer)).await.unwrap();
         assert_eq!(world.charge(1).await.unwrap(), answer, "it is not what was kept");
         let elsewhere = there.charge(1).await.unwrap();
         assert_eq!(elsewhere, "first", "it was kept there, or is the first");

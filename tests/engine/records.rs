@@ -84,12 +84,12 @@ async fn an_operator_says_that_it_happened_and_every_caller_gets_the_answer() {
     assert_eq!(view.state, State::InDoubt);
     world
         .handle(1)
-        .resolve(&view, Resolution::Completed("from the provider's books"))
+        .resolve(&view, Resolution::completed("from the provider's books"))
         .await
         .unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "from the provider's books");
     assert_eq!(world.ledger.count(), 1);
-    let again = world.handle(1).resolve(&view, Resolution::Completed("another")).await.unwrap_err();
+    let again = world.handle(1).resolve(&view, Resolution::completed("another")).await.unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Superseded);
     let text = again.to_string();
     assert!(
@@ -105,7 +105,7 @@ async fn an_operator_says_that_nothing_happened_and_the_next_call_runs() {
     let world = World::new();
     in_doubt(&world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::NotExecuted).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::not_executed()).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
 }
 
@@ -127,7 +127,7 @@ async fn an_operator_says_that_it_failed_and_every_caller_gets_the_error() {
     let world = World::new();
     in_doubt(&world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::Failed(Declined::Declined)).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::failed(Declined::Declined)).await.unwrap();
     let call = world.call(1).on_error(OnError::Store).run(|| async {
         world.ledger.charge("again");
         Ok(())
@@ -138,7 +138,7 @@ async fn an_operator_says_that_it_failed_and_every_caller_gets_the_error() {
 
 #[tokio::test]
 async fn an_answer_whose_answer_was_lost_is_the_same_answer() {
-    for resolution in [|| Resolution::Completed("found"), || Resolution::NotExecuted] {
+    for resolution in [|| Resolution::completed("found"), || Resolution::not_executed()] {
         let world = World::new();
         in_doubt(&world).await;
         let view = world.handle(1).inspect().await.unwrap().unwrap();
@@ -160,7 +160,8 @@ async fn a_late_owner_neither_overwrites_an_operator_s_answer_nor_returns_anothe
         world.record_is(1, |record| record.is_some()).await;
         let early = world.handle(1).inspect().await.unwrap().unwrap();
         assert_eq!(early.state, State::InProgress);
-        let refused = world.handle(1).resolve(&early, Resolution::NotExecuted).await.unwrap_err();
+        let refused =
+            world.handle(1).resolve(&early, Resolution::not_executed()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InProgress);
         world.clock.advance(LEASE + Duration::from_millis(1));
         let view = world.handle(1).inspect().await.unwrap().unwrap();
@@ -169,7 +170,7 @@ async fn a_late_owner_neither_overwrites_an_operator_s_answer_nor_returns_anothe
             State::InDoubt,
             "nobody has asked since the lease ended, and it is in doubt all the same"
         );
-        world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+        world.handle(1).resolve(&view, Resolution::completed("operator")).await.unwrap();
         gate.open();
     };
     let (late, ()) = tokio::join!(late, operator);
@@ -236,7 +237,7 @@ async fn an_operator_s_answer_has_the_schema_version_of_the_call() {
         .await;
     held.unwrap_err();
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::Completed("found")).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed("found")).await.unwrap();
     let replayed: anyhow::Result<String> = call().run(|| async { Ok(world.effect(1)?) }).await;
     assert_eq!(replayed.unwrap(), "found");
 }
@@ -261,7 +262,7 @@ async fn an_operator_answers_for_a_dead_owner_under_every_policy() {
         let alive = world.handle(1).inspect().await.unwrap().unwrap();
         assert_eq!((alive.state, alive.reason), (State::InProgress, None), "{policy:?}");
         let refused =
-            world.handle(1).resolve(&alive, Resolution::Completed("operator")).await.unwrap_err();
+            world.handle(1).resolve(&alive, Resolution::completed("operator")).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InProgress, "{policy:?}");
 
         world.clock.advance(LEASE);
@@ -271,7 +272,7 @@ async fn an_operator_answers_for_a_dead_owner_under_every_policy() {
             Some(Reason::Crashed),
             "{policy:?}: it can be told from one that lives"
         );
-        world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+        world.handle(1).resolve(&view, Resolution::completed("operator")).await.unwrap();
         let retry = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
         assert_eq!(retry.unwrap(), "operator", "{policy:?}");
         assert_eq!(world.ledger.count(), 0, "{policy:?}");
@@ -288,7 +289,7 @@ async fn an_answer_about_an_owner_that_was_taken_over_is_refused() {
         let mut claim = Claim::new(view.key, Token::from_bits(8), OPERATION.into());
         claim.policy = policy;
         assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
-        let refused = world.handle(1).resolve(&view, Resolution::NotExecuted).await.unwrap_err();
+        let refused = world.handle(1).resolve(&view, Resolution::not_executed()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Superseded, "{policy:?}");
         assert_eq!(
             world.record(1).await.unwrap().state,
@@ -323,11 +324,11 @@ async fn an_answer_is_refused_where_the_same_owner_has_recorded_a_step_since() {
     world
         .record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped)))
         .await;
-    let refused = world.handle(1).resolve(&old, Resolution::NotExecuted).await.unwrap_err();
+    let refused = world.handle(1).resolve(&old, Resolution::not_executed()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Superseded);
     let view = world.handle(1).inspect().await.unwrap().unwrap();
     assert_ne!(view.revision, old.revision);
-    world.handle(1).resolve(&view, Resolution::Completed("receipt 1.1")).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed("receipt 1.1")).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
     assert_eq!(world.ledger.count(), 1);
 }
@@ -367,7 +368,7 @@ async fn an_operator_answers_for_a_body_that_was_given_up() {
         .await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
     assert_eq!((view.state, view.reason), (State::InProgress, Some(Reason::Dropped)));
-    world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed("operator")).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "operator");
 }
 
@@ -381,7 +382,7 @@ async fn an_operator_that_fails_in_the_middle_of_an_answer_leaves_the_record_in_
         world.store.always(Operation::Resolve, Some(Fault::LostRequest));
         let resolve = world.handle(1);
         let failed =
-            world.while_time_passes(resolve.resolve(&view, Resolution::Completed("lost"))).await;
+            world.while_time_passes(resolve.resolve(&view, Resolution::completed("lost"))).await;
         assert_eq!(failed.unwrap_err().kind(), ErrorKind::NotStored, "{policy:?}");
         world.store.always(Operation::Resolve, None);
 
@@ -392,7 +393,7 @@ async fn an_operator_that_fails_in_the_middle_of_an_answer_leaves_the_record_in_
             "{policy:?}"
         );
         assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt, "{policy:?}");
-        world.handle(1).resolve(&doubt, Resolution::Completed("operator")).await.unwrap();
+        world.handle(1).resolve(&doubt, Resolution::completed("operator")).await.unwrap();
         assert_eq!(world.charge(1).await.unwrap(), "operator", "{policy:?}");
         assert_eq!(world.ledger.count(), 0, "{policy:?}");
     }
@@ -432,7 +433,7 @@ async fn an_operator_s_answer_is_kept_for_the_ttl_however_short_doubts_are_kept(
     });
     held.await.unwrap_err();
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed("operator")).await.unwrap();
     let resolved = world.handle(1).inspect().await.unwrap().unwrap();
     world.clock.advance(ttl.saturating_sub(Duration::from_millis(1)));
     let late = call().run(|| async { world.effect(1) }).await;
@@ -459,7 +460,7 @@ async fn a_doubt_is_not_forgotten_before_a_result_would_be() {
 async fn answered_in_the_wrong_shape(world: &World) -> RecordView {
     in_doubt(world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::Completed(7)).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed(7)).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Decode);
     let wrong = world.handle(1).inspect().await.unwrap().unwrap();
     assert_eq!((wrong.state, wrong.reason), (State::Completed, Some(Reason::Resolved)));
@@ -470,7 +471,7 @@ async fn answered_in_the_wrong_shape(world: &World) -> RecordView {
 async fn an_answer_that_no_caller_can_read_is_corrected_without_forgetting_the_call() {
     let world = World::new();
     let wrong = answered_in_the_wrong_shape(&world).await;
-    world.handle(1).resolve(&wrong, Resolution::Completed("right")).await.unwrap();
+    world.handle(1).resolve(&wrong, Resolution::completed("right")).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "right");
     let right = world.handle(1).inspect().await.unwrap().unwrap();
     assert_eq!(
@@ -481,7 +482,7 @@ async fn an_answer_that_no_caller_can_read_is_corrected_without_forgetting_the_c
         right.fence > wrong.fence && right.revision != wrong.revision,
         "the correction is on the record"
     );
-    let late = world.handle(1).resolve(&wrong, Resolution::Completed("late")).await.unwrap_err();
+    let late = world.handle(1).resolve(&wrong, Resolution::completed("late")).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap(), "right");
     assert_eq!(world.ledger.count(), 1);
@@ -495,7 +496,7 @@ async fn an_answer_and_its_correction_are_of_the_version_of_the_call_that_left_t
     let charge = |version| world.call(1).version(version).run(|| async { world.effect(1) });
     for answer in ["first", "corrected"] {
         let view = world.handle(1).inspect().await.unwrap().unwrap();
-        world.handle(1).resolve(&view, Resolution::Completed(answer)).await.unwrap();
+        world.handle(1).resolve(&view, Resolution::completed(answer)).await.unwrap();
         assert_eq!(charge(1).await.unwrap(), answer);
         assert_eq!(charge(2).await.unwrap_err().kind(), ErrorKind::Decode);
         let upgrade = |version, stored: &[u8]| {
@@ -515,9 +516,9 @@ async fn of_two_corrections_at_once_one_counts_and_the_other_is_told() {
     let gate = Gate::new();
     world.store.next(Operation::Resolve, Fault::Late(gate.clone()));
     let (first, second) = (world.handle(1), world.handle(1));
-    let mut first = Box::pin(first.resolve(&wrong, Resolution::Completed("first")));
+    let mut first = Box::pin(first.resolve(&wrong, Resolution::completed("first")));
     assert!(poll_once(&mut first).is_pending());
-    second.resolve(&wrong, Resolution::Completed("second")).await.unwrap();
+    second.resolve(&wrong, Resolution::completed("second")).await.unwrap();
     gate.open();
     assert_eq!(first.await.unwrap_err().kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap(), "second");
@@ -527,7 +528,7 @@ async fn of_two_corrections_at_once_one_counts_and_the_other_is_told() {
 async fn a_correction_does_not_say_that_nothing_happened() {
     let world = World::new();
     let wrong = answered_in_the_wrong_shape(&world).await;
-    let refused = world.handle(1).resolve(&wrong, Resolution::NotExecuted).await.unwrap_err();
+    let refused = world.handle(1).resolve(&wrong, Resolution::not_executed()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(world.ledger.count(), 1);
@@ -538,7 +539,7 @@ async fn no_result_of_an_owner_or_a_verdict_is_corrected() {
     let world = World::new();
     let receipt = world.charge(1).await.unwrap();
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    let refused = world.handle(1).resolve(&view, Resolution::Completed("other")).await.unwrap_err();
+    let refused = world.handle(1).resolve(&view, Resolution::completed("other")).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap(), receipt);
 
@@ -550,7 +551,7 @@ async fn no_result_of_an_owner_or_a_verdict_is_corrected() {
     });
     assert_eq!(call.run(|| async { world.effect(1) }).await.unwrap(), "verdict");
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    let refused = world.handle(1).resolve(&view, Resolution::Completed("other")).await.unwrap_err();
+    let refused = world.handle(1).resolve(&view, Resolution::completed("other")).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap(), "verdict");
     assert_eq!(world.ledger.count(), 0);
@@ -608,8 +609,8 @@ async fn told_after_another_call(
 #[tokio::test]
 async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_when_another_call_ran()
  {
-    told_after_another_call(Operation::Resolve, async |world, view| {
-        world.handle(1).resolve(view, Resolution::NotExecuted).await
+    told_after_another_call("resolve", async |world, view| {
+        world.handle(1).resolve(view, Resolution::not_executed()).await
     })
     .await;
     told_after_another_call(Operation::Remove, async |world, _| world.handle(1).forget().await)
@@ -630,7 +631,7 @@ async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_
         let handle = world.handle(1);
         let answered = async {
             if resolves {
-                handle.resolve(&view, Resolution::NotExecuted).await
+                handle.resolve(&view, Resolution::not_executed()).await
             } else {
                 handle.forget().await
             }
@@ -669,7 +670,7 @@ async fn an_operator_whose_answer_never_reached_the_store_for_certain_is_told_so
         let handle = world.handle(1);
         let answered = async {
             if resolves {
-                handle.resolve(&view, Resolution::Completed("found")).await
+                handle.resolve(&view, Resolution::completed("found")).await
             } else {
                 handle.forget().await
             }
@@ -695,7 +696,7 @@ async fn a_store_that_shows_no_record_says_nothing_of_the_body() {
     let record = world.handle(1);
     let inspected = world.while_time_passes(record.inspect()).await.map(drop);
     let resolved =
-        world.while_time_passes(record.resolve(&view, Resolution::Completed("paid"))).await;
+        world.while_time_passes(record.resolve(&view, Resolution::completed("paid"))).await;
     let forgotten = world.while_time_passes(record.forget()).await;
     for answer in [inspected, resolved, forgotten] {
         let error = answer.unwrap_err();

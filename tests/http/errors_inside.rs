@@ -112,7 +112,7 @@ fn orders(inner: &Inner) -> Router<Shop> {
         shop.effect(&format!("handled-{order}"));
         let record = inner.engine.record("charge", order.as_str());
         if let Some(view) = record.inspect().await? {
-            record.resolve(&view, Resolution::NotExecuted).await?;
+            record.resolve(&view, Resolution::not_executed()).await?;
         }
         Ok::<_, Error>("resolved")
     };

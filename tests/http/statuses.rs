@@ -81,7 +81,7 @@ async fn rule_63_an_operator_decides_about_an_unknown_outcome() -> anyhow::Resul
             true,
             1,
         ),
-        ("did not", Resolution::NotExecuted, false, 2),
+        ("did not", Resolution::not_executed(), false, 2),
     ] {
         world.pay(key).header("x-status", "504").send().await?;
         let record = world.record(key);

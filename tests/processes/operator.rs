@@ -57,9 +57,9 @@ impl Answer {
 
     pub fn resolution(&self) -> Resolution {
         match self {
-            Self::Completed(receipt) => Resolution::Completed(receipt),
-            Self::Declined => Resolution::Failed(PayError::Declined),
-            Self::NotExecuted => Resolution::NotExecuted,
+            Self::Completed(receipt) => Resolution::completed(receipt),
+            Self::Declined => Resolution::failed(PayError::Declined),
+            Self::NotExecuted => Resolution::not_executed(),
         }
     }
 }

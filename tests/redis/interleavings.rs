@@ -188,7 +188,7 @@ async fn an_operators_answer_wins_over_a_late_owner() -> anyhow::Result<()> {
     let answer = late_owner(&world, async || {
         let record = world.elsewhere().record(OPERATION, 1_u64);
         let view = record.inspect().await?.expect("there is a record");
-        Ok(record.resolve(&view, Resolution::Completed("by hand")).await?)
+        Ok(record.resolve(&view, Resolution::completed("by hand")).await?)
     });
     assert_eq!(answer.await?, "by hand");
     assert_eq!(world.charge_on(&world.elsewhere(), 1).await?, "by hand");

@@ -50,12 +50,12 @@ fn truth(desk: &Process, key: &Key, hash: KeyHash) -> Option<Resolution> {
         let of = |step| {
             effects.iter().find(|effect| effect.step == step).map(|effect| effect.value.clone())
         };
-        return Some(Resolution::Completed(format!("{}+{}", of("reserve")?, of("charge")?)));
+        return Some(Resolution::completed(format!("{}+{}", of("reserve")?, of("charge")?)));
     }
     if let Some(effect) = effects.first() {
-        return Some(Resolution::Completed(effect.value.clone()));
+        return Some(Resolution::completed(effect.value.clone()));
     }
     // A request to the provider may be on its way.
     let is_over = key.class != Class::VerifyByKey && !world.outside.is_at_work(&label, None);
-    is_over.then_some(Resolution::NotExecuted)
+    is_over.then_some(Resolution::not_executed())
 }

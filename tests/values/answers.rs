@@ -184,7 +184,7 @@ async fn operators<T: Stored>(Processes { here, there }: &Processes, value: &T) 
         }
     };
     let view = tokio::time::timeout(PATIENCE, in_doubt).await.expect("the record is in doubt");
-    match record.resolve(&view, Resolution::Completed(value.clone())).await {
+    match record.resolve(&view, Resolution::completed(value.clone())).await {
         Err(error) => Err(error.kind()),
         Ok(()) => {
             shown(there.call("operators", 1).ttl(DAY).run(|| async { Ok(value.clone()) }).await)

@@ -138,10 +138,9 @@ impl RecordView {
     }
 }
 
-/// An operator's answer to a record in doubt.
-///
-/// Read as an enum: `Resolution::Completed(value)`, `Resolution::Failed(error)`,
-/// `Resolution::NotExecuted`.
+/// An operator's answer to a record in doubt: [`completed`](Self::completed),
+/// [`failed`](Self::failed) or [`not_executed`](Self::not_executed).
+#[must_use = "`RecordHandle::resolve` stores it"]
 pub struct Resolution(Kind);
 
 enum Kind {
@@ -164,28 +163,23 @@ impl fmt::Debug for Resolution {
     }
 }
 
-#[allow(
-    non_snake_case,
-    non_upper_case_globals,
-    reason = "they are read as the variants of an enum, which could not take any `Serialize` value"
-)]
 impl Resolution {
-    /// It did not happen: the next call runs the body.
-    pub const NotExecuted: Self = Self(Kind::NotExecuted);
-
-    /// It happened, and this is the result that every caller gets from now on.
-    pub fn Completed<T: Serialize>(value: T) -> Self {
+    /// The effect happened, and `value` is the result that every caller gets from now on.
+    pub fn completed<T: Serialize>(value: T) -> Self {
         Self(Kind::Finished(State::Completed, encode_for_any_reader(&value)))
     }
 
-    /// It failed, and this is the error that every caller gets from now on. The operation must
-    /// store errors (`on_error = store`) to read it.
-    pub fn Failed<E: Serialize>(error: E) -> Self {
+    /// The call failed, and `error` is what every caller gets from now on. The operation must store
+    /// errors (`on_error = store`) to read it.
+    pub fn failed<E: Serialize>(error: E) -> Self {
         Self(Kind::Finished(State::Failed, encode_for_any_reader(&error)))
     }
-}
 
-impl Resolution {
+    /// The effect did not happen: the next call runs the body.
+    pub const fn not_executed() -> Self {
+        Self(Kind::NotExecuted)
+    }
+
     /// A result of a call that encodes its results itself.
     #[cfg(feature = "http")]
     pub(crate) fn finished(state: State, body: Bytes) -> Self {
@@ -304,7 +298,7 @@ impl RecordHandle {
     /// the one exception to "a result never changes": callers may have received the first answer,
     /// and near caches of other processes keep it for
     /// [`near_cache_ttl`](crate::Builder::near_cache_ttl). The result of an owner is never
-    /// corrected. `NotExecuted` is not a correction; [`forget`](Self::forget) lets the next call
+    /// corrected. `not_executed` is not a correction; [`forget`](Self::forget) lets the next call
     /// run.
     ///
     /// The answer has the schema [`version`](crate::Call::version) of the call that left the

@@ -65,7 +65,7 @@ async fn an_operator_ends_a_call_whose_step_was_interrupted() {
     assert_eq!(interrupted.kind(), ErrorKind::StepInterrupted);
     let record = world.engine.record(OPERATION, 1_u64);
     let view = record.inspect().await.unwrap().unwrap();
-    record.resolve(&view, Resolution::Completed("from the provider's books")).await.unwrap();
+    record.resolve(&view, Resolution::completed("from the provider's books")).await.unwrap();
     let call = world.fulfil().run(async || world.charge_once().await);
     assert_eq!(call.await.unwrap(), "from the provider's books");
     assert_eq!(world.ledger.charges(), ["charge"]);
