@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use futures::future::join_all;
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, idempotent, observe};
+use idempotency::{Error, ErrorKind, Idempotency, idempotent, with_report};
 use serde::{Deserialize, Serialize};
 
 /// The service under test. It uses the engine of the current scope, so a test need not pass one.
@@ -56,7 +56,7 @@ fn engine() -> Idempotency {
 async fn a_retry_gets_the_first_ticket() -> Result<(), Error> {
     let (hall, engine) = (Hall::default(), engine());
     let first = engine.scope(reserve(&hall, "Hamlet", 7, "Ada")).await?;
-    let (retry, report) = engine.scope(observe(reserve(&hall, "Hamlet", 7, "Ada"))).await;
+    let (retry, report) = engine.scope(with_report(reserve(&hall, "Hamlet", 7, "Ada"))).await;
     assert_eq!(retry?, first);
     assert!(report.is_some_and(|report| report.replayed), "the retry came from the record");
     assert_eq!(hall.sold(), ["Hamlet, seat 7"]);
@@ -65,7 +65,7 @@ async fn a_retry_gets_the_first_ticket() -> Result<(), Error> {
 
 async fn calls_at_once_share_one_ticket() -> Result<(), Error> {
     let (hall, engine) = (Hall::default(), engine());
-    let calls = (0..50).map(|_| engine.scope(observe(reserve(&hall, "Hamlet", 7, "Ada"))));
+    let calls = (0..50).map(|_| engine.scope(with_report(reserve(&hall, "Hamlet", 7, "Ada"))));
     let (tickets, reports): (Vec<_>, Vec<_>) = join_all(calls).await.into_iter().unzip();
     for ticket in tickets {
         assert_eq!(ticket?, Ticket { number: 1, guest: "Ada".to_owned() });

@@ -12,7 +12,7 @@ pub use idempotent_runtime::{
     Fingerprint, Idempotency, InCurrentScope, OnConflict, OnCrash, OnError, Purging, RecordHandle,
     RecordView, Report, Resolution, Revision, Run, State, Step, StepBody, StepOnce, StepRetried,
     StepRetry, StepRun, StoredValue, Unasked, Unstored, Upgrade, Verdict, Verify, clock, key,
-    observe, store,
+    store, with_report,
 };
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]

@@ -103,7 +103,7 @@ async fn an_observer_sees_what_a_call_did() {
     let engine = Idempotency::new(MemoryStore::new());
     let order = Order { id: 4 };
     for replayed in [false, true] {
-        let (result, report) = engine.scope(idempotency::observe(charge(&order))).await;
+        let (result, report) = engine.scope(idempotency::with_report(charge(&order))).await;
         let report = report.unwrap();
         assert!(result.is_ok());
         assert_eq!((report.replayed, report.waited, report.attempt), (replayed, false, 1));

@@ -278,7 +278,7 @@ mod nested_functions {
 
     #[tokio::test]
     async fn raw_identifiers_are_names() {
-        let ((), report) = idempotency::observe(async {
+        let ((), report) = idempotency::with_report(async {
             once(async |effects| r#match(1, effects).await).await;
         })
         .await;

@@ -51,7 +51,7 @@ pub mod testing;
 pub use context::{Context, InCurrentScope};
 pub use engine::{
     Builder, Call, Drained, Duplicate, Idempotency, Purging, RecordHandle, RecordView, Report,
-    Resolution, Revision, Run, Unasked, Verify, observe,
+    Resolution, Revision, Run, Unasked, Verify, with_report,
 };
 pub use error::{Error, ErrorKind};
 pub use fingerprint::Fingerprint;

@@ -35,7 +35,7 @@ async fn commit_meets<B: Backend>(moment: Moment) -> anyhow::Result<()> {
             "{action:?}"
         );
         let (replayed, report) =
-            idempotency::observe(world.charge(&world.elsewhere().build()?, key)).await;
+            idempotency::with_report(world.charge(&world.elsewhere().build()?, key)).await;
         assert_eq!(
             (replayed?, report.map(|report| report.replayed)),
             (receipt, Some(true)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use idempotency::clock::Clock as _;
 use idempotency::{
-    Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, State, observe,
+    Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, State, with_report,
 };
 
 use crate::faults::{Fault, Gate};
@@ -297,7 +297,7 @@ async fn calls_that_the_body_of_a_disabled_operation_makes_are_not_reported() {
     world.engine.disable("payments.refund");
     let refund =
         world.engine.call("payments.refund", 7).ttl(DAY).run(|| async { world.charge(1).await });
-    let (result, report) = observe(refund).await;
+    let (result, report) = with_report(refund).await;
     result.unwrap();
     let report = report.unwrap();
     assert!(report.bypassed);

@@ -7,7 +7,7 @@ use idempotency::store::{MemoryStore, Reason};
 use idempotency::testing::ManualClock;
 use idempotency::{
     Call, Error, ErrorKind, Idempotency, OnConflict, OnCrash, OnError, Report, State, Verdict,
-    observe,
+    with_report,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,7 @@ fn call(engine: &Idempotency) -> Call {
 }
 
 async fn charge(world: &World, call: Call) -> (Result<String, Error>, Report) {
-    let (result, report) = observe(call.run(|| async { world.effect(1) })).await;
+    let (result, report) = with_report(call.run(|| async { world.effect(1) })).await;
     (result, report.expect("the call reports"))
 }
 

@@ -5,7 +5,7 @@ use idempotency::store::Operation;
 use std::time::Duration;
 
 use idempotency::testing::{Fault, Gate};
-use idempotency::{Call, Error, ErrorKind, OnError, Report, observe};
+use idempotency::{Call, Error, ErrorKind, OnError, Report, with_report};
 
 use crate::world::{DAY, OPERATION, World, eventually};
 
@@ -17,7 +17,7 @@ fn world() -> World {
 }
 
 async fn observed(world: &World, call: Call) -> (Result<String, Error>, Report) {
-    let (result, report) = observe(call.run(|| async { world.effect(1) })).await;
+    let (result, report) = with_report(call.run(|| async { world.effect(1) })).await;
     (result, report.expect("the call reports"))
 }
 
@@ -194,7 +194,7 @@ async fn it_takes_no_more_than_its_share_of_memory() {
     eventually("the rest to be taken away", async || {
         let mut near = 0;
         for key in 0..100 {
-            let (result, report) = observe(large(key)).await;
+            let (result, report) = with_report(large(key)).await;
             assert_eq!(result.unwrap().len(), SIZE);
             near += usize::from(report.expect("the call reports").near_cached);
         }

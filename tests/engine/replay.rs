@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, State, observe};
+use idempotency::{Error, ErrorKind, Idempotency, State, with_report};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -14,12 +14,12 @@ use crate::world::{DAY, OPERATION, World};
 #[tokio::test]
 async fn a_second_call_replays_the_first() {
     let world = World::new();
-    let (first, report) = observe(world.charge(1)).await;
+    let (first, report) = with_report(world.charge(1)).await;
     let report = report.unwrap();
     assert!(!report.replayed && !report.waited && !report.joined);
     assert_eq!((report.attempt, &*report.operation), (1, OPERATION));
 
-    let (second, report) = observe(world.charge(1)).await;
+    let (second, report) = with_report(world.charge(1)).await;
     assert!(report.unwrap().replayed);
     assert_eq!(first.unwrap(), second.unwrap());
     assert_eq!(world.ledger.count(), 1);
@@ -117,7 +117,7 @@ async fn a_disabled_operation_runs_unprotected_until_it_is_enabled() {
     let world = World::new();
     world.engine.disable(OPERATION);
     for _ in 0..2 {
-        let (result, report) = observe(world.charge(1)).await;
+        let (result, report) = with_report(world.charge(1)).await;
         assert!(result.is_ok() && report.unwrap().bypassed);
     }
     assert!(world.record(1).await.is_none());
@@ -198,13 +198,13 @@ async fn a_call_that_is_refused_before_it_has_a_record_is_observed_too() {
     let world = World::new();
     let refused =
         || world.engine.call("orders.pay", None::<u8>).ttl(DAY).run(|| async { Ok::<_, Error>(1) });
-    let (result, alone) = observe(refused()).await;
+    let (result, alone) = with_report(refused()).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::MissingKey);
     let several = async {
         world.charge(1).await.unwrap();
         refused().await
     };
-    let (_, last) = observe(several).await;
+    let (_, last) = with_report(several).await;
     for report in [alone.unwrap(), last.unwrap()] {
         assert_eq!((&*report.operation, report.attempt), ("orders.pay", 0));
         assert_eq!(report.key.as_bytes(), &[0; 32], "it has no record");
@@ -216,7 +216,7 @@ async fn a_call_that_is_refused_before_it_has_a_record_is_observed_too() {
 async fn a_scope_and_an_observer_may_surround_each_other_in_any_order() {
     let world = World::new();
     let call = || world.charge(1);
-    let (_, outside) = observe(world.engine.scope(call())).await;
-    let (_, inside) = world.engine.scope(observe(call())).await;
+    let (_, outside) = with_report(world.engine.scope(call())).await;
+    let (_, inside) = world.engine.scope(with_report(call())).await;
     assert!(!outside.unwrap().replayed && inside.unwrap().replayed);
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use idempotency::store::{Operation, Reason, StoreErrorKind};
 use idempotency::{
-    Context, Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored, observe,
+    Context, Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored, with_report,
 };
 
 use crate::faults::{Fault, Gate};
@@ -114,7 +114,7 @@ async fn a_shutdown_waits_for_the_last_word_of_a_body_that_fails_beside_its_step
 async fn a_claim_that_is_on_its_way_at_the_shutdown_starts_no_body() {
     let (world, gate) = (World::new(), Gate::new());
     world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
-    let mut call = Box::pin(observe(world.charge(1)));
+    let mut call = Box::pin(with_report(world.charge(1)));
     eventually("the claim to be applied", async || {
         assert!(poll_once(&mut call).is_pending());
         world.record(1).await.is_some()

@@ -59,7 +59,7 @@ async fn a_conflict_is_refused_at_once() {
     let (gate, engine) = (Gate::new(), engine());
     let first = tokio::spawn(engine.scope(rejects(gate.clone())));
     gate.started().await;
-    let (second, report) = engine.scope(observe(rejects(gate.clone()))).await;
+    let (second, report) = engine.scope(with_report(rejects(gate.clone()))).await;
     assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
     assert!(!report.unwrap().waited);
     gate.open.add_permits(1);
@@ -73,7 +73,7 @@ async fn a_conflict_is_waited_for_as_long_as_it_says() {
         Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build().unwrap();
     let first = tokio::spawn(engine.scope(waits_shortly(gate.clone())));
     gate.started().await;
-    let (second, report) = engine.scope(observe(waits_shortly(gate.clone()))).await;
+    let (second, report) = engine.scope(with_report(waits_shortly(gate.clone()))).await;
     assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
     assert!(report.unwrap().waited);
     gate.open.add_permits(1);

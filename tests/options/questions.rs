@@ -148,7 +148,7 @@ async fn what_did_not_happen_runs_in_the_same_call() {
     assert!(crashed.await.unwrap_err().is_cancelled());
     *provider.known.lock().unwrap() = None;
     provider.hangs.store(false, Ordering::SeqCst);
-    let (receipt, report) = engine.scope(observe(asks(order(), provider.clone()))).await;
+    let (receipt, report) = engine.scope(with_report(asks(order(), provider.clone()))).await;
     assert_eq!(receipt.unwrap(), "charge 2 of ada");
     assert_eq!((provider.questions(), report.unwrap().attempt), (1, 2));
 }

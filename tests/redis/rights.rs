@@ -8,7 +8,7 @@ use idempotency::store::{
     Abandon, Checkpoint, Claim, CrashPolicy, Park, Reason, Release, Remove, Renewal, Scan,
     Store as _, StoreError, Token,
 };
-use idempotency::{Error, OnConflict, observe};
+use idempotency::{Error, OnConflict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::sync::oneshot;
 
@@ -140,7 +140,7 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
             .ttl(DAY)
             .on_conflict(OnConflict::Wait(Duration::from_secs(60)));
         let (answer, report) =
-            observe(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) })).await;
+            with_report(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) })).await;
         assert!(report.is_some_and(|report| report.waited));
         anyhow::Ok(answer?)
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use idempotency::clock::Clock as _;
 use idempotency::key::window;
-use idempotency::{Call, Idempotency, OnConflict, OnCrash, RecordHandle, observe};
+use idempotency::{Call, Idempotency, OnConflict, OnCrash, RecordHandle, with_report};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::random::Random;
 
@@ -105,7 +105,8 @@ impl Process {
             None => call,
         };
         let label = key.label();
-        let answer = AssertUnwindSafe(observe(make(call, site, is_strict))).catch_unwind().await;
+        let answer =
+            AssertUnwindSafe(with_report(make(call, site, is_strict))).catch_unwind().await;
         let (answer, report) =
             answer.map_or_else(|panic| (Err(panic), None), |(answer, report)| (Ok(answer), report));
         // With a window, the record that the call belongs to is known only now.

@@ -2,7 +2,7 @@
 
 use idempotency::key::KeyHash;
 use idempotency::store::{Commit, SqliteStore, Store as _, StoreErrorKind, Token};
-use idempotency::{Error, ErrorKind, Idempotency, State, observe};
+use idempotency::{Error, ErrorKind, Idempotency, State, with_report};
 use sqlx::{Connection as _, Row as _};
 
 use crate::world::{DAY, OPERATION, World, patient};
@@ -14,7 +14,7 @@ async fn records_survive_the_store_that_wrote_them() -> anyhow::Result<()> {
     for (round, replayed) in [(1_u32, false), (2, true)] {
         let engine = Idempotency::connect(&url).await?;
         let call = engine.call(OPERATION, 7).ttl(DAY).run(|| async { Ok::<_, Error>(round) });
-        let (result, report) = observe(call).await;
+        let (result, report) = with_report(call).await;
         assert_eq!((result?, report.expect("the call reports").replayed), (1, replayed));
     }
     Ok(())

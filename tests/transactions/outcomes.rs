@@ -6,7 +6,7 @@ use futures::FutureExt as _;
 use idempotency::store::{Reason, SqliteStore};
 use idempotency::{
     Context, ErrorKind, Idempotency, OnCrash, OpenTransaction, State, Unstored, Verdict,
-    in_transaction, observe,
+    in_transaction, with_report,
 };
 use idempotency_test_support::deadline::{eventually_async, within};
 use sqlx::Sqlite;
@@ -23,7 +23,7 @@ async fn what_is_committed_is_replayed_and_has_one_effect() -> anyhow::Result<()
         let call = world
             .call("a")
             .run_in(&mut transaction, async |transaction| add(transaction, "a").await);
-        let (result, report) = observe(call).await;
+        let (result, report) = with_report(call).await;
         assert_eq!(result?, "added a");
         assert_eq!(report.expect("the call reports").replayed, round > 0);
         transaction.commit().await?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use idempotency::store::PostgresStore;
-use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, in_transaction, observe};
+use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, in_transaction, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -57,7 +57,7 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
         world.call(key).run_in(&mut first, add_in).await?;
         let second = async {
             let mut second = world.pool.begin().await?;
-            let (result, report) = observe(world.call(key).run_in(&mut second, add_in)).await;
+            let (result, report) = with_report(world.call(key).run_in(&mut second, add_in)).await;
             result?;
             let report = report.expect("the call reports");
             // One that rolled back leaves nothing that tells of it.
@@ -108,7 +108,7 @@ async fn a_wait_is_bounded_and_leaves_the_transaction_as_it_was() -> anyhow::Res
     let started = Instant::now();
     let patience = OnConflict::Wait(Duration::from_millis(300));
     let refused = world.call("a").on_conflict(patience).run_in(&mut second, add_in);
-    let (refused, report) = within("the end of the wait", observe(refused)).await?;
+    let (refused, report) = within("the end of the wait", with_report(refused)).await?;
     let Err(Fault::Idempotency(error)) = refused else { panic!("somebody else holds it") };
     assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
     assert!(report.is_some_and(|report| report.waited));

@@ -186,13 +186,13 @@ impl Builder {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, observe, store::MemoryStore};
+    /// # use idempotent_runtime::{Error, Idempotency, with_report, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// let engine = Idempotency::builder(MemoryStore::new()).near_cache(64 * 1024 * 1024).build()?;
     /// let charge = || engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).run(async || Ok::<_, Error>(1));
     /// charge().await?;
-    /// let (replayed, report) = observe(charge()).await;
+    /// let (replayed, report) = with_report(charge()).await;
     /// assert_eq!(replayed?, 1);
     /// assert!(report.is_some_and(|report| report.near_cached));
     /// # Ok(())

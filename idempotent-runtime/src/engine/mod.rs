@@ -47,7 +47,7 @@ pub use loan::{Loan, lend};
 pub use operations::Site;
 pub use purge::Purging;
 pub use record::{RecordHandle, RecordView, Resolution, Revision};
-pub use report::{Report, observe};
+pub use report::{Report, with_report};
 #[cfg(feature = "http")]
 pub(crate) use run::run_detached_and;
 pub use run::{Run, run, run_detached};
