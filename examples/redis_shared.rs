@@ -24,7 +24,9 @@ use anyhow::Context as _;
 use fleet::{Ledger, Redis, Worker};
 use futures::stream::{self, StreamExt as _};
 use idempotency::store::RedisStore;
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, Resolution, State, idempotent};
+use idempotency::{
+    Error, ErrorKind, Idempotency, OnConflict, Resolution, State, WithEngine as _, idempotent,
+};
 use payments::{Payment, bundled_events, exit_code, read_events, sums};
 
 const OPERATION: &str = "payments.charge";
@@ -137,7 +139,7 @@ async fn lead(url: Option<String>) -> anyhow::Result<()> {
             .find(|event| event.payment.id == id)
             .context("an unknown payment")?
             .payment;
-        engine.scope(charge(&ledger, payment)).await?;
+        charge(&ledger, payment).with_engine(&engine).await?;
         println!(
             "{id} was in doubt: the ledger {}",
             if was_charged { "has it" } else { "does not have it: run again" }

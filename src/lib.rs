@@ -9,10 +9,10 @@ pub use idempotent_runtime::http;
 pub use idempotent_runtime::testing;
 pub use idempotent_runtime::{
     Builder, Call, CallError, Context, Decision, Drained, Duplicate, Error, ErrorKind, ErrorPolicy,
-    Fingerprint, Idempotency, InCurrentScope, OnConflict, OnCrash, OnError, Purging, RecordHandle,
+    Fingerprint, Idempotency, InCurrentCall, OnConflict, OnCrash, OnError, Purging, RecordHandle,
     RecordView, Report, Resolution, Revision, Run, State, Step, StepBody, StepOnce, StepRetried,
-    StepRetry, StepRun, StoredValue, Unasked, Unstored, Upgrade, Verdict, Verify, clock, key,
-    store, with_report,
+    StepRetry, StepRun, StoredValue, Unasked, Unstored, Upgrade, Verdict, Verify, WithEngine,
+    clock, key, store, task, with_report,
 };
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]

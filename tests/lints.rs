@@ -375,8 +375,8 @@ async fn everything_that_is_clean_also_works() {
     use std::sync::Arc;
 
     use clean::{Boxing, Native, Order, Payments};
-    use idempotency::Idempotency;
     use idempotency::store::MemoryStore;
+    use idempotency::{Idempotency, WithEngine as _};
 
     let engine = Idempotency::new(MemoryStore::new());
     let order = Order { id: 1, user: "ada".to_owned() };
@@ -419,5 +419,5 @@ async fn everything_that_is_clean_also_works() {
         #[expect(unused_must_use, reason = "what `must_use` says goes for the awaited result")]
         told::must_be_used(1).await;
     };
-    engine.scope(calls).await;
+    calls.with_engine(&engine).await;
 }

@@ -136,7 +136,7 @@ impl ErrorKind {
             ),
             Self::NotInstalled => (
                 "no engine is installed",
-                "call `engine.install()?` at start, or wrap the call in `engine.scope(…)`",
+                "call `engine.install()?` at start, or give the call one with `.with_engine(&engine)`",
             ),
             Self::ShuttingDown => {
                 ("the engine is shutting down", "retry with the same key on another instance")

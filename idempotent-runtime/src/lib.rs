@@ -45,10 +45,11 @@ mod sql;
 mod sqlite;
 mod steps;
 pub mod store;
+pub mod task;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use context::{Context, InCurrentScope};
+pub use context::Context;
 pub use engine::{
     Builder, Call, Drained, Duplicate, Idempotency, Purging, RecordHandle, RecordView, Report,
     Resolution, Revision, Run, Unasked, Verify, with_report,
@@ -61,3 +62,4 @@ pub use policy::{OnConflict, OnCrash, OnError, Unstored, Verdict};
 pub use sql::{OpenTransaction, TransactionDatabase, in_transaction};
 pub use steps::{Step, StepBody, StepOnce, StepRetried, StepRetry, StepRun};
 pub use store::State;
+pub use task::{InCurrentCall, WithEngine};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use idempotency::clock::Clock as _;
 use idempotency::{
-    Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, State, with_report,
+    Context, Error, ErrorKind, InCurrentCall as _, OnConflict, OnCrash, State, with_report,
 };
 
 use crate::faults::{Fault, Gate};
@@ -22,7 +22,7 @@ async fn a_body_that_calls_itself_with_its_own_key_is_refused() {
         // From a task that took the scope along, too.
         let spawned =
             world.call(1).on_conflict(OnConflict::Reject).run(|| async { Ok::<_, Error>(()) });
-        let spawned = tokio::spawn(spawned.in_current_scope()).await.unwrap();
+        let spawned = tokio::spawn(spawned.in_current_call()).await.unwrap();
         assert_eq!(spawned.unwrap_err().kind(), ErrorKind::Reentrant);
         // Another key is another call, and there the outer key is still running.
         world
@@ -130,7 +130,7 @@ async fn there_is_no_context_outside_of_a_body_and_in_tasks_that_did_not_take_it
     let world = World::new();
     let call = world.call(1).run(|| async {
         let bare = tokio::spawn(async { Context::try_current().is_none() });
-        let scoped = tokio::spawn(async { Context::current().key() }.in_current_scope());
+        let scoped = tokio::spawn(async { Context::current().key() }.in_current_call());
         assert!(bare.await.unwrap());
         assert_eq!(scoped.await.unwrap(), Context::current().key());
         assert_eq!(Context::current().operation(), OPERATION);
@@ -260,7 +260,7 @@ async fn a_task_that_outlives_its_body_may_make_the_same_call() {
             gate.wait().await;
             again.run(|| async { Ok::<_, Error>("again".to_owned()) }).await
         };
-        sender.send(tokio::spawn(task.in_current_scope())).unwrap();
+        sender.send(tokio::spawn(task.in_current_call())).unwrap();
         world.effect(1)
     });
     let first = call.await.unwrap();
@@ -329,7 +329,7 @@ async fn job(world: Arc<World>, number: u64, last: u64) -> Result<(), Error> {
         if number == last {
             next.ledger.charge("the last one");
         } else {
-            tokio::spawn(boxed(next, number + 1, last).in_current_scope());
+            tokio::spawn(boxed(next, number + 1, last).in_current_call());
         }
         Ok(())
     });

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, State, with_report};
+use idempotency::{Error, ErrorKind, Idempotency, State, WithEngine as _, with_report};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -129,20 +129,20 @@ async fn a_disabled_operation_runs_unprotected_until_it_is_enabled() {
 }
 
 #[tokio::test]
-async fn the_task_s_engine_is_the_one_that_scope_names() {
+async fn the_task_s_engine_is_the_one_that_the_future_was_given() {
     let (outer, inner) = (World::new(), World::new());
     let state = async |world: &World| world.record(1).await.map(|record| record.state);
-    outer
-        .engine
-        .scope(inner.engine.scope(async {
-            // What the attribute expands to when it names no engine.
-            static SITE: idempotency::__private::Site =
-                idempotency::__private::Site::new(OPERATION, file!(), line!());
-            let call =
-                idempotency::__private::call(&SITE, idempotency::__private::Key::of(&1)).ttl(DAY);
-            call.run(|| async { inner.effect(1) }).await.unwrap();
-        }))
-        .await;
+    async {
+        // What the attribute expands to when it names no engine.
+        static SITE: idempotency::__private::Site =
+            idempotency::__private::Site::new(OPERATION, file!(), line!());
+        let call =
+            idempotency::__private::call(&SITE, idempotency::__private::Key::of(&1)).ttl(DAY);
+        call.run(|| async { inner.effect(1) }).await.unwrap();
+    }
+    .with_engine(&inner.engine)
+    .with_engine(&outer.engine)
+    .await;
     assert_eq!(state(&inner).await, Some(State::Completed));
     assert_eq!(state(&outer).await, None);
 }
@@ -213,10 +213,10 @@ async fn a_call_that_is_refused_before_it_has_a_record_is_observed_too() {
 }
 
 #[tokio::test]
-async fn a_scope_and_an_observer_may_surround_each_other_in_any_order() {
+async fn an_engine_and_a_report_may_surround_each_other_in_any_order() {
     let world = World::new();
     let call = || world.charge(1);
-    let (_, outside) = with_report(world.engine.scope(call())).await;
-    let (_, inside) = world.engine.scope(with_report(call())).await;
+    let (_, outside) = with_report(call().with_engine(&world.engine)).await;
+    let (_, inside) = with_report(call()).with_engine(&world.engine).await;
     assert!(!outside.unwrap().replayed && inside.unwrap().replayed);
 }

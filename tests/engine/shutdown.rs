@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use idempotency::store::{Operation, Reason, StoreErrorKind};
 use idempotency::{
-    Context, Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored, with_report,
+    Context, Error, ErrorKind, InCurrentCall as _, OnCrash, State, Unstored, with_report,
 };
 
 use crate::faults::{Fault, Gate};
@@ -188,7 +188,7 @@ async fn what_a_finished_body_left_running_makes_no_new_calls_during_the_shutdow
                 })
                 .await
         };
-        sender.send(tokio::spawn(task.in_current_scope())).unwrap();
+        sender.send(tokio::spawn(task.in_current_call())).unwrap();
         Ok::<_, Error>(())
     });
     call.await.unwrap();
@@ -422,7 +422,7 @@ async fn an_unprotected_body_that_is_over_lets_no_calls_through_a_shutdown() {
             gate.wait().await;
             engine.call(OPERATION, 1).ttl(DAY).run(async || Ok::<_, Error>(())).await
         };
-        *spawned.lock().unwrap() = Some(tokio::spawn(late.in_current_scope()));
+        *spawned.lock().unwrap() = Some(tokio::spawn(late.in_current_call()));
         Ok::<_, Error>(())
     });
     outer.await.unwrap();

@@ -23,7 +23,7 @@ use idempotency::store::{MemoryStore, Store as _};
 use idempotency::testing::ManualClock;
 use idempotency::{
     Context, Error, ErrorKind, Idempotency, OnConflict, OnError, RecordHandle, State, Unstored,
-    idempotent, with_report,
+    WithEngine as _, idempotent, with_report,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;

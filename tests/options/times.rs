@@ -25,8 +25,8 @@ async fn a_result_is_kept_for_the_ttl() {
         .clock(clock.clone())
         .build()
         .unwrap();
-    engine.scope(by_text()).await.unwrap();
-    engine.scope(by_expression(Duration::from_secs(100))).await.unwrap();
+    by_text().with_engine(&engine).await.unwrap();
+    by_expression(Duration::from_secs(100)).with_engine(&engine).await.unwrap();
     clock.advance(Duration::from_secs(89));
     assert_eq!(state(engine.record("by_text", 1)).await, Some(State::Completed));
     clock.advance(Duration::from_secs(2));
@@ -42,5 +42,5 @@ async fn a_lease_is_as_long_as_it_says() {
     let clock = ManualClock::new();
     let store = MemoryStore::with_clock(clock.clone());
     let engine = Idempotency::builder(store.clone()).clock(clock).build().unwrap();
-    assert_eq!(engine.scope(leased(&engine, &store)).await.unwrap(), 7);
+    assert_eq!(leased(&engine, &store).with_engine(&engine).await.unwrap(), 7);
 }

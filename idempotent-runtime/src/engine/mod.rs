@@ -33,7 +33,6 @@ pub(crate) mod verify;
 mod wait;
 mod window;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -367,23 +366,13 @@ impl Idempotency {
         Ok(Builder::of(registry::connect(url).await.map_err(refused)?))
     }
 
-    /// Installs this engine for every call in the process that names none and runs in no
-    /// [`scope`](Self::scope).
+    /// Installs this engine for every call in the process that names none and runs in no future with
+    /// an engine of its own ([`with_engine`](crate::WithEngine::with_engine)).
     ///
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) if an engine is already installed.
     pub fn install(self) -> Result<(), Error> {
         scope::install(self)
-    }
-
-    /// Runs `future` with this engine in place of the installed one. Tests swap the store this way.
-    ///
-    /// Tasks that the future spawns do not inherit it: see
-    /// [`InCurrentScope`](crate::InCurrentScope).
-    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
-        let engine = self.clone();
-        // The future gets the surroundings in which it runs, not those in which it was created.
-        async move { Scope::current().with_engine(engine).wrap(future).await }
     }
 
     /// Returns a call of `operation` with `key`. An invalid key is reported when the call runs.
