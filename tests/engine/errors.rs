@@ -1,8 +1,9 @@
 //! What becomes of an `Err` of the body, and of results that cannot be kept.
 
-use idempotency::store::Operation;
+use std::sync::Arc;
 use std::time::Duration;
 
+use idempotency::store::{Operation, StoreErrorKind};
 use idempotency::{Error, ErrorKind, OnCrash, OnError, State, Unstored};
 use serde::{Deserialize, Serialize};
 
@@ -206,6 +207,72 @@ async fn a_policy_that_stores_nothing_takes_any_error_type() {
     assert_eq!(error.kind(), ErrorKind::InDoubt);
 }
 
+/// The error of a call without a `ttl`, which has no cause.
+async fn refused(world: &World) -> Error {
+    world.engine.call(OPERATION, 1).run(|| async { world.effect(1) }).await.unwrap_err()
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Transparent {
+    #[error(transparent)]
+    Idempotency(#[from] Error),
+    #[error(transparent)]
+    Inner(Box<Transparent>),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the payment failed")]
+struct Opaque(#[from] Error);
+
+#[tokio::test]
+async fn an_error_is_found_in_every_wrapper_and_is_never_its_own_cause() {
+    let world = World::new();
+    let without_cause = refused(&world).await;
+    world.store.next(Operation::Claim, Fault::Refused(StoreErrorKind::Full));
+    let with_cause = world.charge(1).await.unwrap_err();
+    for (error, causes) in [(without_cause, 0), (with_cause, 1)] {
+        let kind = error.kind();
+        let transparent = || Transparent::from(error.clone());
+        let wrappers: [anyhow::Error; 6] = [
+            error.clone().into(),
+            transparent().into(),
+            Transparent::Inner(Box::new(transparent())).into(),
+            Opaque(error.clone()).into(),
+            std::io::Error::other(Arc::new(transparent())).into(),
+            anyhow::Error::new(transparent()).context("the order failed"),
+        ];
+        for wrapper in wrappers {
+            assert_eq!(Error::find(wrapper.as_ref()).map(Error::kind), Some(kind), "{wrapper:?}");
+            let texts: Vec<_> = wrapper.chain().map(ToString::to_string).collect();
+            let own = texts.iter().filter(|text| text.starts_with(OPERATION)).count();
+            assert!(own <= 1, "{texts:?}");
+        }
+        assert_eq!(anyhow::Error::new(error).chain().count(), 1 + causes);
+    }
+}
+
+#[tokio::test]
+async fn a_search_that_panics_leaves_the_chains_of_others_alone() {
+    #[derive(Debug)]
+    struct Asked;
+
+    impl std::fmt::Display for Asked {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("asked")
+        }
+    }
+
+    impl std::error::Error for Asked {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            panic!("it names no cause")
+        }
+    }
+    let world = World::new();
+    let error = refused(&world).await;
+    std::panic::catch_unwind(|| Error::find(&Asked).is_some()).unwrap_err();
+    assert!(std::error::Error::source(&error).is_none());
+}
+
 #[tokio::test]
 async fn a_stored_error_that_the_call_does_not_store_is_decode_and_never_a_rerun() {
     let world = World::new();
@@ -279,7 +346,7 @@ async fn what_a_person_logs_shows_neither_keys_nor_results() {
     use idempotency::store::{
         Checkpoint, Commit, Park, Reason, Resolve, ResolveAnswer, Store as _, Token,
     };
-    let logged = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let logged = Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = logged.clone();
     let world = World::with(|builder| {
         builder.on_duplicate(move |duplicate| {
