@@ -8,11 +8,11 @@ pub use idempotent_runtime::http;
 #[doc = include_str!("testing.md")]
 pub use idempotent_runtime::testing;
 pub use idempotent_runtime::{
-    Builder, Call, CallError, Context, Decision, Drained, Duplicate, Error, ErrorKind, ErrorPolicy,
-    Fingerprint, Idempotency, InCurrentCall, OnConflict, OnCrash, OnError, Purging, RecordHandle,
-    RecordView, Report, Resolution, Revision, Run, State, Step, StepBody, StepOnce, StepRetried,
-    StepRetry, StepRun, StoredValue, Unasked, Unstored, Upgrade, Verdict, Verify, WithEngine,
-    clock, key, store, task, with_report,
+    Builder, Call, CallError, Context, Decision, DuplicateRun, Error, ErrorAction, ErrorKind,
+    ErrorPolicy, Fingerprint, Idempotency, InCurrentCall, NoVerify, OnConflict, OnCrash, OnError,
+    PurgeStats, RecordHandle, RecordView, Report, Resolution, Revision, Run, ShutdownReport, State,
+    Step, StepBody, StepOnce, StepRetried, StepRetry, StepRun, StoredValue, Upgrade, Verdict,
+    Verify, WithEngine, clock, key, store, task, with_report,
 };
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]

@@ -8,8 +8,8 @@ use idempotency::key::KeyHash;
 use idempotency::store::{DynStore, MemoryStore};
 use idempotency::task::OnEngine;
 use idempotency::{
-    Context, Error, ErrorKind, Idempotency, InCurrentCall as _, OnConflict, OnCrash, OnError,
-    Resolution, State, Unstored, WithEngine as _, idempotent,
+    Context, Error, ErrorAction, ErrorKind, Idempotency, InCurrentCall as _, OnConflict, OnCrash,
+    OnError, Resolution, State, WithEngine as _, idempotent,
 };
 use serde::{Deserialize, Serialize};
 
@@ -157,7 +157,7 @@ async fn a_record_is_inspected_resolved_and_forgotten() -> Result<(), Error> {
     let record = engine.record("payments.charge", 5).scope("tenant-7");
     let call = engine.call("payments.charge", 5).scope("tenant-7").ttl(Duration::from_secs(60));
     let held: Result<(), Error> = call
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .run(|| async { Err(engine.find("none").await.unwrap_err()) })
         .await;
     assert!(held.is_err());

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use effects::Effects;
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, Unstored, Verdict, WithEngine as _, idempotent};
+use idempotency::{
+    Error, ErrorAction, ErrorKind, Idempotency, Verdict, WithEngine as _, idempotent,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
@@ -260,7 +262,7 @@ struct Payments {
 }
 
 impl Payments {
-    #[idempotent(key = (self.shop, id), ttl = "24h", detach, on_error = |_| if id == 0 { Unstored::Hold } else { Unstored::Release })]
+    #[idempotent(key = (self.shop, id), ttl = "24h", detach, on_error = |_| if id == 0 { ErrorAction::Hold } else { ErrorAction::Release })]
     async fn by_arc(self: Arc<Self>, id: u64) -> anyhow::Result<u64> {
         tokio::task::yield_now().await;
         if id == 0 {

@@ -136,7 +136,7 @@ mod no_prelude {
         fingerprint = (id, note),
         on_conflict = wait("5s"),
         on_crash = retry,
-        on_error = |_| ::idempotency::Unstored::Hold,
+        on_error = |_| ::idempotency::ErrorAction::Hold,
         version = 2,
         upgrade = read_old,
         upgrade_error = read_old_error
@@ -193,7 +193,7 @@ mod locals {
     use super::{Effects, once};
 
     /// The names that the expansion uses for itself.
-    #[idempotent(key = (__key, __parts), ttl = "24h", scope = __call, on_error = |_| if __body == 0 { idempotency::Unstored::Hold } else { idempotency::Unstored::Release })]
+    #[idempotent(key = (__key, __parts), ttl = "24h", scope = __call, on_error = |_| if __body == 0 { idempotency::ErrorAction::Hold } else { idempotency::ErrorAction::Release })]
     async fn charge(
         __key: u64,
         __parts: u64,

@@ -13,7 +13,7 @@ mod clean {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use idempotency::{Error, Idempotency, OnError, Unstored, Verdict, idempotent};
+    use idempotency::{Error, ErrorAction, Idempotency, OnError, Verdict, idempotent};
     use serde::de::DeserializeOwned;
     use serde::{Deserialize, Serialize};
 
@@ -105,7 +105,7 @@ mod clean {
         Ok(order)
     }
 
-    #[idempotent(key = id, ttl = "24h", on_error = |_| if id == 0 { Unstored::Hold } else { Unstored::Release })]
+    #[idempotent(key = id, ttl = "24h", on_error = |_| if id == 0 { ErrorAction::Hold } else { ErrorAction::Release })]
     pub(super) async fn closure(id: u64) -> anyhow::Result<()> {
         tokio::task::yield_now().await;
         Ok(())

@@ -51,13 +51,13 @@ pub mod testing;
 
 pub use context::Context;
 pub use engine::{
-    Builder, Call, Drained, Duplicate, Idempotency, Purging, RecordHandle, RecordView, Report,
-    Resolution, Revision, Run, Unasked, Verify, with_report,
+    Builder, Call, DuplicateRun, Idempotency, NoVerify, PurgeStats, RecordHandle, RecordView,
+    Report, Resolution, Revision, Run, ShutdownReport, Verify, with_report,
 };
 pub use error::{Error, ErrorKind};
 pub use fingerprint::Fingerprint;
 pub use outcome::{CallError, Decision, ErrorPolicy, StoredValue, Upgrade};
-pub use policy::{OnConflict, OnCrash, OnError, Unstored, Verdict};
+pub use policy::{ErrorAction, OnConflict, OnCrash, OnError, Verdict};
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub use sql::{OpenTransaction, TransactionDatabase, in_transaction};
 pub use steps::{Step, StepBody, StepOnce, StepRetried, StepRetry, StepRun};

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::encoding::{Encoded, NotEncodable, Redacted, decode, encode};
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
-use crate::policy::{OnError, Unstored};
+use crate::policy::{ErrorAction, OnError};
 use crate::store::{Reason, Record, State};
 
 /// The return type of a guarded function: `Result<T, E>`.
@@ -65,7 +65,7 @@ impl<E: From<Error>> CallError for E {}
     message = "the error `{Self}` cannot be stored for a retry",
     label = "not `Serialize + DeserializeOwned`",
     note = "derive both on `{Self}`: `#[derive(serde::Serialize, serde::Deserialize)]`",
-    note = "or store no errors: `on_error = release`, or a function that returns `idempotency::Unstored`"
+    note = "or store no errors: `on_error = release`, or a function that returns `idempotency::ErrorAction`"
 )]
 pub trait StoredError: Serialize + DeserializeOwned {}
 
@@ -95,7 +95,7 @@ impl<T: StoredValue, E: CallError> Outcome for Result<T, E> {
 /// The conversion of results of type `R` into bytes and back, and the policy for errors.
 #[derive(Debug)]
 #[must_use]
-pub struct Codec<R, P = Unstored> {
+pub struct Codec<R, P = ErrorAction> {
     pub(crate) writer: Writer<R, P>,
     pub(crate) reader: Reader<R>,
 }
@@ -345,11 +345,11 @@ fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     }
 }
 
-/// The decision about errors of type `E`: [`OnError`], [`Unstored`], or a function over `&E` that
+/// The decision about errors of type `E`: [`OnError`], [`ErrorAction`], or a function over `&E` that
 /// returns one of them.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not decide what happens to `{E}`",
-    note = "use `OnError::…` when `{E}` is `Serialize + DeserializeOwned`, `Unstored::…` otherwise, or a function over `&{E}` that returns one of them"
+    note = "use `OnError::…` when `{E}` is `Serialize + DeserializeOwned`, `ErrorAction::…` otherwise, or a function over `&{E}` that returns one of them"
 )]
 pub trait ErrorPolicy<E> {
     /// Decides about one error.
@@ -371,16 +371,16 @@ pub enum Decided<E> {
 }
 
 /// The return type of a function over `&E`: [`OnError`], which requires serde traits of `E`, or
-/// [`Unstored`].
+/// [`ErrorAction`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say what happens to `{E}`",
-    note = "return `idempotency::OnError` when the error is `Serialize + DeserializeOwned`, `idempotency::Unstored` otherwise"
+    note = "return `idempotency::OnError` when the error is `Serialize + DeserializeOwned`, `idempotency::ErrorAction` otherwise"
 )]
 pub trait Decision<E>: ErrorPolicy<E> {}
 
 impl<E: StoredError> Decision<E> for OnError {}
 
-impl<E> Decision<E> for Unstored {}
+impl<E> Decision<E> for ErrorAction {}
 
 impl<E: StoredError> ErrorPolicy<E> for OnError {
     fn decide(self, error: &E) -> Decided<E> {
@@ -396,7 +396,7 @@ impl<E: StoredError> ErrorPolicy<E> for OnError {
     }
 }
 
-impl<E> ErrorPolicy<E> for Unstored {
+impl<E> ErrorPolicy<E> for ErrorAction {
     fn decide(self, _: &E) -> Decided<E> {
         match self {
             Self::Release => Decided::Release,

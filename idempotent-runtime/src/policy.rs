@@ -61,7 +61,7 @@ pub enum OnError {
 /// [`OnError`] without `Store`. Requires nothing of the error type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unstored {
+pub enum ErrorAction {
     /// The error means that nothing happened: the claim is released, and the next call runs the
     /// body.
     Release,

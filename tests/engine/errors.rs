@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use idempotency::store::{Operation, StoreErrorKind};
-use idempotency::{Error, ErrorKind, OnCrash, OnError, State, Unstored};
+use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, OnError, State};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
@@ -66,7 +66,7 @@ async fn a_held_error_leaves_the_call_in_doubt() {
     let world = World::new();
     let call = world
         .call(1)
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .run(|| async { fails(&world, PayError::ProviderTimeout) });
     assert_eq!(call.await, Err(PayError::ProviderTimeout));
     let error = world.charge(1).await.unwrap_err();
@@ -95,7 +95,7 @@ fn is_away(world: &World, is_away: bool) {
 async fn a_held_error_is_held_also_after_an_outage_whatever_the_policy() {
     for policy in [OnCrash::Retry, OnCrash::Resume, OnCrash::Hold] {
         let world = World::new();
-        let pay = || world.call(1).on_crash(policy).on_error(Unstored::Hold);
+        let pay = || world.call(1).on_crash(policy).on_error(ErrorAction::Hold);
         let call = pay().run(|| async {
             is_away(&world, true);
             fails(&world, PayError::ProviderTimeout)
@@ -124,7 +124,7 @@ async fn a_shutdown_holds_what_an_error_has_held() {
     let world = World::new();
     let gate = Gate::new();
     world.store.next(Operation::Park, Fault::Late(gate.clone()));
-    let call = world.call(1).on_crash(OnCrash::Retry).on_error(Unstored::Hold);
+    let call = world.call(1).on_crash(OnCrash::Retry).on_error(ErrorAction::Hold);
     let call = call.run(|| async { fails(&world, PayError::ProviderTimeout) });
     let shutdown = async {
         eventually("the hold", async || world.store.requests(Operation::Park) == 1).await;
@@ -141,7 +141,7 @@ async fn a_shutdown_holds_what_an_error_has_held() {
 
 #[tokio::test]
 async fn an_owner_that_was_overtaken_and_fails_returns_the_answer_and_reports_its_own_end() {
-    for unstored in [Unstored::Hold, Unstored::Release] {
+    for unstored in [ErrorAction::Hold, ErrorAction::Release] {
         let (here, gate) = (World::new(), Gate::new());
         let there = here.other_process();
         here.store.always(Operation::Renew, Some(Fault::LostRequest));
@@ -190,7 +190,7 @@ async fn a_function_over_the_error_decides_for_each() {
 async fn a_policy_that_stores_nothing_takes_any_error_type() {
     let world = World::new();
     let policy = |error: &anyhow::Error| {
-        if error.is::<std::io::Error>() { Unstored::Hold } else { Unstored::Release }
+        if error.is::<std::io::Error>() { ErrorAction::Hold } else { ErrorAction::Release }
     };
     let call = world
         .call(1)

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use idempotency::store::{Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, Token};
-use idempotency::{Error, ErrorKind, OnCrash, Resolution, State, Unstored, Verdict};
+use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, Resolution, State, Verdict};
 
 use crate::faults::Fault;
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -108,7 +108,7 @@ async fn a_lost_lease_is_told() {
 #[tokio::test]
 async fn a_held_error_is_told() {
     let world = World::new();
-    let call = world.call(1).on_error(Unstored::Hold).run(|| async {
+    let call = world.call(1).on_error(ErrorAction::Hold).run(|| async {
         world.effect(1)?;
         Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
     });

@@ -221,13 +221,13 @@ async fn a_time_limit_of_nothing_is_an_error_of_the_configuration() {
 
 #[tokio::test]
 async fn a_corrected_answer_counts_at_once_here_and_soon_elsewhere() {
-    use idempotency::{Resolution, Unstored};
+    use idempotency::{ErrorAction, Resolution};
     let world = world();
     let there =
         world.other_process_with(|builder| builder.near_cache(1_000_000).near_cache_ttl(TTL));
     let held = world
         .call(1)
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .run(|| async { Err::<String, _>(anyhow::anyhow!("no answer")) });
     held.await.unwrap_err();
     let record = world.engine.record(OPERATION, 1_u64);

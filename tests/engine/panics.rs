@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use idempotency::clock::{Clock, Randomness, Sleep, Timestamp};
 use idempotency::store::{MemoryStore, Operation, Reason};
 use idempotency::testing::ManualClock;
-use idempotency::{Error, ErrorKind, Idempotency, OnCrash, State, Unstored, Verdict};
+use idempotency::{Error, ErrorAction, ErrorKind, Idempotency, OnCrash, State, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
@@ -134,7 +134,7 @@ async fn a_hook_that_panics_does_not_take_the_winner_s_result_away() {
 #[tokio::test]
 async fn a_function_over_errors_that_panics_releases_nothing() {
     let world = World::new();
-    let classify = |_: &Error| -> Unstored { panic!("the function breaks") };
+    let classify = |_: &Error| -> ErrorAction { panic!("the function breaks") };
     // Any error will do: this is one of a call inside.
     let call = world.call(1).on_error(classify).run(|| async {
         world.effect(1)?;

@@ -7,8 +7,8 @@ use idempotency::store::{
     Claim, Claimed, CrashPolicy, Operation, Reason, Renewal, Store as _, StoreErrorKind, Token,
 };
 use idempotency::{
-    Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State,
-    Unstored,
+    Context, Error, ErrorAction, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution,
+    State,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +23,7 @@ impl World {
 
 /// A call that ended in a held error: its record is in doubt.
 async fn in_doubt(world: &World) {
-    let call = world.call(1).on_error(Unstored::Hold).run(|| async {
+    let call = world.call(1).on_error(ErrorAction::Hold).run(|| async {
         world.effect(1)?;
         Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
     });
@@ -231,7 +231,7 @@ async fn after_a_forced_removal_callers_wait_for_the_end_of_the_lease() {
 #[tokio::test]
 async fn an_operator_s_answer_has_the_schema_version_of_the_call() {
     let world = World::new();
-    let call = || world.call(1).version(3).on_error(Unstored::Hold);
+    let call = || world.call(1).version(3).on_error(ErrorAction::Hold);
     let held = call()
         .run(|| async { Err::<String, _>(anyhow::anyhow!("the provider did not answer")) })
         .await;
@@ -427,7 +427,7 @@ async fn an_operator_whose_answer_was_refused_is_told_of_the_doubt_and_answers_a
 async fn an_operator_s_answer_is_kept_for_the_ttl_however_short_doubts_are_kept() {
     let world = World::with(|builder| builder.in_doubt_retention(DAY));
     let (ttl, call) = (DAY * 10, || world.call(1).ttl(DAY * 10));
-    let held = call().on_error(Unstored::Hold).run(|| async {
+    let held = call().on_error(ErrorAction::Hold).run(|| async {
         world.effect(1)?;
         Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
     });
@@ -491,7 +491,7 @@ async fn an_answer_that_no_caller_can_read_is_corrected_without_forgetting_the_c
 #[tokio::test]
 async fn an_answer_and_its_correction_are_of_the_version_of_the_call_that_left_the_record() {
     let world = World::new();
-    let held = world.call(1).version(1).on_error(Unstored::Hold);
+    let held = world.call(1).version(1).on_error(ErrorAction::Hold);
     held.run(|| async { Err::<String, _>(anyhow::anyhow!("no answer")) }).await.unwrap_err();
     let charge = |version| world.call(1).version(version).run(|| async { world.effect(1) });
     for answer in ["first", "corrected"] {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use idempotency::store::{Operation, Reason, StoreErrorKind};
 use idempotency::{
-    Context, Error, ErrorKind, InCurrentCall as _, OnCrash, State, Unstored, with_report,
+    Context, Error, ErrorAction, ErrorKind, InCurrentCall as _, OnCrash, State, with_report,
 };
 
 use crate::faults::{Fault, Gate};
@@ -203,7 +203,7 @@ async fn what_a_finished_body_left_running_makes_no_new_calls_during_the_shutdow
 
 /// Runs a body until `gate` is open, which then says that nothing happened.
 async fn releases(world: &World, gate: &Gate) -> anyhow::Result<String> {
-    let call = world.call(1).on_error(Unstored::Release).run(|| async {
+    let call = world.call(1).on_error(ErrorAction::Release).run(|| async {
         gate.wait().await;
         Err(anyhow::anyhow!("busy"))
     });

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt as _;
 use idempotency::store::Reason;
-use idempotency::{Error, ErrorKind, OnError, Resolution, State, Unstored};
+use idempotency::{Error, ErrorAction, ErrorKind, OnError, Resolution, State};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::world::{OPERATION, World};
@@ -122,7 +122,7 @@ async fn an_operator_s_answer_that_json_would_change_is_refused_and_changes_noth
     let world = World::new();
     let failing = world
         .call(1)
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .run(|| async { Err::<f64, _>(anyhow::anyhow!("cut off")) });
     failing.await.unwrap_err();
     let record = world.engine.record(OPERATION, 1);

@@ -9,7 +9,7 @@ use idempotency::store::{
     Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, StoreErrorKind, Token,
 };
 use idempotency::testing::ClockJump;
-use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Unstored, Verdict, with_report};
+use idempotency::{Call, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once, without_renewals};
@@ -191,7 +191,7 @@ fn refusal() -> idempotency::store::StoreError {
 async fn a_call_in_doubt_in_the_window_before_keeps_the_next_from_running() {
     let world = world();
     let held = call(&world)
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .run(|| async { Err::<String, _>(Error::from(refusal())) });
     held.await.unwrap_err();
     world.clock.advance(HOUR);

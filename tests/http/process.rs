@@ -16,7 +16,7 @@ use axum::routing::post;
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, Scope};
 use idempotency::store::{DynStore, RedisStore, SqliteStore};
-use idempotency::{Context, Duplicate, Idempotency, OnCrash, Verdict};
+use idempotency::{Context, DuplicateRun, Idempotency, OnCrash, Verdict};
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::worker::{
@@ -333,7 +333,7 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
         .lease(orders.lease)
         .claim_timeout(PATIENCE)
         .clock(Skewed { clock: SystemClock::new(), seconds: orders.skew })
-        .on_duplicate(move |_: &Duplicate| charges::overtaken(&late))
+        .on_duplicate(move |_: &DuplicateRun| charges::overtaken(&late))
         .build()?;
     let layer = layer(&orders, engine, &log);
     let shop = Shop { orders: Arc::new(orders.clone()), log: log.clone(), points: points.clone() };

@@ -72,7 +72,7 @@ async fn decides_by_closure(error: PayError, strict: bool, text: &str, effects: 
 #[idempotent(
     key = 1,
     ttl = "1h",
-    on_error = |error| if error.is::<std::fmt::Error>() { Unstored::Hold } else { Unstored::Release }
+    on_error = |error| if error.is::<std::fmt::Error>() { ErrorAction::Hold } else { ErrorAction::Release }
 )]
 async fn decides_without_serde(
     error: Option<std::fmt::Error>,

@@ -22,7 +22,7 @@ use effects::{Effects, once};
 use idempotency::store::{MemoryStore, Store as _};
 use idempotency::testing::ManualClock;
 use idempotency::{
-    Context, Error, ErrorKind, Idempotency, OnConflict, OnError, RecordHandle, State, Unstored,
+    Context, Error, ErrorAction, ErrorKind, Idempotency, OnConflict, OnError, RecordHandle, State,
     WithEngine as _, idempotent, with_report,
 };
 use serde::{Deserialize, Serialize};

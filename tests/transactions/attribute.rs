@@ -1,7 +1,7 @@
 //! `#[idempotent(…, tx = …)]`: what a call leaves in the database.
 
 use idempotency::{
-    Context, ErrorKind, Idempotency, State, Unstored, idempotent, in_transaction, with_report,
+    Context, ErrorAction, ErrorKind, Idempotency, State, idempotent, in_transaction, with_report,
 };
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 
@@ -142,7 +142,7 @@ async fn a_stored_error_is_replayed_and_its_effect_is_undone() -> anyhow::Result
     ttl = "24h",
     name = "ledger.add",
     engine = engine,
-    on_error = |error: &Fault| if strict && matches!(error, Fault::No) { Unstored::Hold } else { Unstored::Release },
+    on_error = |error: &Fault| if strict && matches!(error, Fault::No) { ErrorAction::Hold } else { ErrorAction::Release },
     tx = tx
 )]
 async fn record_and_judge(

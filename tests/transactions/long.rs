@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use idempotency::store::SqliteStore;
 use idempotency::testing::ManualClock;
-use idempotency::{Idempotency, State, Unstored, in_transaction};
+use idempotency::{ErrorAction, Idempotency, State, in_transaction};
 
 use crate::databases;
 use crate::scene::{Database as _, Scene, call};
@@ -67,7 +67,7 @@ async fn the_held_error_of_a_long_body_is_in_doubt_for_as_long_as_that_of_a_shor
         anyhow::Ok(record.map(|record| record.state))
     };
     let mut transaction = scene.pool.begin_with("BEGIN IMMEDIATE").await?;
-    let call = call(&engine, "a").on_error(Unstored::Hold);
+    let call = call(&engine, "a").on_error(ErrorAction::Hold);
     let failing = call.run_in(&mut transaction, async |connection| {
         databases::Sqlite::add(connection, "a", "value").await?;
         clock.advance(2 * DAY);

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::duplicate::Duplicate;
+use super::duplicate::DuplicateRun;
 use super::settings::Settings;
 use super::{Idempotency, Inner};
 use crate::clock::{Clock, Randomness, SystemClock, SystemRandomness};
@@ -216,7 +216,7 @@ impl Builder {
     /// Sets a hook that is called when a body finishes after its call had been taken over: its
     /// effect may have happened twice. The hook may take its time: the caller of that body waits
     /// for it, and no lease does.
-    pub fn on_duplicate(mut self, hook: impl Fn(&Duplicate) + Send + Sync + 'static) -> Self {
+    pub fn on_duplicate(mut self, hook: impl Fn(&DuplicateRun) + Send + Sync + 'static) -> Self {
         self.settings.on_duplicate = Some(Arc::new(hook));
         self
     }

@@ -39,12 +39,12 @@ use std::time::Duration;
 
 pub use builder::Builder;
 pub use call::Call;
-pub use duplicate::Duplicate;
+pub use duplicate::DuplicateRun;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use lent::{Calls, Lent};
 pub use loan::{Loan, lend};
 pub use operations::Site;
-pub use purge::Purging;
+pub use purge::PurgeStats;
 pub use record::{RecordHandle, RecordView, Resolution, Revision};
 pub use report::{Report, with_report};
 #[cfg(feature = "http")]
@@ -53,7 +53,7 @@ pub use run::{Run, run, run_detached};
 pub use transaction::{Begun, InTransaction, begin};
 #[cfg(feature = "http")]
 pub(crate) use verify::verify_detached_and;
-pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
+pub use verify::{Asked, Cleared, NoVerify, Verified, Verify, verify};
 
 use bound::Bounds;
 pub(crate) use client::StoreClient;
@@ -311,7 +311,7 @@ const CLOSED: u8 = 2;
 /// The calls that a shutdown left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Drained {
+pub struct ShutdownReport {
     /// The number of calls that had begun and had not ended when the time was up: their body ran,
     /// or their result was not stored yet. They were given up: in doubt under `hold`, and left to
     /// the next caller under the other policies. The outcome of a call in a transaction is that of
@@ -444,8 +444,8 @@ impl Idempotency {
     /// Statistics about the expired records that the background has removed, and whether it keeps
     /// up. All zero where the store's server removes them itself, where
     /// [`background_purge`](Builder::background_purge) is off, and before the first call.
-    pub fn purging(&self) -> Purging {
-        self.inner.keeper.purging()
+    pub fn purge_stats(&self) -> PurgeStats {
+        self.inner.keeper.purge_stats()
     }
 
     /// Stops accepting new calls, waits at most `timeout` for the running bodies, and gives up the
@@ -456,7 +456,7 @@ impl Idempotency {
     /// Calls made by a running body still work until `timeout` has passed. A body that was given up
     /// is not stopped: if it finishes after all and no other caller has taken over, its result is
     /// stored. A claim whose body had not begun is released, and does not count as an attempt.
-    pub async fn shutdown(&self, timeout: Duration) -> Drained {
+    pub async fn shutdown(&self, timeout: Duration) -> ShutdownReport {
         let engine = &self.inner;
         // `fetch_max`: another caller may have shut the engine down already, and CLOSED must not go
         // back to DRAINING.
@@ -501,7 +501,7 @@ impl Idempotency {
             () = engine.keeper.idle() => {}
             () = engine.clock.sleep(engine.settings.claim_timeout) => {}
         }
-        Drained { abandoned }
+        ShutdownReport { abandoned }
     }
 }
 

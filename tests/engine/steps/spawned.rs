@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use idempotency::store::{Operation, Reason};
-use idempotency::{Context, Error, ErrorKind, InCurrentCall as _, OnCrash, State, Unstored};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, InCurrentCall as _, OnCrash, State};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -299,7 +299,7 @@ async fn a_result_while_a_step_runs_in_a_task_is_the_result() {
 #[tokio::test]
 async fn a_held_error_while_a_step_runs_in_a_task_is_in_doubt() {
     let (world, charge) = (world(), Charge::new());
-    let call = world.fulfil().on_error(Unstored::Hold).run(async || {
+    let call = world.fulfil().on_error(ErrorAction::Hold).run(async || {
         charge.spawn(&world).await;
         Err::<String, _>(Declined)
     });
