@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
+use idempotency::record::{Resolution, State};
 use idempotency::store::MemoryStore;
-use idempotency::{Error, Idempotency, OnError, Resolution, State, idempotent};
+use idempotency::{Error, Idempotency, OnError, idempotent};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize, thiserror::Error)]

@@ -14,8 +14,9 @@ use std::process::Stdio;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, ensure};
+use idempotency::record::{RecordView, Resolution, State};
 use idempotency::store::{Scan, SqliteStore, Store as _};
-use idempotency::{Error, ErrorKind, Idempotency, RecordView, Resolution, State, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, idempotent};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 

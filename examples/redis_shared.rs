@@ -23,10 +23,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use fleet::{Ledger, Redis, Worker};
 use futures::stream::{self, StreamExt as _};
+use idempotency::record::{Resolution, State};
 use idempotency::store::RedisStore;
-use idempotency::{
-    Error, ErrorKind, Idempotency, OnConflict, Resolution, State, WithEngine as _, idempotent,
-};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, WithEngine as _, idempotent};
 use payments::{Payment, bundled_events, exit_code, read_events, sums};
 
 const OPERATION: &str = "payments.charge";

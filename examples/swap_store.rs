@@ -8,7 +8,8 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use idempotency::{Error, ErrorKind, Idempotency, State, idempotent, with_report};
+use idempotency::record::State;
+use idempotency::{Error, ErrorKind, Idempotency, idempotent, with_report};
 
 /// The service. It does not know the store.
 #[derive(Default)]

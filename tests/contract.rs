@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use idempotency::key::KeyHash;
+use idempotency::record::{Resolution, State};
 use idempotency::store::{DynStore, MemoryStore};
 use idempotency::task::OnEngine;
 use idempotency::{
     Context, Error, ErrorAction, ErrorKind, Idempotency, InCurrentCall as _, OnConflict, OnCrash,
-    OnError, Resolution, State, WithEngine as _, idempotent,
+    OnError, WithEngine as _, idempotent,
 };
 use serde::{Deserialize, Serialize};
 

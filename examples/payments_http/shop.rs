@@ -10,10 +10,11 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse as _, Response as AnyResponse};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use idempotency::Idempotency;
 use idempotency::http::{
     IDEMPOTENCY_KEY, IdempotencyKey, IdempotencyLayer, RequestFingerprint, Scope,
 };
-use idempotency::{Idempotency, Resolution, State as RecordState};
+use idempotency::record::{Resolution, State as RecordState};
 use serde::Deserialize;
 use serde_json::json;
 

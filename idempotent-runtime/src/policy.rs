@@ -25,7 +25,7 @@ pub enum OnCrash {
     Retry,
     /// Runs the body again with the recorded [steps](crate::Context::step): those that finished are
     /// replayed, and the first unfinished one runs. Each step's effect happens at least once, or
-    /// [at most once](crate::Step::at_most_once).
+    /// [at most once](crate::step::Step::at_most_once).
     Resume,
 }
 

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use idempotency::{Error, OnConflict, State};
+use idempotency::record::State;
+use idempotency::{Error, OnConflict};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Request};
 

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use idempotency::{Error, ErrorKind, Idempotency, State};
+use idempotency::record::State;
+use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Planned, Request};
 

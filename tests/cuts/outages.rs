@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::{Error, State};
+use idempotency::Error;
+use idempotency::record::State;
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Action, Fault, Moment};
 use idempotency_test_support::server::Server;

@@ -7,9 +7,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::join_all;
-use idempotency::{
-    Context, Error, ErrorKind, OnConflict, OnCrash, Resolution, Verdict, with_report,
-};
+use idempotency::record::Resolution;
+use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};

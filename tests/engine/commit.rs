@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use idempotency::clock::Clock as _;
+use idempotency::key::Fingerprint;
+use idempotency::record::State;
 use idempotency::store::{
     Claim, Claimed, Commit, Operation, Reason, Release, Remove, Store as _, StoreErrorKind, Token,
     Written,
 };
-use idempotency::{
-    Builder, Error, ErrorKind, Fingerprint, Idempotency, OnConflict, OnCrash, State, with_report,
-};
+use idempotency::{Builder, Error, ErrorKind, Idempotency, OnConflict, OnCrash, with_report};
 use idempotency_test_support::deadline::within;
 
 use crate::faults::{Fault, FaultyStore, Gate};

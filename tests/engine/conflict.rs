@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use idempotency::key::Fingerprint;
 use idempotency::store::{Claim, Claimed, Commit, Operation, Release, Store as _, Token, Written};
-use idempotency::{ErrorKind, Fingerprint, OnConflict, with_report};
+use idempotency::{ErrorKind, OnConflict, with_report};
 
 use crate::faults::Gate;
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};

@@ -5,8 +5,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use idempotency::clock::Clock as _;
+use idempotency::record::State;
 use idempotency::{
-    Context, Error, ErrorKind, InCurrentCall as _, OnConflict, OnCrash, State, with_report,
+    Context, Error, ErrorKind, InCurrentCall as _, OnConflict, OnCrash, with_report,
 };
 
 use crate::faults::{Fault, Gate};

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use idempotency::clock::{Clock as _, Timestamp};
+use idempotency::record::State;
 use idempotency::store::{Claim, Claimed, Operation, Reason, Store as _, StoreErrorKind, Token};
-use idempotency::{Builder, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, State};
+use idempotency::{Builder, Error, ErrorAction, ErrorKind, OnConflict, OnCrash};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once, without_renewals};

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::{Operation, StoreErrorKind};
-use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, OnError, State};
+use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, OnError};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
@@ -342,7 +343,7 @@ async fn errors_show_operation_and_short_hash_and_never_the_key() {
 
 #[tokio::test]
 async fn what_a_person_logs_shows_neither_keys_nor_results() {
-    use idempotency::Resolution;
+    use idempotency::record::Resolution;
     use idempotency::store::{
         Checkpoint, Commit, Park, Reason, Resolve, ResolveAnswer, Store as _, Token,
     };

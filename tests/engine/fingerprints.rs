@@ -1,11 +1,11 @@
 //! What a call has to say about a record with another fingerprint, one of another version, or none.
 
+use idempotency::key::Fingerprint;
+use idempotency::record::State;
 use idempotency::store::{
     Claim, Claimed, Commit, Operation, Park, Reason, Store as _, Token, Written,
 };
-use idempotency::{
-    Call, Error, ErrorKind, Fingerprint, OnConflict, OnCrash, State, Verdict, with_report,
-};
+use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use idempotency::record::{Resolution, State};
 use idempotency::store::{Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, Token};
-use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, Resolution, State, Verdict};
+use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, Verdict};
 
 use crate::faults::Fault;
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};

@@ -4,8 +4,9 @@
 use std::future::pending;
 use std::time::Duration;
 
+use idempotency::record::{Resolution, State};
 use idempotency::store::{Operation, Remove, Store as _};
-use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, Resolution, State, Verdict};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, Verdict};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{LEASE, OPERATION, World, eventually, without_renewals};

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use idempotency::clock::Randomness;
+use idempotency::record::State;
 use idempotency::store::{MemoryStore, Reason};
 use idempotency::testing::ManualClock;
 use idempotency::{
-    Call, Error, ErrorKind, Idempotency, OnConflict, OnCrash, OnError, Report, State, Verdict,
-    with_report,
+    Call, Error, ErrorKind, Idempotency, OnConflict, OnCrash, OnError, Report, Verdict, with_report,
 };
 use serde::{Deserialize, Serialize};
 

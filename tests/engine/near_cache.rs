@@ -221,7 +221,8 @@ async fn a_time_limit_of_nothing_is_an_error_of_the_configuration() {
 
 #[tokio::test]
 async fn a_corrected_answer_counts_at_once_here_and_soon_elsewhere() {
-    use idempotency::{ErrorAction, Resolution};
+    use idempotency::ErrorAction;
+    use idempotency::record::Resolution;
     let world = world();
     let there =
         world.other_process_with(|builder| builder.near_cache(1_000_000).near_cache_ttl(TTL));

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use idempotency::clock::{Clock, Randomness, Sleep, Timestamp};
+use idempotency::record::State;
 use idempotency::store::{MemoryStore, Operation, Reason};
 use idempotency::testing::ManualClock;
-use idempotency::{Error, ErrorAction, ErrorKind, Idempotency, OnCrash, State, Verdict};
+use idempotency::{Error, ErrorAction, ErrorKind, Idempotency, OnCrash, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};

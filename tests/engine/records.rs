@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use idempotency::key::KeyHash;
+use idempotency::record::{RecordHandle, RecordView, Resolution, State};
 use idempotency::store::{
     Claim, Claimed, CrashPolicy, Operation, Reason, Renewal, Store as _, StoreErrorKind, Token,
 };
-use idempotency::{
-    Context, Error, ErrorAction, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution,
-    State,
-};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, OnError};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, State, WithEngine as _, with_report};
+use idempotency::{Error, ErrorKind, Idempotency, WithEngine as _, with_report};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
+use idempotency::record::State;
 use idempotency::store::{MemoryStore, Operation, Store as _};
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, State};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::faults::{Fault, FaultyStore, Gate};

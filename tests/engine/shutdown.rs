@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::{Operation, Reason, StoreErrorKind};
 use idempotency::{
-    Context, Error, ErrorAction, ErrorKind, InCurrentCall as _, OnCrash, State, with_report,
+    Context, Error, ErrorAction, ErrorKind, InCurrentCall as _, OnCrash, with_report,
 };
 
 use crate::faults::{Fault, Gate};

@@ -4,8 +4,9 @@
 use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt as _;
+use idempotency::record::{Resolution, State};
 use idempotency::store::Reason;
-use idempotency::{Error, ErrorAction, ErrorKind, OnError, Resolution, State};
+use idempotency::{Error, ErrorAction, ErrorKind, OnError};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::world::{OPERATION, World};

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use idempotency::call::Verify;
+use idempotency::record::State;
 use idempotency::store::{Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, Token};
-use idempotency::{
-    Call, Context, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, State, Verdict, Verify,
-};
+use idempotency::{Call, Context, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, Verdict};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};

@@ -9,9 +9,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, Response, Uri};
 use axum::routing::post;
 use idempotency::http::IdempotencyKey;
+use idempotency::record::{Resolution, State as RecordState};
 use idempotency::store::{DynStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
-use idempotency::{Context, Error, OnCrash, Resolution, State as RecordState};
+use idempotency::{Context, Error, OnCrash};
 use idempotency_test_support::deadline::{eventually, eventually_async};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use idempotency_test_support::worker::{

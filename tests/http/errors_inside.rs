@@ -11,9 +11,10 @@ use axum::routing::post;
 use bytes::Bytes;
 use idempotency::http::client::ClientError;
 use idempotency::http::{IdempotencyLayer, Scope};
+use idempotency::record::{Resolution, State as RecordState};
 use idempotency::store::{MemoryStore, Operation, StoreError, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, Resolution, State as RecordState};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
 
 use crate::client::Reply;

@@ -16,11 +16,11 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, RequestBody, Scope};
+use idempotency::record::State as RecordState;
 use idempotency::store::{MemoryStore, Operation};
 use idempotency::testing::Fault;
 use idempotency::{
-    Context, Error, Idempotency, InCurrentCall as _, OnCrash, State as RecordState,
-    WithEngine as _, idempotent,
+    Context, Error, Idempotency, InCurrentCall as _, OnCrash, WithEngine as _, idempotent,
 };
 use idempotency_test_support::deadline::within;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

@@ -9,9 +9,10 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use idempotency::http::client::{ClientError, ClientLayer};
 use idempotency::http::{IdempotencyLayer, Problem, RequestBody, ResponseBody, Scope};
+use idempotency::record::Resolution;
 use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore};
-use idempotency::{ErrorKind, Idempotency, Resolution};
+use idempotency::{ErrorKind, Idempotency};
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
 /// As many names as there is room for.

@@ -15,8 +15,9 @@ use axum::http::{HeaderMap, Request, Response, StatusCode};
 use axum::routing::post;
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, Scope};
+use idempotency::report::DuplicateRun;
 use idempotency::store::{DynStore, RedisStore, SqliteStore};
-use idempotency::{Context, DuplicateRun, Idempotency, OnCrash, Verdict};
+use idempotency::{Context, Idempotency, OnCrash, Verdict};
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::worker::{

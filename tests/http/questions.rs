@@ -16,8 +16,9 @@ use axum::routing::post;
 use bytes::Bytes;
 use futures::stream;
 use idempotency::http::{IdempotencyLayer, Scope};
+use idempotency::record::State as RecordState;
 use idempotency::testing::{Fault, Gate};
-use idempotency::{Context, Idempotency, State as RecordState, Verdict};
+use idempotency::{Context, Idempotency, Verdict};
 use idempotency_test_support::deadline::{eventually, eventually_async};
 
 use crate::client::{Client, raw_post};

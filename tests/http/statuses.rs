@@ -14,9 +14,10 @@ use bytes::Bytes;
 use idempotency::http::{
     IdempotencyLayer, NotExecuted, NothingHappened, OnStatus, RequestBody, Scope,
 };
+use idempotency::record::{Resolution, State as RecordState};
 use idempotency::store::MemoryStore;
 use idempotency::testing::ManualClock;
-use idempotency::{ErrorKind, Idempotency, OnCrash, Resolution, State as RecordState, Verdict};
+use idempotency::{ErrorKind, Idempotency, OnCrash, Verdict};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::client::raw_post;

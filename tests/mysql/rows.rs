@@ -4,9 +4,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use idempotency::Fingerprint;
 use idempotency::clock::Timestamp;
-use idempotency::key::KeyHash;
+use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     CrashPolicy, Reason, Record, Release, Renewal, Scan, State, Store as _, StoreErrorKind, Token,
     Written,

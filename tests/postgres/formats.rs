@@ -1,8 +1,7 @@
 //! Rows of released formats are read for ever; those of unknown ones are refused and left alone.
 
-use idempotency::Fingerprint;
 use idempotency::clock::Timestamp;
-use idempotency::key::KeyHash;
+use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     Claim, Commit, CrashPolicy, PostgresStore, Reason, Record, Scan, State, Store as _,
     StoreErrorKind, Token,

@@ -3,7 +3,8 @@
 
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
-use idempotency::{ErrorKind, Resolution, State};
+use idempotency::ErrorKind;
+use idempotency::record::{Resolution, State};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::worker::{

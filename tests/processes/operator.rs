@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::{
-    Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State,
-    Verdict,
-};
+use idempotency::record::{RecordHandle, RecordView, Resolution, State};
+use idempotency::{Context, Error, ErrorKind, OnCrash, OnError, Verdict};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::history::Outcome;
 use serde::{Deserialize, Serialize};

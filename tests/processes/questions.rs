@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
+use idempotency::record::State;
 use idempotency::store::Reason;
-use idempotency::{Error, ErrorKind, Report, State, with_report};
+use idempotency::{Error, ErrorKind, Report, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::worker::{

@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
-use idempotency::{ErrorKind, OnCrash, State, with_report};
+use idempotency::record::State;
+use idempotency::{ErrorKind, OnCrash, with_report};
 use idempotency_test_support::history::{Call, Outcome};
 use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_COMMIT, BEFORE_EFFECT, Worker};
 

@@ -6,7 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::{DuplicateRun, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
+use idempotency::report::DuplicateRun;
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 use idempotency_test_support::deadline::DEADLINE;
 use idempotency_test_support::history::{Call, OpenCall, Outcome};
 use idempotency_test_support::worker::{KillPointStore, KillPoints, Worker};

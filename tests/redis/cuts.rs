@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, State};
+use idempotency::record::State;
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
 

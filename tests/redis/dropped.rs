@@ -4,8 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
+use idempotency::record::State;
 use idempotency::store::Reason;
-use idempotency::{Error, ErrorKind, Idempotency, OnCrash, State, WithEngine as _, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, OnCrash, WithEngine as _, idempotent};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::proxy::{Action, Fault, Moment};

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use idempotency::record::{Resolution, State};
 use idempotency::store::{
     Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Park, Reason, Release,
     Remove, Renewal, Resolve, ResolveAnswer, Store as _, Token, Written,
 };
-use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash, Resolution, State};
+use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::proxy::{Action, Fault, Moment};
 use idempotency_test_support::server::RedisOptions;

@@ -1,8 +1,9 @@
 //! Steps on a server.
 
 use futures::FutureExt as _;
+use idempotency::record::{Resolution, State};
 use idempotency::store::{Scan, Store as _};
-use idempotency::{Call, Context, Error, Idempotency, OnCrash, Resolution, State};
+use idempotency::{Call, Context, Error, Idempotency, OnCrash};
 use idempotency_test_support::deadline::eventually_async;
 
 use crate::world::{DAY, OPERATION, SHORT_LEASE, World, large};

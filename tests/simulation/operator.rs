@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use idempotency::key::KeyHash;
-use idempotency::{Resolution, State};
+use idempotency::record::{Resolution, State};
 use idempotency_test_support::random::Random;
 
 use crate::log::Entry;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use idempotency::clock::Clock as _;
 use idempotency::key::window;
-use idempotency::{Call, Idempotency, OnConflict, OnCrash, RecordHandle, with_report};
+use idempotency::record::RecordHandle;
+use idempotency::{Call, Idempotency, OnConflict, OnCrash, with_report};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::random::Random;
 

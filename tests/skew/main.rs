@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use futures::future::try_join_all;
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
+use idempotency::record::State;
 use idempotency::store::{Claim, Claimed, CrashPolicy, DynStore, Record, Store, Token};
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, State, with_report};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 
 const TEN_MINUTES: Duration = Duration::from_secs(600);

@@ -1,8 +1,9 @@
 //! The file: it survives, it is shared, and what cannot be one is refused.
 
 use idempotency::key::KeyHash;
+use idempotency::record::State;
 use idempotency::store::{Commit, SqliteStore, Store as _, StoreErrorKind, Token};
-use idempotency::{Error, ErrorKind, Idempotency, State, with_report};
+use idempotency::{Error, ErrorKind, Idempotency, with_report};
 use sqlx::{Connection as _, Row as _};
 
 use crate::world::{DAY, OPERATION, World, patient};

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::Fingerprint;
 use idempotency::clock::Timestamp;
-use idempotency::key::KeyHash;
+use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     Claim, Commit, CrashPolicy, Reason, Record, Scan, State, Store as _, StoreErrorKind, Token,
 };

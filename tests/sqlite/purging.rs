@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::{Error, ErrorAction, ErrorKind, Idempotency, State};
+use idempotency::record::State;
+use idempotency::{Error, ErrorAction, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::eventually_async;
 
 use crate::world::{DAY, HOUR, OPERATION, World};
@@ -68,7 +69,10 @@ async fn a_purge_that_is_switched_off_removes_nothing() -> anyhow::Result<()> {
         world.clock.advance(2 * MINUTE);
         tokio::task::yield_now().await;
     }
-    assert_eq!((world.rows().await?, idle.purge_stats()), (1, idempotency::PurgeStats::default()));
+    assert_eq!(
+        (world.rows().await?, idle.purge_stats()),
+        (1, idempotency::report::PurgeStats::default())
+    );
     // The same file, and an engine that does.
     charge(&purging, 2, DAY).await?;
     eventually_async("the other engine to purge", async || {

@@ -1,8 +1,8 @@
 //! `#[idempotent(…, tx = …)]`: what a call leaves in the database.
 
-use idempotency::{
-    Context, ErrorAction, ErrorKind, Idempotency, State, idempotent, in_transaction, with_report,
-};
+use idempotency::record::State;
+use idempotency::tx::in_transaction;
+use idempotency::{Context, ErrorAction, ErrorKind, Idempotency, idempotent, with_report};
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 
 use crate::world::{Fault, World, add};

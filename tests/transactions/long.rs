@@ -3,9 +3,11 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::SqliteStore;
 use idempotency::testing::ManualClock;
-use idempotency::{ErrorAction, Idempotency, State, in_transaction};
+use idempotency::tx::in_transaction;
+use idempotency::{ErrorAction, Idempotency};
 
 use crate::databases;
 use crate::scene::{Database as _, Scene, call};

@@ -5,9 +5,9 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-#[cfg(feature = "mysql")]
-use idempotency::in_transaction;
 use idempotency::store::SqlTransaction;
+#[cfg(feature = "mysql")]
+use idempotency::tx::in_transaction;
 use idempotency::{ErrorKind, OnConflict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use sqlx::Transaction;

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use idempotency::record::State;
 use idempotency::store::MySqlStore;
-use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, with_report};
+use idempotency::{Call, ErrorKind, Idempotency, OnConflict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};

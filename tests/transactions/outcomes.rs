@@ -3,11 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt as _;
+use idempotency::record::State;
 use idempotency::store::{Reason, SqliteStore};
-use idempotency::{
-    Context, ErrorAction, ErrorKind, Idempotency, OnCrash, OpenTransaction, State, Verdict,
-    in_transaction, with_report,
-};
+use idempotency::tx::{OpenTransaction, in_transaction};
+use idempotency::{Context, ErrorAction, ErrorKind, Idempotency, OnCrash, Verdict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use sqlx::Sqlite;
 use tokio::sync::Notify;

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use idempotency::record::State;
 use idempotency::store::PostgresStore;
-use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, in_transaction, with_report};
+use idempotency::tx::in_transaction;
+use idempotency::{Call, ErrorKind, Idempotency, OnConflict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use idempotency::store::SqliteStore;
-use idempotency::{ErrorKind, Idempotency, OnConflict, in_transaction};
+use idempotency::tx::in_transaction;
+use idempotency::{ErrorKind, Idempotency, OnConflict};
 use idempotency_test_support::deadline::within;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::SqliteStore;
-use idempotency::{Call, Error, Idempotency, State};
+use idempotency::{Call, Error, Idempotency};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
 use tempfile::TempDir;

@@ -5,10 +5,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use idempotency::record::{Resolution, State};
 use idempotency::store::MemoryStore;
-use idempotency::{
-    Context, Error, ErrorKind, Idempotency, OnCrash, OnError, Resolution, State, Verdict,
-};
+use idempotency::{Context, Error, ErrorKind, Idempotency, OnCrash, OnError, Verdict};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use idempotency::store::{MemoryStore, SqliteStore, Store};
-use idempotency::{Error, ErrorKind, Idempotency, OnError, in_transaction};
+use idempotency::tx::in_transaction;
+use idempotency::{Error, ErrorKind, Idempotency, OnError};
 use serde::{Deserialize, Serialize};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};

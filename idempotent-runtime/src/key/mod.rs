@@ -16,6 +16,7 @@ mod hash;
 mod into_key;
 mod window;
 
+pub use crate::fingerprint::Fingerprint;
 pub use digest::{Digest, digest};
 pub use encode::{KeyEncoder, KeyParts};
 #[cfg(feature = "redis")]

@@ -133,7 +133,7 @@ pub trait Store: Send + Sync + 'static {
     ///   the attempts are counted up. The stricter policy and the caller's schema version, lease,
     ///   linger, `after_expiry` and trace are written; the checkpoint is kept. The fingerprint
     ///   stays, the reason is cleared, `taken_over` is the state before, and the expiry does not
-    ///   shrink. Not if the fingerprints [contradict](crate::Fingerprint::contradicts) each other:
+    ///   shrink. Not if the fingerprints [contradict](crate::key::Fingerprint::contradicts) each other:
     ///   they differ in version or bits, or only one of the two exists. And not if the stricter
     ///   policy is verify and the caller's is another one: such a caller has no way to verify.
     /// - In progress, lease expired, and the stricter policy is hold: the record is put in doubt

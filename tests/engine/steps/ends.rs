@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::{Operation, Reason};
-use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, State};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash};
 
 use super::hang;
 use crate::faults::{Fault, Gate};

@@ -1,7 +1,8 @@
 //! Steps that run at most once.
 
+use idempotency::record::{Resolution, State};
 use idempotency::store::Operation;
-use idempotency::{Context, Error, ErrorKind, Resolution, State};
+use idempotency::{Context, Error, ErrorKind};
 use tokio::sync::Notify;
 
 use super::checkpoints::impatient;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::{Operation, Reason};
-use idempotency::{Context, Error, ErrorAction, ErrorKind, InCurrentCall as _, OnCrash, State};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, InCurrentCall as _, OnCrash};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -188,7 +189,7 @@ async fn a_step_that_waits_between_two_tries_when_the_body_ends_is_not_tried_aga
                 failing.notify_one();
                 async { Err::<(), _>(Declined) }
             });
-            step.retry(idempotency::StepRetry::tries(2)).await
+            step.retry(idempotency::step::StepRetry::tries(2)).await
         };
         *tasks.lock().await = Some(tokio::spawn(step.in_current_call()));
         failed.notified().await;
