@@ -140,8 +140,8 @@ impl Context {
     ///
     /// # Panics
     /// Panics outside the body of a guarded call, and in a task that the body spawned without
-    /// [`in_current_call`](crate::InCurrentCall::in_current_call). [`try_current`](Self::try_current)
-    /// does not panic.
+    /// [`in_current_call`](crate::InCurrentCall::in_current_call).
+    /// [`try_current`](Self::try_current) does not panic.
     #[track_caller]
     pub fn current() -> Self {
         Self::try_current().expect(

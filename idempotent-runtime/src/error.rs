@@ -412,12 +412,12 @@ impl Error {
         will_ask || (passes && !self.0.would_repeat)
     }
 
-    /// Finds this crate's error in a chain of sources, also inside `anyhow::Error`, `Box`, `Arc` and
-    /// `#[from]` wrappers.
+    /// Finds this crate's error in a chain of sources, also inside `anyhow::Error`, `Box`, `Arc`
+    /// and `#[from]` wrappers.
     ///
     /// It also finds what a search through [`source`](StdError::source) cannot: the error inside a
-    /// transparent wrapper (`#[error(transparent)]`), which shows the source of the wrapped error as
-    /// its own and never the wrapped error itself.
+    /// transparent wrapper (`#[error(transparent)]`), which shows the source of the wrapped error
+    /// as its own and never the wrapped error itself.
     ///
     /// ```
     /// # use idempotent_runtime as idempotency;

@@ -179,9 +179,9 @@ impl Builder {
     ///
     /// A cached result can only be wrong if its record was removed, or if an operator's answer was
     /// corrected. [`forget`](crate::record::RecordHandle::forget) and
-    /// [`resolve`](crate::record::RecordHandle::resolve) through this engine take effect at once. Through
-    /// another process they take effect as soon as the store pushes the change, which Redis does
-    /// within milliseconds, and otherwise after [`near_cache_ttl`](Self::near_cache_ttl). By
+    /// [`resolve`](crate::record::RecordHandle::resolve) through this engine take effect at once.
+    /// Through another process they take effect as soon as the store pushes the change, which Redis
+    /// does within milliseconds, and otherwise after [`near_cache_ttl`](Self::near_cache_ttl). By
     /// default there is no near cache.
     ///
     /// ```

@@ -71,8 +71,9 @@ impl Call {
 }
 
 impl<P, V> Call<P, V> {
-    /// Decides what happens to an `Err` of the body: [`OnError`](crate::OnError), [`ErrorAction`], or
-    /// a function over the error that returns one of them. The default is [`ErrorAction::Release`].
+    /// Decides what happens to an `Err` of the body: [`OnError`](crate::OnError), [`ErrorAction`],
+    /// or a function over the error that returns one of them. The default is
+    /// [`ErrorAction::Release`].
     ///
     /// ```
     /// # use std::time::Duration;

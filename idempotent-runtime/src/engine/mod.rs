@@ -366,8 +366,8 @@ impl Idempotency {
         Ok(Builder::of(registry::connect(url).await.map_err(refused)?))
     }
 
-    /// Installs this engine for every call in the process that names none and runs in no future with
-    /// an engine of its own ([`with_engine`](crate::WithEngine::with_engine)).
+    /// Installs this engine for every call in the process that names none and runs in no future
+    /// with an engine of its own ([`with_engine`](crate::WithEngine::with_engine)).
     ///
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) if an engine is already installed.

@@ -119,7 +119,8 @@ impl Scope {
     }
 }
 
-/// Installs `engine` for every call that names none and runs in no future with an engine of its own.
+/// Installs `engine` for every call that names none and runs in no future with an engine of its
+/// own.
 pub(crate) fn install(engine: Idempotency) -> Result<(), Error> {
     INSTALLED.set(engine).map_err(|_| {
         Error::config(

@@ -1,4 +1,5 @@
-//! The search for records by the first digits of their hash, which is all that errors and logs show.
+//! The search for records by the first digits of their hash, which is all that errors and logs
+//! show.
 
 use super::Inner;
 use super::retry::Budget;

@@ -177,7 +177,8 @@ impl Resolution {
     ///
     /// Headers that are never replayed are left out, and so is the body of a 204, 205 or 304, which
     /// has none. A status of 1xx only announces a response, and
-    /// [`resolve`](crate::record::RecordHandle::resolve) rejects it ([`Config`](crate::ErrorKind::Config)).
+    /// [`resolve`](crate::record::RecordHandle::resolve) rejects it
+    /// ([`Config`](crate::ErrorKind::Config)).
     ///
     /// ```
     /// # use idempotent_runtime::{Error, Idempotency, record::Resolution};
