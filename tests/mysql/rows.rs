@@ -2,6 +2,7 @@
 //! alone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use idempotency::clock::Timestamp;
@@ -38,8 +39,8 @@ fn golden() -> Vec<Record> {
     progress.policy = CrashPolicy::Verify;
     progress.created = Timestamp::from_millis(1_700_000_000_000);
     progress.attempts = 2;
-    progress.linger = 86_400_000;
-    progress.after_expiry = 3_600_000;
+    progress.linger = Duration::from_millis(86_400_000);
+    progress.after_expiry = Duration::from_millis(3_600_000);
     progress.lease_until = Timestamp::from_millis(9_999_999_990_000);
     progress.schema = 7;
     progress.checkpoints = 2;
@@ -52,7 +53,8 @@ fn golden() -> Vec<Record> {
 
     let other = |byte, state, policy, attempts, reason, body| {
         let mut record = record(byte, 1, "a", state);
-        (record.fence, record.created, record.linger) = (5, Timestamp::from_millis(12), 1);
+        (record.fence, record.created, record.linger) =
+            (5, Timestamp::from_millis(12), Duration::from_millis(1));
         (record.policy, record.attempts, record.reason) = (policy, attempts, reason);
         record.body = Bytes::from_static(body);
         record

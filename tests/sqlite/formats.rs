@@ -34,8 +34,8 @@ async fn golden_rows_of_format_1_are_read() -> anyhow::Result<()> {
     full.created = Timestamp::from_millis(1_699_999_000_000);
     full.attempts = 4;
     full.reason = Some(Reason::LeaseLost);
-    full.linger = 2_592_000_000;
-    full.after_expiry = 86_400_000;
+    full.linger = Duration::from_millis(2_592_000_000);
+    full.after_expiry = Duration::from_millis(86_400_000);
     full.lease_until = Timestamp::from_millis(1_699_999_900_000);
     full.expires = Timestamp::from_millis(1_702_591_900_000);
     full.schema = 5;

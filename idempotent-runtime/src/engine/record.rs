@@ -421,12 +421,7 @@ impl RecordHandle {
             let error = Error::new(ErrorKind::TooLarge).with_detail(detail);
             return Err(self.error(key, error.with_text(TOO_LARGE.0, TOO_LARGE.1)));
         }
-        Ok(ResolveAnswer::Finished {
-            state,
-            body,
-            schema: record.schema,
-            ttl: Duration::from_millis(record.linger),
-        })
+        Ok(ResolveAnswer::Finished { state, body, schema: record.schema, ttl: record.linger })
     }
 
     fn changed(&self, key: &KeyHash) -> Error {
