@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use idempotency::store::SqliteStore;
-use idempotency::{Context, Error, Idempotency, idempotent};
+use idempotency::{Context, Error, Idempotency, WithEngine as _, idempotent};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 
@@ -116,15 +116,15 @@ async fn run(directory: &Path) -> anyhow::Result<()> {
     let records = directory.join("records.db");
     let slow = Idempotency::builder(SqliteStore::open(&records).await?)
         .max_run(Duration::from_secs(1))
-        .build();
+        .build()?;
     let next = Idempotency::new(SqliteStore::open(&records).await?);
 
-    let slow_call = slow.scope(pack(&shop, ORDER, SLOW));
+    let slow_call = pack(&shop, ORDER, SLOW).with_engine(&slow);
     let next_call = async {
         while next.record("orders.pack", ORDER).inspect().await?.is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        anyhow::Ok(next.scope(pack(&shop, ORDER, NEXT)).await?)
+        anyhow::Ok(pack(&shop, ORDER, NEXT).with_engine(&next).await?)
     };
     let slow_call = async { anyhow::Ok(slow_call.await) };
     let (slow_result, next_result) = tokio::try_join!(slow_call, next_call)?;

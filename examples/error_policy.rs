@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
+use idempotency::record::{Resolution, State};
 use idempotency::store::MemoryStore;
-use idempotency::{Error, Idempotency, OnError, Resolution, State, idempotent};
+use idempotency::{Error, Idempotency, OnError, idempotent};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize, thiserror::Error)]
@@ -96,8 +97,8 @@ async fn main() -> anyhow::Result<()> {
         view.reason.context("it has no reason")?
     );
     // The bank's books show that the money was moved. Otherwise the resolution would be
-    // `Resolution::NotExecuted`.
-    record.resolve(&view, Resolution::Completed("receipt from the bank's books")).await?;
+    // `Resolution::not_executed()`.
+    record.resolve(&view, Resolution::completed("receipt from the bank's books")).await?;
     attempt("retry", &bank, "timeout").await;
 
     for (payment, expected) in [("declined", 1), ("timeout", 1), ("busy", 2)] {

@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use idempotency::step::StepRetry;
 use idempotency::store::SqliteStore;
-use idempotency::{Context, Error, Idempotency, StepRetry, idempotent};
+use idempotency::{Context, Error, Idempotency, idempotent};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 

@@ -12,7 +12,8 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use futures::stream::{self, StreamExt as _};
 use idempotency::store::SqliteStore;
-use idempotency::{Error, Idempotency, idempotent, in_transaction};
+use idempotency::tx::in_transaction;
+use idempotency::{Error, Idempotency, idempotent};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use sqlx::{Sqlite, SqlitePool, Transaction};
 

@@ -14,8 +14,9 @@ use std::process::Stdio;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, ensure};
+use idempotency::record::{RecordView, Resolution, State};
 use idempotency::store::{Scan, SqliteStore, Store as _};
-use idempotency::{Error, ErrorKind, Idempotency, RecordView, Resolution, State, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, idempotent};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
@@ -87,7 +88,7 @@ async fn in_doubt(store: &SqliteStore, engine: &Idempotency) -> anyhow::Result<V
     loop {
         let page = store.scan(scan.clone()).await?;
         for record in page.records {
-            let view = engine.record_by_hash(&record.key.to_hex()).inspect().await?;
+            let view = engine.record_by_hash(record.key).inspect().await?;
             found.extend(view.filter(|view| view.state == State::InDoubt));
         }
         scan.after = page.next;
@@ -126,9 +127,9 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
 
         let was_charged = books.lines().any(|line| line == format!("charged {payment}"));
         let (answer, words) = if was_charged {
-            (Resolution::Completed(format!("receipt of payment {payment}")), "completed")
+            (Resolution::completed(format!("receipt of payment {payment}")), "completed")
         } else {
-            (Resolution::NotExecuted, "not executed")
+            (Resolution::not_executed(), "not executed")
         };
         record.resolve(&view, answer).await?;
         println!("  Ada has looked into the books and answers: {words}");
@@ -136,7 +137,7 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
         // Bob took his list at the same time, and has not checked the books. His resolution is
         // rejected, whatever it is.
         let seen = of_payment(&bob_sees).context("Bob has not seen it")?;
-        match record.resolve(&seen, Resolution::NotExecuted).await {
+        match record.resolve(&seen, Resolution::not_executed()).await {
             Err(error) if error.kind() == ErrorKind::Superseded => {
                 println!("  Bob answers too late: {error}");
             }

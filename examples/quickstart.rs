@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use futures::stream::{self, StreamExt as _};
-use idempotency::{Error, ErrorKind, Idempotency, OnError, Report, idempotent, observe};
+use idempotency::{Error, ErrorKind, Idempotency, OnError, Report, idempotent, with_report};
 use payments::{
     Answer, CardProvider, Event, Payment, ProviderError, bundled_events, exit_code, read_events,
     sums,
@@ -78,7 +78,7 @@ async fn run() -> anyhow::Result<()> {
     let mut account = Account::default();
     let charge_in_a_task = |event: Event| {
         let provider = provider.clone();
-        tokio::spawn(async move { (observe(charge(&provider, &event.payment)).await, event) })
+        tokio::spawn(async move { (with_report(charge(&provider, &event.payment)).await, event) })
     };
     let mut tasks = stream::iter(events).map(charge_in_a_task).buffered(64);
     while let Some(task) = tasks.next().await {

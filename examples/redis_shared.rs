@@ -23,8 +23,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use fleet::{Ledger, Redis, Worker};
 use futures::stream::{self, StreamExt as _};
+use idempotency::record::{Resolution, State};
 use idempotency::store::RedisStore;
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, Resolution, State, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, WithEngine as _, idempotent};
 use payments::{Payment, bundled_events, exit_code, read_events, sums};
 
 const OPERATION: &str = "payments.charge";
@@ -64,7 +65,7 @@ async fn engine(url: &str, ledger: &Path) -> anyhow::Result<Idempotency> {
     // An event that was not answered in time is not repeated: wait longer than a busy machine
     // takes.
     let engine = engine.claim_timeout(Duration::from_secs(20));
-    Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(20))).build())
+    Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(20))).build()?)
 }
 
 /// Runs all events, beginning at another place than the other workers.
@@ -129,7 +130,7 @@ async fn lead(url: Option<String>) -> anyhow::Result<()> {
         }
         let was_charged = ledger.charges()?.iter().any(|charge| charge.id == id);
         let answer =
-            if was_charged { Resolution::Completed(true) } else { Resolution::NotExecuted };
+            if was_charged { Resolution::completed(true) } else { Resolution::not_executed() };
         record.resolve(&view, answer).await?;
         // The next redelivery: a replay for the one, the first run for the other.
         let payment = &events
@@ -137,7 +138,7 @@ async fn lead(url: Option<String>) -> anyhow::Result<()> {
             .find(|event| event.payment.id == id)
             .context("an unknown payment")?
             .payment;
-        engine.scope(charge(&ledger, payment)).await?;
+        charge(&ledger, payment).with_engine(&engine).await?;
         println!(
             "{id} was in doubt: the ledger {}",
             if was_charged { "has it" } else { "does not have it: run again" }

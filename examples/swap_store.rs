@@ -8,7 +8,8 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use idempotency::{Error, ErrorKind, Idempotency, State, idempotent, observe};
+use idempotency::record::State;
+use idempotency::{Error, ErrorKind, Idempotency, idempotent, with_report};
 
 /// The service. It does not know the store.
 #[derive(Default)]
@@ -43,7 +44,7 @@ async fn run(url: &str) -> Result<(), Error> {
     println!("store:          {}", url.split(':').next().unwrap_or_default());
 
     let warehouse = Warehouse::default();
-    let (first, report) = observe(warehouse.pack("order-1", "a lamp")).await;
+    let (first, report) = with_report(warehouse.pack("order-1", "a lamp")).await;
     let replayed = report.is_some_and(|report| report.replayed);
     println!(
         "first call:     {} ({})",

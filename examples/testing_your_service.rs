@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 
 use futures::future::join_all;
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, idempotent, observe};
+use idempotency::{Error, ErrorKind, Idempotency, WithEngine as _, idempotent, with_report};
 use serde::{Deserialize, Serialize};
 
 /// The service under test. It uses the engine of the current scope, so a test need not pass one.
@@ -55,8 +55,9 @@ fn engine() -> Idempotency {
 
 async fn a_retry_gets_the_first_ticket() -> Result<(), Error> {
     let (hall, engine) = (Hall::default(), engine());
-    let first = engine.scope(reserve(&hall, "Hamlet", 7, "Ada")).await?;
-    let (retry, report) = engine.scope(observe(reserve(&hall, "Hamlet", 7, "Ada"))).await;
+    let first = reserve(&hall, "Hamlet", 7, "Ada").with_engine(&engine).await?;
+    let (retry, report) =
+        with_report(reserve(&hall, "Hamlet", 7, "Ada")).with_engine(&engine).await;
     assert_eq!(retry?, first);
     assert!(report.is_some_and(|report| report.replayed), "the retry came from the record");
     assert_eq!(hall.sold(), ["Hamlet, seat 7"]);
@@ -65,7 +66,8 @@ async fn a_retry_gets_the_first_ticket() -> Result<(), Error> {
 
 async fn calls_at_once_share_one_ticket() -> Result<(), Error> {
     let (hall, engine) = (Hall::default(), engine());
-    let calls = (0..50).map(|_| engine.scope(observe(reserve(&hall, "Hamlet", 7, "Ada"))));
+    let calls =
+        (0..50).map(|_| with_report(reserve(&hall, "Hamlet", 7, "Ada")).with_engine(&engine));
     let (tickets, reports): (Vec<_>, Vec<_>) = join_all(calls).await.into_iter().unzip();
     for ticket in tickets {
         assert_eq!(ticket?, Ticket { number: 1, guest: "Ada".to_owned() });
@@ -81,8 +83,8 @@ async fn calls_at_once_share_one_ticket() -> Result<(), Error> {
 
 async fn another_guest_is_refused() -> Result<(), Error> {
     let (hall, engine) = (Hall::default(), engine());
-    engine.scope(reserve(&hall, "Hamlet", 7, "Ada")).await?;
-    let refused = engine.scope(reserve(&hall, "Hamlet", 7, "Grace")).await;
+    reserve(&hall, "Hamlet", 7, "Ada").with_engine(&engine).await?;
+    let refused = reserve(&hall, "Hamlet", 7, "Grace").with_engine(&engine).await;
     assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Mismatch));
     assert_eq!(hall.sold(), ["Hamlet, seat 7"]);
     Ok(())
@@ -91,7 +93,7 @@ async fn another_guest_is_refused() -> Result<(), Error> {
 async fn nothing_is_sold_without_a_store_that_remembers() {
     let hall = Hall::default();
     let full = Idempotency::new(MemoryStore::builder().max_records(0).build());
-    let refused = full.scope(reserve(&hall, "Hamlet", 7, "Ada")).await;
+    let refused = reserve(&hall, "Hamlet", 7, "Ada").with_engine(&full).await;
     assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Full));
     assert!(hall.sold().is_empty());
 }
@@ -99,7 +101,7 @@ async fn nothing_is_sold_without_a_store_that_remembers() {
 async fn another_store_knows_nothing() -> Result<(), Error> {
     let hall = Hall::default();
     reserve(&hall, "Hamlet", 7, "Ada").await?; // on the installed engine
-    engine().scope(reserve(&hall, "Hamlet", 7, "Ada")).await?;
+    reserve(&hall, "Hamlet", 7, "Ada").with_engine(&engine()).await?;
     assert_eq!(
         hall.sold(),
         ["Hamlet, seat 7", "Hamlet, seat 7"],

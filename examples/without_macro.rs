@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, OnError, observe};
+use idempotency::{Error, ErrorKind, Idempotency, OnError, with_report};
 use payments::{
     Answer, CardProvider, Payment, ProviderError, bundled_events, exit_code, read_events, sums,
 };
@@ -61,7 +61,7 @@ async fn run() -> anyhow::Result<()> {
     let path = arguments.next().unwrap_or_else(bundled_events);
     let (events, malformed) = read_events(&path)?;
     let provider = CardProvider::open(arguments.next())?;
-    let engine = Idempotency::builder(MemoryStore::new()).namespace("shop").build();
+    let engine = Idempotency::builder(MemoryStore::new()).namespace("shop").build()?;
 
     println!(
         "{} events from {}, one by one; {malformed} malformed lines",
@@ -71,7 +71,7 @@ async fn run() -> anyhow::Result<()> {
     let (mut charges, mut repeats, mut declined, mut refused, mut lost) = (0, 0, 0, 0, 0);
     for event in &events {
         lost += u32::from(event.answer == Answer::Lost);
-        let (result, report) = observe(charge(&engine, &provider, &event.payment)).await;
+        let (result, report) = with_report(charge(&engine, &provider, &event.payment)).await;
         let repeat = report.is_some_and(|report| report.replayed);
         match result {
             Ok(()) | Err(PayError::Provider(ProviderError::Declined)) if repeat => repeats += 1,

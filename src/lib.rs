@@ -8,15 +8,15 @@ pub use idempotent_runtime::http;
 #[doc = include_str!("testing.md")]
 pub use idempotent_runtime::testing;
 pub use idempotent_runtime::{
-    Builder, Call, CallError, Context, Decision, Drained, Duplicate, Error, ErrorKind, ErrorPolicy,
-    Fingerprint, Idempotency, InCurrentScope, OnConflict, OnCrash, OnError, Purging, RecordHandle,
-    RecordView, Report, Resolution, Revision, Run, State, Step, StepBody, StepOnce, StepRetried,
-    StepRetry, StepRun, StoredValue, Unasked, Unstored, Upgrade, Verdict, Verify, clock, events,
-    key, observe, store,
+    Builder, Call, Context, Error, ErrorAction, ErrorKind, Idempotency, InCurrentCall, OnConflict,
+    OnCrash, OnError, Report, Verdict, WithEngine, with_report,
+};
+pub use idempotent_runtime::{
+    call, clock, error_policy, events, key, record, report, result, step, store, task,
 };
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub use idempotent_runtime::{OpenTransaction, TransactionDatabase, in_transaction};
+pub use idempotent_runtime::tx;
 
 #[doc(hidden)]
 pub use idempotent_runtime::private as __private;

@@ -45,7 +45,7 @@ fn runtime() -> Runtime {
 }
 
 fn engine(builder: Builder) -> Idempotency {
-    builder.lease(LEASE).claim_timeout(PATIENCE).background_purge(false).build()
+    builder.lease(LEASE).claim_timeout(PATIENCE).background_purge(false).build().unwrap()
 }
 
 async fn redis(server: &RedisServer) -> anyhow::Result<RedisStore> {

@@ -1,12 +1,16 @@
 //! The names and shapes that programs are compiled against.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use idempotency::key::KeyHash;
+use idempotency::record::{Resolution, State};
 use idempotency::store::{DynStore, MemoryStore};
+use idempotency::task::OnEngine;
 use idempotency::{
-    Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnConflict, OnCrash, OnError,
-    Resolution, State, Unstored, idempotent,
+    Context, Error, ErrorAction, ErrorKind, Idempotency, InCurrentCall as _, OnConflict, OnCrash,
+    OnError, WithEngine as _, idempotent,
 };
 use serde::{Deserialize, Serialize};
 
@@ -36,10 +40,10 @@ async fn an_engine_is_made_from_a_store_with_settings_and_from_a_url() -> Result
         .namespace("shop")
         .lease(Duration::from_secs(30))
         .on_conflict(OnConflict::Wait(Duration::from_secs(10)))
-        .build();
+        .build()?;
     let from_url = Idempotency::connect("memory:").await?;
     assert_eq!(
-        from_url.clone().scope(charge(&Order { id: 1 })).await.unwrap(),
+        charge(&Order { id: 1 }).with_engine(&from_url).await.unwrap(),
         Receipt("receipt 1".into())
     );
     Ok(())
@@ -52,7 +56,7 @@ async fn a_scheme_of_ones_own_is_registered_in_five_lines() -> Result<(), Error>
         Ok(MemoryStore::new())
     })?;
     let engine = Idempotency::connect("contract:own").await?;
-    let receipt = engine.scope(charge(&Order { id: 8 })).await.unwrap();
+    let receipt = charge(&Order { id: 8 }).with_engine(&engine).await.unwrap();
     assert_eq!(receipt, Receipt("receipt 8".into()));
     let store: Arc<dyn DynStore> = idempotency::store::connect("contract:own").await?;
     assert_eq!(store.name(), "memory");
@@ -63,17 +67,52 @@ async fn a_scheme_of_ones_own_is_registered_in_five_lines() -> Result<(), Error>
 async fn an_engine_takes_a_store_that_is_chosen_while_the_program_runs() {
     let store: Arc<dyn DynStore> = Arc::new(MemoryStore::new());
     let engine = Idempotency::new(store.clone());
-    let first = engine.scope(charge(&Order { id: 7 })).await.unwrap();
+    let first = charge(&Order { id: 7 }).with_engine(&engine).await.unwrap();
     // Both engines see the records of the store inside.
     let record = Idempotency::new(store).record("contract::charge", 7_u64).inspect().await.unwrap();
     assert_eq!((first, record.unwrap().state), (Receipt("receipt 7".into()), State::Completed));
 }
 
 #[tokio::test]
-async fn a_scope_can_be_spawned() {
+async fn a_future_with_an_engine_has_a_name_and_can_be_spawned() {
+    /// A future kept in a struct.
+    struct Kept<F> {
+        future: OnEngine<F>,
+    }
     let engine = Idempotency::new(MemoryStore::new());
-    let task = tokio::spawn(engine.scope(async { charge(&Order { id: 2 }).await }));
-    assert!(task.await.unwrap().is_ok());
+    let kept = Kept { future: async { charge(&Order { id: 2 }).await }.with_engine(&engine) };
+    drop(engine);
+    assert!(tokio::spawn(kept.future).await.unwrap().is_ok());
+}
+
+/// Reports whether a call surrounds it where it is dropped.
+struct Reports(Arc<AtomicBool>);
+
+impl Drop for Reports {
+    fn drop(&mut self) {
+        self.0.store(Context::try_current().is_some(), Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn a_future_in_a_call_is_dropped_in_it() -> Result<(), Error> {
+    let engine = Idempotency::new(MemoryStore::new());
+    let surrounded = Arc::new(AtomicBool::new(false));
+    let reports = Reports(Arc::clone(&surrounded));
+    let call = engine.call("payments.charge", 9).ttl(Duration::from_secs(60)).run(|| async {
+        let waits = async move {
+            let _reports = reports;
+            std::future::pending::<()>().await;
+        };
+        let task = tokio::spawn(waits.in_current_call());
+        tokio::task::yield_now().await;
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        Ok::<_, Error>(())
+    });
+    call.await?;
+    assert!(surrounded.load(Ordering::Relaxed));
+    Ok(())
 }
 
 #[tokio::test]
@@ -102,7 +141,7 @@ async fn an_observer_sees_what_a_call_did() {
     let engine = Idempotency::new(MemoryStore::new());
     let order = Order { id: 4 };
     for replayed in [false, true] {
-        let (result, report) = engine.scope(idempotency::observe(charge(&order))).await;
+        let (result, report) = idempotency::with_report(charge(&order)).with_engine(&engine).await;
         let report = report.unwrap();
         assert!(result.is_ok());
         assert_eq!((report.replayed, report.waited, report.attempt), (replayed, false, 1));
@@ -119,8 +158,8 @@ async fn a_record_is_inspected_resolved_and_forgotten() -> Result<(), Error> {
     let record = engine.record("payments.charge", 5).scope("tenant-7");
     let call = engine.call("payments.charge", 5).scope("tenant-7").ttl(Duration::from_secs(60));
     let held: Result<(), Error> = call
-        .on_error(Unstored::Hold)
-        .run(|| async { Err(engine.record_by_hash("none").inspect().await.unwrap_err()) })
+        .on_error(ErrorAction::Hold)
+        .run(|| async { Err(engine.find("none").await.unwrap_err()) })
         .await;
     assert!(held.is_err());
     let view = record.inspect().await?.unwrap();
@@ -134,10 +173,12 @@ async fn a_record_is_inspected_resolved_and_forgotten() -> Result<(), Error> {
         view.revision,
     );
     assert_eq!(view.state, State::InDoubt);
-    record.resolve(&view, Resolution::Completed(Receipt("found".into()))).await?;
-    assert!(record.resolve(&view, Resolution::NotExecuted).await.is_err());
-    assert!(record.resolve(&view, Resolution::Failed("declined")).await.is_err());
-    let by_hash = engine.record_by_hash(&view.key.to_hex());
+    record.resolve(&view, Resolution::completed(Receipt("found".into()))).await?;
+    assert!(record.resolve(&view, Resolution::not_executed()).await.is_err());
+    assert!(record.resolve(&view, Resolution::failed("declined")).await.is_err());
+    let by_hash = engine.record_by_hash(view.key);
+    let found: Vec<KeyHash> = engine.find(&view.key.to_string()).await?;
+    assert_eq!(found, [view.key]);
     assert_eq!(by_hash.inspect().await?.unwrap().state, State::Completed);
     record.forget().await?;
     assert!(record.inspect().await?.is_none());
@@ -152,7 +193,7 @@ async fn a_body_asks_its_context() -> Result<(), Error> {
         let ctx = Context::current();
         let _: (u32, u64, bool) = (ctx.attempt(), ctx.fence().await?, ctx.lease_lost());
         let derived: String = ctx.derive_key("psp");
-        let moved = tokio::spawn(async { Context::current().key() }.in_current_scope());
+        let moved = tokio::spawn(async { Context::current().key() }.in_current_call());
         assert_eq!(moved.await.unwrap(), ctx.key());
         Ok::<_, Error>(derived)
     });

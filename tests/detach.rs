@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use effects::Effects;
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, Unstored, Verdict, idempotent};
+use idempotency::{
+    Error, ErrorAction, ErrorKind, Idempotency, Verdict, WithEngine as _, idempotent,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
@@ -79,7 +81,7 @@ async fn a_body_outlives_its_caller() {
     let (gate, engine) = (Gate::new(), engine());
     {
         let order = order();
-        let caller = engine.scope(charge(&order, gate.clone()));
+        let caller = charge(&order, gate.clone()).with_engine(&engine);
         tokio::select! {
             _ = caller => unreachable!("the gate is closed"),
             permit = gate.started.acquire() => permit.unwrap().forget(),
@@ -87,7 +89,7 @@ async fn a_body_outlives_its_caller() {
     }
     gate.open.add_permits(1);
     gate.done.acquire().await.unwrap().forget();
-    assert_eq!(engine.scope(charge(&order(), gate.clone())).await.unwrap(), "ada #1");
+    assert_eq!(charge(&order(), gate.clone()).with_engine(&engine).await.unwrap(), "ada #1");
     assert_eq!(gate.effects.count(), 1);
 }
 
@@ -181,7 +183,8 @@ async fn what_nobody_mentions_is_held_until_the_body_is_over() {
     for (kind, call) in kinds {
         let (gate, engine, account) = (Gate::new(), engine(), Arc::new(Mutex::new(())));
         {
-            let caller = engine.scope(call(account.clone().lock_owned().await, gate.clone()));
+            let caller =
+                call(account.clone().lock_owned().await, gate.clone()).with_engine(&engine);
             tokio::select! {
                 _ = caller => unreachable!("the gate is closed"),
                 permit = gate.started.acquire() => permit.unwrap().forget(),
@@ -248,7 +251,7 @@ async fn what_was_lent_is_copied_and_looks_the_same() {
             "",
         );
         assert_eq!(
-            engine.scope(call).await.unwrap(),
+            call.with_engine(&engine).await.unwrap(),
             "text [4, 5] [6] / 4 2.5 fixed {9: \"text\"} 7 8"
         );
     }
@@ -259,7 +262,7 @@ struct Payments {
 }
 
 impl Payments {
-    #[idempotent(key = (self.shop, id), ttl = "24h", detach, on_error = |_| if id == 0 { Unstored::Hold } else { Unstored::Release })]
+    #[idempotent(key = (self.shop, id), ttl = "24h", detach, on_error = |_| if id == 0 { ErrorAction::Hold } else { ErrorAction::Release })]
     async fn by_arc(self: Arc<Self>, id: u64) -> anyhow::Result<u64> {
         tokio::task::yield_now().await;
         if id == 0 {
@@ -280,10 +283,10 @@ impl Payments {
 async fn methods_that_own_themselves() {
     let engine = engine();
     let payments = Arc::new(Payments { shop: 1 });
-    assert_eq!(engine.scope(payments.clone().by_arc(4)).await.unwrap(), 5);
-    assert_eq!(engine.scope(Payments { shop: 1 }.by_value(2)).await.unwrap(), 3);
-    engine.scope(payments.clone().by_arc(0)).await.unwrap_err();
-    let error = engine.scope(payments.by_arc(0)).await.unwrap_err();
+    assert_eq!(payments.clone().by_arc(4).with_engine(&engine).await.unwrap(), 5);
+    assert_eq!(Payments { shop: 1 }.by_value(2).with_engine(&engine).await.unwrap(), 3);
+    payments.clone().by_arc(0).with_engine(&engine).await.unwrap_err();
+    let error = payments.by_arc(0).with_engine(&engine).await.unwrap_err();
     assert_eq!(error.downcast_ref::<Error>().unwrap().kind(), ErrorKind::InDoubt);
 }
 
@@ -297,7 +300,7 @@ fn boxed(id: u64) -> Pin<Box<dyn Future<Output = Result<u64, Error>> + Send>> {
 
 #[tokio::test]
 async fn a_boxed_future_that_owns_all_can_be_detached() {
-    assert_eq!(engine().scope(boxed(3)).await.unwrap(), 3);
+    assert_eq!(boxed(3).with_engine(&engine()).await.unwrap(), 3);
 }
 
 #[idempotent(key = id, ttl = "24h", detach)]
@@ -308,9 +311,9 @@ async fn panics(id: u64) -> Result<(), Error> {
 #[tokio::test]
 async fn a_panic_reaches_the_caller() {
     let engine = engine();
-    let panic = tokio::spawn(engine.scope(panics(1))).await.unwrap_err().into_panic();
+    let panic = tokio::spawn(panics(1).with_engine(&engine)).await.unwrap_err().into_panic();
     assert_eq!(panic.downcast_ref::<String>().unwrap(), "the body of 1 panics");
-    assert_eq!(engine.scope(panics(1)).await.unwrap_err().kind(), ErrorKind::InDoubt);
+    assert_eq!(panics(1).with_engine(&engine).await.unwrap_err().kind(), ErrorKind::InDoubt);
 }
 
 #[idempotent(key = id, ttl = "24h", detach)]
@@ -325,5 +328,5 @@ async fn inner(id: u64) -> Result<u64, Error> {
 
 #[tokio::test]
 async fn the_task_has_the_engine_of_its_caller() {
-    assert_eq!(engine().scope(outer(1)).await.unwrap(), 2);
+    assert_eq!(outer(1).with_engine(&engine()).await.unwrap(), 2);
 }

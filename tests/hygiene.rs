@@ -3,6 +3,7 @@
 mod effects;
 
 use effects::{Effects, once};
+use idempotency::WithEngine as _;
 
 mod macro_bodies {
     use idempotency::{Error, idempotent};
@@ -116,10 +117,12 @@ mod shadowed_names {
 
     #[tokio::test]
     async fn names_of_the_prelude_can_mean_anything() {
+        use ::idempotency::WithEngine as _;
+
         assert_eq!(once(async |effects| charge(1, effects).await).await, 1);
         let engine = ::idempotency::Idempotency::new(::idempotency::store::MemoryStore::new());
-        assert_eq!(engine.scope(detached(1, "text")).await.unwrap(), 4);
-        assert_eq!(engine.scope(boxed(3)).await.unwrap(), 3);
+        assert_eq!(detached(1, "text").with_engine(&engine).await.unwrap(), 4);
+        assert_eq!(boxed(3).with_engine(&engine).await.unwrap(), 3);
     }
 }
 
@@ -133,7 +136,7 @@ mod no_prelude {
         fingerprint = (id, note),
         on_conflict = wait("5s"),
         on_crash = retry,
-        on_error = |_| ::idempotency::Unstored::Hold,
+        on_error = |_| ::idempotency::ErrorAction::Hold,
         version = 2,
         upgrade = read_old,
         upgrade_error = read_old_error
@@ -179,9 +182,9 @@ mod no_prelude {
 #[tokio::test]
 async fn nothing_is_taken_from_the_prelude() {
     let engine = idempotency::Idempotency::new(idempotency::store::MemoryStore::new());
-    assert_eq!(engine.scope(no_prelude::charge(1, "note")).await.unwrap(), 5);
-    assert_eq!(engine.scope(no_prelude::detached(1, "note")).await.unwrap(), 5);
-    assert_eq!(engine.scope(no_prelude::stores(3)).await.unwrap_err().0, 3);
+    assert_eq!(no_prelude::charge(1, "note").with_engine(&engine).await.unwrap(), 5);
+    assert_eq!(no_prelude::detached(1, "note").with_engine(&engine).await.unwrap(), 5);
+    assert_eq!(no_prelude::stores(3).with_engine(&engine).await.unwrap_err().0, 3);
 }
 
 mod locals {
@@ -190,7 +193,7 @@ mod locals {
     use super::{Effects, once};
 
     /// The names that the expansion uses for itself.
-    #[idempotent(key = (__key, __parts), ttl = "24h", scope = __call, on_error = |_| if __body == 0 { idempotency::Unstored::Hold } else { idempotency::Unstored::Release })]
+    #[idempotent(key = (__key, __parts), ttl = "24h", scope = __call, on_error = |_| if __body == 0 { idempotency::ErrorAction::Hold } else { idempotency::ErrorAction::Release })]
     async fn charge(
         __key: u64,
         __parts: u64,
@@ -278,7 +281,7 @@ mod nested_functions {
 
     #[tokio::test]
     async fn raw_identifiers_are_names() {
-        let ((), report) = idempotency::observe(async {
+        let ((), report) = idempotency::with_report(async {
             once(async |effects| r#match(1, effects).await).await;
         })
         .await;

@@ -39,7 +39,7 @@ fn makes_its_calls() -> anyhow::Result<()> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let engine = Idempotency::builder(MemoryStore::new()).lease(LEASE).claim_timeout(LEASE);
-    let engine = engine.background_purge(false).build();
+    let engine = engine.background_purge(false).build()?;
     runtime.block_on(async {
         for number in 0..calls.parse()? {
             ensure!(charge(&engine, key(number)).await? == key(number));

@@ -13,7 +13,7 @@ mod clean {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use idempotency::{Error, Idempotency, OnError, Unstored, Verdict, idempotent};
+    use idempotency::{Error, ErrorAction, Idempotency, OnError, Verdict, idempotent};
     use serde::de::DeserializeOwned;
     use serde::{Deserialize, Serialize};
 
@@ -105,7 +105,7 @@ mod clean {
         Ok(order)
     }
 
-    #[idempotent(key = id, ttl = "24h", on_error = |_| if id == 0 { Unstored::Hold } else { Unstored::Release })]
+    #[idempotent(key = id, ttl = "24h", on_error = |_| if id == 0 { ErrorAction::Hold } else { ErrorAction::Release })]
     pub(super) async fn closure(id: u64) -> anyhow::Result<()> {
         tokio::task::yield_now().await;
         Ok(())
@@ -375,8 +375,8 @@ async fn everything_that_is_clean_also_works() {
     use std::sync::Arc;
 
     use clean::{Boxing, Native, Order, Payments};
-    use idempotency::Idempotency;
     use idempotency::store::MemoryStore;
+    use idempotency::{Idempotency, WithEngine as _};
 
     let engine = Idempotency::new(MemoryStore::new());
     let order = Order { id: 1, user: "ada".to_owned() };
@@ -419,5 +419,5 @@ async fn everything_that_is_clean_also_works() {
         #[expect(unused_must_use, reason = "what `must_use` says goes for the awaited result")]
         told::must_be_used(1).await;
     };
-    engine.scope(calls).await;
+    calls.with_engine(&engine).await;
 }

@@ -23,7 +23,7 @@ pub async fn rows() -> anyhow::Result<Vec<Row>> {
 
     let world = World::new().await?;
     let store = idempotency::store::RedisStore::connect(&world.server.url()).await?;
-    let near = Idempotency::builder(store).near_cache(64 * 1024 * 1024).build();
+    let near = Idempotency::builder(store).near_cache(64 * 1024 * 1024).build()?;
     let memory = Idempotency::new(MemoryStore::new());
     // A caller already has the request.
     let order = Order::new(HOT);

@@ -27,7 +27,7 @@ impl World {
     pub async fn new() -> anyhow::Result<Self> {
         let server = RedisServer::start(RedisOptions::new().private()).await?;
         let store = RedisStore::connect(&server.url()).await?;
-        let engine = Idempotency::builder(store).max_result_size(2 * 1024 * 1024).build();
+        let engine = Idempotency::builder(store).max_result_size(2 * 1024 * 1024).build()?;
         let client = redis::Client::open(server.url())?;
         let connection = client.get_multiplexed_async_connection().await?;
         Ok(Self { server, engine, connection })

@@ -24,7 +24,7 @@ async fn engine(server: &RedisServer) -> anyhow::Result<Idempotency> {
     let engine = Idempotency::builder(store)
         .lease(Duration::from_secs(120))
         .claim_timeout(Duration::from_secs(20));
-    Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(120))).build())
+    Ok(engine.on_conflict(OnConflict::Wait(Duration::from_secs(120))).build()?)
 }
 
 /// Returns the number of commands that the server has processed.

@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use file_store::FileStore;
 use futures::future::join_all;
 use idempotency::clock::SystemClock;
-use idempotency::{Error, ErrorKind, Idempotency, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, WithEngine as _, idempotent};
 
 /// The world outside of the service: labels that were printed stay printed.
 #[derive(Default)]
@@ -49,10 +49,10 @@ async fn main() -> anyhow::Result<()> {
     let printer = LabelPrinter::default();
 
     let engine = open(directory.path())?;
-    println!("first call:     {}", engine.scope(label(&printer, "parcel-1")).await?);
-    println!("second call:    {}", engine.scope(label(&printer, "parcel-1")).await?);
+    println!("first call:     {}", label(&printer, "parcel-1").with_engine(&engine).await?);
+    println!("second call:    {}", label(&printer, "parcel-1").with_engine(&engine).await?);
 
-    let labels = join_all((0..32).map(|_| engine.scope(label(&printer, "parcel-2")))).await;
+    let labels = join_all((0..32).map(|_| label(&printer, "parcel-2").with_engine(&engine))).await;
     let labels = labels.into_iter().collect::<Result<Vec<_>, _>>()?;
     anyhow::ensure!(
         labels.iter().all(|label| *label == labels[0]),
@@ -62,11 +62,11 @@ async fn main() -> anyhow::Result<()> {
 
     drop(engine);
     let engine = open(directory.path())?;
-    println!("after restart:  {}", engine.scope(label(&printer, "parcel-1")).await?);
+    println!("after restart:  {}", label(&printer, "parcel-1").with_engine(&engine).await?);
 
     let record = engine.record("shop.label", "parcel-1").hash()?;
     fs::write(directory.path().join(record.to_hex()), "no record")?;
-    let Err(error) = engine.scope(label(&printer, "parcel-1")).await else {
+    let Err(error) = label(&printer, "parcel-1").with_engine(&engine).await else {
         anyhow::bail!("a damaged record was taken for a result");
     };
     anyhow::ensure!(error.kind() == ErrorKind::Decode, "{error}");

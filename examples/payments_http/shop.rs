@@ -10,10 +10,11 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{Html, IntoResponse as _, Response as AnyResponse};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use idempotency::Idempotency;
 use idempotency::http::{
     IDEMPOTENCY_KEY, IdempotencyKey, IdempotencyLayer, RequestFingerprint, Scope,
 };
-use idempotency::{Idempotency, Resolution, State as RecordState};
+use idempotency::record::{Resolution, State as RecordState};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -156,7 +157,7 @@ async fn settle(
     };
     let (resolution, found) = match shop.provider.receipt(&order, key) {
         Some(receipt) => (Resolution::response(created(&receipt)), "charged"),
-        None => (Resolution::NotExecuted, "not charged"),
+        None => (Resolution::not_executed(), "not charged"),
     };
     record.resolve(&view, resolution).await?;
     Ok(Json(json!({ "found": found })).into_response())

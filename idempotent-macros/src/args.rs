@@ -36,6 +36,9 @@ pub(crate) struct Args {
     pub(crate) after_expiry: Option<Time>,
     /// Every option that was named, even with a wrong value: it does not count as missing.
     named: Vec<Ident>,
+    /// Every option that was probably meant by a misspelt name. It does not count as missing, and no
+    /// message says that it was written.
+    meant: Vec<&'static str>,
     /// The values of `key`, `scope` and `fingerprint` as written.
     pub(crate) telling_apart: Vec<(&'static str, Expr)>,
     /// All tokens as written.
@@ -45,6 +48,11 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// Returns true if the option was neither named nor meant by a misspelt name.
+    pub(crate) fn is_missing(&self, option: &str) -> bool {
+        self.named(option).is_none() && !self.meant.contains(&option)
+    }
+
     /// Returns the place at which the option was named, if it was.
     pub(crate) fn named(&self, option: &str) -> Option<Span> {
         self.named.iter().find(|ident| *ident == option).map(Ident::span)
@@ -154,7 +162,7 @@ fn option(args: &mut Args, input: ParseStream, errors: &mut Errors) -> syn::Resu
     let text = name.to_string();
     let Some((_, example)) = OPTIONS.iter().find(|(option, _)| *option == text) else {
         let meant = nearest(&text, &OPTIONS.map(|(option, _)| option));
-        args.named.extend(meant.map(|meant| Ident::new(meant, name.span())));
+        args.meant.extend(meant);
         return Err(unknown(&name, meant));
     };
     if args.named(&text).is_some() {

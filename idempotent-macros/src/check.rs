@@ -26,21 +26,21 @@ pub(crate) fn check(args: &Args, function: &Function, errors: &mut Errors) {
 fn options(args: &Args, function: &Function, errors: &mut Errors) {
     let key = function.example_key();
     let whole = format!("`#[idempotent(key = {key}, ttl = \"24h\")]`");
-    match (args.named("key"), args.named("ttl")) {
+    match (args.is_missing("key"), args.is_missing("ttl")) {
         _ if args.has_unreadable => {}
-        (None, None) => errors.at(
+        (true, true) => errors.at(
             Span::call_site(),
             format!("`key` and `ttl` are missing: they say which calls are retries of each other, and for how long; write {whole}"),
         ),
-        (None, Some(_)) => errors.at(
+        (true, false) => errors.at(
             Span::call_site(),
             format!("`key` is missing: it says which calls are retries of each other; write {whole}"),
         ),
-        (Some(_), None) => errors.at(
+        (false, true) => errors.at(
             Span::call_site(),
             format!("`ttl` is missing: it says for how long after a call its retries are recognised; write {whole}"),
         ),
-        (Some(_), Some(_)) => {}
+        (false, false) => {}
     }
     if let (Some(ttl), Some(lease)) = (&args.ttl, &args.lease)
         && let (Some(kept), Some(leased)) = (ttl.known(), lease.known())
@@ -48,7 +48,7 @@ fn options(args: &Args, function: &Function, errors: &mut Errors) {
     {
         errors.over(ttl, "`ttl` is shorter than `lease`, so a record could expire under its owner: write a longer one, `ttl = \"24h\"`");
     }
-    if args.name.is_none() && args.named("name").is_none() && function.is_generic() {
+    if args.name.is_none() && args.is_missing("name") && function.is_generic() {
         let name = &function.signature.ident;
         errors.at(
             name.span(),
@@ -59,7 +59,9 @@ fn options(args: &Args, function: &Function, errors: &mut Errors) {
         ("upgrade", "results", "upgrade = read_old_receipt"),
         ("upgrade_error", "stored errors", "upgrade_error = read_old_error"),
     ] {
-        if let (Some(upgrade), None) = (args.named(option), args.named("version")) {
+        if let Some(upgrade) = args.named(option)
+            && args.is_missing("version")
+        {
             errors.at(
                 upgrade,
                 format!("`{option}` reads {read} of other versions, so this one needs a number: write `version = 1, {example}`"),

@@ -13,6 +13,11 @@ use tokio::runtime::Handle;
 
 use crate::boot_time;
 
+/// The whole milliseconds of a duration, which is how stores keep it.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A point in time in milliseconds since 1970-01-01 UTC, on the clock of its writer.
 ///
 /// ```
@@ -48,8 +53,7 @@ impl std::ops::Add<Duration> for Timestamp {
 
     /// Saturates at the end of the range.
     fn add(self, duration: Duration) -> Self {
-        let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        Self(self.0.saturating_add(millis))
+        Self(self.0.saturating_add(millis(duration)))
     }
 }
 

@@ -2,7 +2,6 @@
 //! services.
 
 use std::fmt;
-use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -141,13 +140,13 @@ impl Context {
     ///
     /// # Panics
     /// Panics outside the body of a guarded call, and in a task that the body spawned without
-    /// [`in_current_scope`](InCurrentScope::in_current_scope). [`try_current`](Self::try_current)
-    /// does not panic.
+    /// [`in_current_call`](crate::InCurrentCall::in_current_call).
+    /// [`try_current`](Self::try_current) does not panic.
     #[track_caller]
     pub fn current() -> Self {
         Self::try_current().expect(
             "`Context::current()` must be called in the body of a guarded call; spawned futures \
-             need `.in_current_scope()`",
+             need `.in_current_call()`",
         )
     }
 
@@ -416,29 +415,3 @@ impl fmt::Debug for Context {
             .finish_non_exhaustive()
     }
 }
-
-/// Carries the running call into another task.
-pub trait InCurrentScope: Future + Sized {
-    /// Wraps the future so that it has the engine and the [`Context`] of the code that calls this,
-    /// wherever it is polled.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Context, Error, Idempotency, InCurrentScope, store::MemoryStore};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Error> {
-    /// # let engine = Idempotency::new(MemoryStore::new());
-    /// let call = engine.call("reports.build", 7).ttl(Duration::from_secs(60)).run(|| async {
-    ///     let part = tokio::spawn(async { Context::current().attempt() }.in_current_scope());
-    ///     Ok::<_, Error>(part.await.unwrap_or_default())
-    /// });
-    /// assert_eq!(call.await?, 1);
-    /// # Ok(())
-    /// # }
-    /// ```
-    fn in_current_scope(self) -> impl Future<Output = Self::Output> + use<Self> {
-        Scope::current().wrap(self)
-    }
-}
-
-impl<F: Future> InCurrentScope for F {}

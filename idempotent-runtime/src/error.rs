@@ -1,8 +1,9 @@
 //! The error type of the crate.
 
+use std::cell::Cell;
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::key::KeyHash;
@@ -85,8 +86,8 @@ impl ErrorKind {
             ),
             Self::InDoubt => (
                 "an earlier attempt started and it is not known whether it finished",
-                "find out whether the effect happened, then answer with `record(…).resolve(…)`: `Completed`, `Failed` or \
-                 `NotExecuted`",
+                "find out whether the effect happened, then answer with `record(…).resolve(…)`: `completed`, `failed` or \
+                 `not_executed`",
             ),
             Self::MissingKey => ("the call has no key", "give every part of the key a value"),
             Self::InvalidKey => ("the key cannot be used", "use a shorter key of a supported type"),
@@ -136,7 +137,7 @@ impl ErrorKind {
             ),
             Self::NotInstalled => (
                 "no engine is installed",
-                "call `engine.install()?` at start, or wrap the call in `engine.scope(…)`",
+                "call `engine.install()?` at start, or give the call one with `.with_engine(&engine)`",
             ),
             Self::ShuttingDown => {
                 ("the engine is shutting down", "retry with the same key on another instance")
@@ -224,10 +225,29 @@ struct Parts {
     /// The body ran here, and the next call would run it again.
     would_repeat: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
-    /// A copy of this error that serves as its own source. Transparent wrappers show their source's
-    /// source, and would otherwise skip this error.
-    twin: OnceLock<Box<Error>>,
-    is_twin: bool,
+}
+
+thread_local! {
+    /// True while [`Error::find`] walks a chain of sources on this thread.
+    static IS_SOUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A walk of [`Error::find`], which ends when this is dropped: `source` is code of other crates and
+/// may panic.
+struct Search {
+    was_underway: bool,
+}
+
+impl Search {
+    fn begin() -> Self {
+        Self { was_underway: IS_SOUGHT.replace(true) }
+    }
+}
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        IS_SOUGHT.set(self.was_underway);
+    }
 }
 
 impl Error {
@@ -244,8 +264,6 @@ impl Error {
             retry_after: None,
             would_repeat: false,
             source: None,
-            twin: OnceLock::new(),
-            is_twin: false,
         }))
     }
 
@@ -394,11 +412,37 @@ impl Error {
         will_ask || (passes && !self.0.would_repeat)
     }
 
-    /// Finds this crate's error in a chain of sources, also inside `anyhow::Error` and `#[from]`
-    /// wrappers, transparent ones included. A transparent wrapper shows the source of the wrapped
-    /// error as its own, so an error of this crate is its own first source; the error of the
-    /// store's client comes after it.
+    /// Finds this crate's error in a chain of sources, also inside `anyhow::Error`, `Box`, `Arc`
+    /// and `#[from]` wrappers.
+    ///
+    /// It also finds what a search through [`source`](StdError::source) cannot: the error inside a
+    /// transparent wrapper (`#[error(transparent)]`), which shows the source of the wrapped error
+    /// as its own and never the wrapped error itself.
+    ///
+    /// ```
+    /// # use idempotent_runtime as idempotency;
+    /// # use std::fmt;
+    /// use idempotency::{Error, ErrorKind, Idempotency, store::MemoryStore};
+    ///
+    /// // As `thiserror` does it for `#[error(transparent)] Idempotency(#[from] Error)`.
+    /// #[derive(Debug)]
+    /// struct PayError(Error);
+    ///
+    /// # impl fmt::Display for PayError {
+    /// #     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { self.0.fmt(f) }
+    /// # }
+    /// impl std::error::Error for PayError {
+    ///     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+    ///         self.0.source()
+    ///     }
+    /// }
+    ///
+    /// let refused = Idempotency::builder(MemoryStore::new()).namespace("").build().unwrap_err();
+    /// let error = PayError(refused);
+    /// assert_eq!(Error::find(&error).map(Error::kind), Some(ErrorKind::Config));
+    /// ```
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
+        let _search = Search::begin();
         std::iter::successors(Some(error), |&error| StdError::source(error))
             .find_map(|error| error.downcast_ref())
     }
@@ -414,9 +458,6 @@ impl From<StoreError> for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_twin {
-            return write!(f, "an idempotency error of the kind {:?}", self.0.kind);
-        }
         let text_of_step = || self.0.step.as_ref().and_then(|_| self.0.kind.text_of_step());
         let (happened, advice) =
             self.0.text.or_else(text_of_step).unwrap_or_else(|| self.0.kind.text());
@@ -459,11 +500,13 @@ impl fmt::Debug for Error {
 }
 
 impl StdError for Error {
+    /// The cause: the error of the store, or of what could not be encoded or decoded.
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        if self.0.is_twin {
-            return self.0.source.as_deref().map(|source| source as _);
+        // A transparent wrapper passes this on as its own source, so that `find` gets to this error
+        // and does not go past it. To everybody else an error is not its own cause.
+        if IS_SOUGHT.get() {
+            return Some(self);
         }
-        let twin = || Box::new(Self(Box::new(Parts { is_twin: true, ..(*self.0).clone() })));
-        Some(&**self.0.twin.get_or_init(twin))
+        self.0.source.as_deref().map(|source| source as _)
     }
 }

@@ -32,7 +32,7 @@ impl Fingerprint {
     /// `Serialize` fails.
     ///
     /// ```
-    /// use idempotent_runtime::Fingerprint;
+    /// use idempotent_runtime::key::Fingerprint;
     ///
     /// assert_eq!(Fingerprint::of(&("EUR", 100_u8))?, Fingerprint::of(&("EUR", 100_i64))?);
     /// assert_ne!(Fingerprint::of(&("EUR", 100))?, Fingerprint::of(&("EUR", 101))?);
@@ -57,7 +57,7 @@ impl Fingerprint {
     /// without a comparison, the requests are not known to be the same.
     ///
     /// ```
-    /// use idempotent_runtime::Fingerprint;
+    /// use idempotent_runtime::key::Fingerprint;
     ///
     /// let recorded = Fingerprint::of("EUR 100")?;
     /// assert!(Fingerprint::contradicts(Some(recorded), Some(Fingerprint::of("EUR 101")?)));

@@ -46,19 +46,51 @@ mod sql;
 mod sqlite;
 mod steps;
 pub mod store;
+pub mod task;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use context::{Context, InCurrentScope};
-pub use engine::{
-    Builder, Call, Drained, Duplicate, Idempotency, Purging, RecordHandle, RecordView, Report,
-    Resolution, Revision, Run, Unasked, Verify, observe,
-};
+pub use context::Context;
+pub use engine::{Builder, Call, Idempotency, Report, with_report};
 pub use error::{Error, ErrorKind};
-pub use fingerprint::Fingerprint;
-pub use outcome::{CallError, Decision, ErrorPolicy, StoredValue, Upgrade};
-pub use policy::{OnConflict, OnCrash, OnError, Unstored, Verdict};
+pub use policy::{ErrorAction, OnConflict, OnCrash, OnError, Verdict};
+pub use task::{InCurrentCall, WithEngine};
+
+/// The types of a call that is being made, and what `detach` requires of arguments.
+pub mod call {
+    pub use crate::argument::{Detachable, DetachableCopy};
+    pub use crate::engine::{NoVerify, Run, Verify};
+}
+
+/// What may decide about the `Err` of a body, beside [`OnError`](crate::OnError).
+pub mod error_policy {
+    pub use crate::outcome::{Decision, ErrorPolicy};
+}
+
+/// Records, as operators see and resolve them.
+pub mod record {
+    pub use crate::engine::{RecordHandle, RecordView, Resolution, Revision};
+    pub use crate::store::{Reason, State};
+}
+
+/// Reports of an engine about its background, its shutdown and its duplicate runs.
+pub mod report {
+    pub use crate::engine::{DuplicateRun, PurgeStats, ShutdownReport};
+}
+
+/// What a guarded function may return.
+pub mod result {
+    pub use crate::outcome::{CallError, Outcome, StoredError, StoredValue, Upgrade};
+}
+
+/// Steps of a body, which [`Context::step`](crate::Context::step) creates.
+pub mod step {
+    pub use crate::steps::{Step, StepBody, StepOnce, StepRetried, StepRetry, StepRun};
+}
+
+/// Calls in a transaction of the user's.
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub use sql::{OpenTransaction, TransactionDatabase, in_transaction};
-pub use steps::{Step, StepBody, StepOnce, StepRetried, StepRetry, StepRun};
-pub use store::State;
+pub mod tx {
+    pub use crate::sql::{OpenTransaction, TransactionDatabase, in_transaction};
+    pub use crate::store::SqlTransaction;
+}

@@ -11,10 +11,10 @@ use serde::de::DeserializeOwned;
 use crate::encoding::{Encoded, NotEncodable, Redacted, decode, encode};
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
-use crate::policy::{OnError, Unstored};
+use crate::policy::{ErrorAction, OnError};
 use crate::store::{Reason, Record, State};
 
-/// The return type of a guarded function: `Result<T, E>`.
+/// The return type of a guarded function: `Result<T, E>`, and no other type.
 #[diagnostic::on_unimplemented(
     message = "`#[idempotent]` functions must return a `Result`; this one returns `{Self}`",
     label = "not a `Result`",
@@ -27,13 +27,16 @@ pub trait Outcome: Sized {
     type Failure;
 
     /// Returns the result of a call that happened according to the outside world.
+    #[doc(hidden)]
     fn completed(value: Self::Value) -> Self;
 
     /// Returns the result of a call whose verification failed.
+    #[doc(hidden)]
     fn failed(error: Self::Failure) -> Self;
 
     /// Returns the codec of this type: how results become bytes and back, and, by `policy`, what
-    /// happens to errors.
+    /// happens to errors. Only this crate makes one, so that no other type has this trait.
+    #[doc(hidden)]
     fn codec<P: ErrorPolicy<Self::Failure>>(policy: P) -> Codec<Self, P>;
 }
 
@@ -65,7 +68,7 @@ impl<E: From<Error>> CallError for E {}
     message = "the error `{Self}` cannot be stored for a retry",
     label = "not `Serialize + DeserializeOwned`",
     note = "derive both on `{Self}`: `#[derive(serde::Serialize, serde::Deserialize)]`",
-    note = "or store no errors: `on_error = release`, or a function that returns `idempotency::Unstored`"
+    note = "or store no errors: `on_error = release`, or a function that returns `idempotency::ErrorAction`"
 )]
 pub trait StoredError: Serialize + DeserializeOwned {}
 
@@ -95,7 +98,7 @@ impl<T: StoredValue, E: CallError> Outcome for Result<T, E> {
 /// The conversion of results of type `R` into bytes and back, and the policy for errors.
 #[derive(Debug)]
 #[must_use]
-pub struct Codec<R, P = Unstored> {
+pub struct Codec<R, P = ErrorAction> {
     pub(crate) writer: Writer<R, P>,
     pub(crate) reader: Reader<R>,
 }
@@ -345,17 +348,20 @@ fn replay<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     }
 }
 
-/// The decision about errors of type `E`: [`OnError`], [`Unstored`], or a function over `&E` that
-/// returns one of them.
+/// The decision about errors of type `E`: [`OnError`], [`ErrorAction`], or a function over `&E`
+/// that returns one of them. No other type has this trait.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not decide what happens to `{E}`",
-    note = "use `OnError::…` when `{E}` is `Serialize + DeserializeOwned`, `Unstored::…` otherwise, or a function over `&{E}` that returns one of them"
+    note = "use `OnError::…` when `{E}` is `Serialize + DeserializeOwned`, `ErrorAction::…` otherwise, or a function over `&{E}` that returns one of them"
 )]
 pub trait ErrorPolicy<E> {
-    /// Decides about one error.
+    /// Decides about one error. The type of the decision has no public name, so that no other crate
+    /// implements this trait.
+    #[doc(hidden)]
     fn decide(self, error: &E) -> Decided<E>;
 
     /// Reads a stored error. Returns `None` if this policy stores none.
+    #[doc(hidden)]
     fn decode(body: &[u8]) -> Option<Result<E, serde_json::Error>>;
 }
 
@@ -371,16 +377,32 @@ pub enum Decided<E> {
 }
 
 /// The return type of a function over `&E`: [`OnError`], which requires serde traits of `E`, or
-/// [`Unstored`].
+/// [`ErrorAction`], and no other type.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not say what happens to `{E}`",
-    note = "return `idempotency::OnError` when the error is `Serialize + DeserializeOwned`, `idempotency::Unstored` otherwise"
+    note = "return `idempotency::OnError` when the error is `Serialize + DeserializeOwned`, `idempotency::ErrorAction` otherwise"
 )]
-pub trait Decision<E>: ErrorPolicy<E> {}
+pub trait Decision<E>: ErrorPolicy<E> {
+    /// Seals the trait: its return type has no public name.
+    #[doc(hidden)]
+    fn sealed() -> Sealed;
+}
 
-impl<E: StoredError> Decision<E> for OnError {}
+/// The return type of a method that no other crate can write.
+#[derive(Debug)]
+pub struct Sealed;
 
-impl<E> Decision<E> for Unstored {}
+impl<E: StoredError> Decision<E> for OnError {
+    fn sealed() -> Sealed {
+        Sealed
+    }
+}
+
+impl<E> Decision<E> for ErrorAction {
+    fn sealed() -> Sealed {
+        Sealed
+    }
+}
 
 impl<E: StoredError> ErrorPolicy<E> for OnError {
     fn decide(self, error: &E) -> Decided<E> {
@@ -396,7 +418,7 @@ impl<E: StoredError> ErrorPolicy<E> for OnError {
     }
 }
 
-impl<E> ErrorPolicy<E> for Unstored {
+impl<E> ErrorPolicy<E> for ErrorAction {
     fn decide(self, _: &E) -> Decided<E> {
         match self {
             Self::Release => Decided::Release,

@@ -25,7 +25,7 @@ pub enum OnCrash {
     Retry,
     /// Runs the body again with the recorded [steps](crate::Context::step): those that finished are
     /// replayed, and the first unfinished one runs. Each step's effect happens at least once, or
-    /// [at most once](crate::Step::at_most_once).
+    /// [at most once](crate::step::Step::at_most_once).
     Resume,
 }
 
@@ -61,7 +61,7 @@ pub enum OnError {
 /// [`OnError`] without `Store`. Requires nothing of the error type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unstored {
+pub enum ErrorAction {
     /// The error means that nothing happened: the claim is released, and the next call runs the
     /// body.
     Release,

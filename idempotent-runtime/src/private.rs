@@ -11,7 +11,7 @@ pub use crate::key::Key;
 pub use crate::outcome::{
     CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue,
 };
-pub use crate::policy::{OnConflict, OnCrash, OnError, Unstored};
+pub use crate::policy::{ErrorAction, OnConflict, OnCrash, OnError};
 
 /// Items for a simulated database.
 #[cfg(feature = "testing")]
@@ -43,12 +43,12 @@ pub fn scoped(call: Call, scope: Key) -> Call {
 /// The witness that the return type of a guarded function can be stored and replayed. Errors are
 /// released.
 pub fn outcome<R: Outcome>() -> Codec<R> {
-    R::codec(Unstored::Release)
+    R::codec(ErrorAction::Release)
 }
 
 /// [`outcome`] for `on_error = hold`.
 pub fn outcome_holding_errors<R: Outcome>() -> Codec<R> {
-    R::codec(Unstored::Hold)
+    R::codec(ErrorAction::Hold)
 }
 
 /// [`outcome`] for `on_error = store`.

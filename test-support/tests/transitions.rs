@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use idempotency_test_support::history::{Request, Rule, Transition, check_transitions};
 use idempotent_runtime::clock::Timestamp;
+use idempotent_runtime::key::Fingerprint;
 use idempotent_runtime::key::KeyHash;
+use idempotent_runtime::record::State;
 use idempotent_runtime::store::{CrashPolicy, Reason, Record, Token};
-use idempotent_runtime::{Fingerprint, State};
 
 const ONE: Token = Token::from_bits(1);
 const TWO: Token = Token::from_bits(2);

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use idempotency::{Error, OnConflict, State};
+use idempotency::record::State;
+use idempotency::{Error, OnConflict};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Request};
 
@@ -35,7 +36,7 @@ async fn commit_meets<B: Backend>(moment: Moment) -> anyhow::Result<()> {
             "{action:?}"
         );
         let (replayed, report) =
-            idempotency::observe(world.charge(&world.elsewhere().build(), key)).await;
+            idempotency::with_report(world.charge(&world.elsewhere().build()?, key)).await;
         assert_eq!(
             (replayed?, report.map(|report| report.replayed)),
             (receipt, Some(true)),

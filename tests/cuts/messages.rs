@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use idempotency::{Error, ErrorKind, Idempotency, State};
+use idempotency::record::State;
+use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Planned, Request};
 
@@ -142,7 +143,7 @@ pub async fn a_replay_cut_at_any_boundary_gives_the_whole_result_or_none<B: Back
     let rounds = (1_u64..).zip(rounds).map(|(key, (fault, size))| {
         let world = &world;
         async move {
-            charge(world, &world.elsewhere().build(), key, size).await?;
+            charge(world, &world.elsewhere().build()?, key, size).await?;
             let way = world.way().await?;
             let cut = way.proxy.nth(1, B::reads, fault);
             round(world, &way, cut, key, size, &format!("{fault:?}, {size} bytes")).await

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::{Error, State};
+use idempotency::Error;
+use idempotency::record::State;
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Action, Fault, Moment};
 use idempotency_test_support::server::Server;
@@ -56,7 +57,7 @@ pub async fn a_call_that_outlasts_a_stop_of_the_server_has_one_effect<B: Backend
     let (receipt, resumed) = tokio::join!(world.charge(&way.engine, 1), going_on);
     resumed?;
     assert_eq!((receipt?, world.count(1)), ("receipt 1.1".to_owned(), 1));
-    assert_eq!(world.charge(&world.elsewhere().build(), 1).await?, "receipt 1.1");
+    assert_eq!(world.charge(&world.elsewhere().build()?, 1).await?, "receipt 1.1");
     let record = world.record(1).await.expect("the result is stored");
     assert_eq!((record.state, record.attempts, way.engine.duplicates()), (State::Completed, 1, 0));
     Ok(())
@@ -89,7 +90,7 @@ pub async fn a_commit_under_way_when_the_server_stops_is_stored_when_it_goes_on<
     );
     assert!(logins(&way) > before, "the connection that owes an answer was used again");
     assert_eq!(world.record(1).await.map(|record| record.state), Some(State::Completed));
-    assert_eq!(world.charge(&world.elsewhere().build(), 1).await?, "receipt 1.1");
+    assert_eq!(world.charge(&world.elsewhere().build()?, 1).await?, "receipt 1.1");
     world.recovers(&way.engine, 2).await
 }
 

@@ -27,7 +27,7 @@ pub async fn a_renewal_cut_at_any_boundary_does_not_lose_the_lease<B: Backend>()
 
 async fn cut<B: Backend>(world: &World<B>, key: u64, fault: Fault) -> anyhow::Result<()> {
     let way = world.way_with(|builder| builder.lease(LEASE)).await?;
-    let elsewhere = world.elsewhere().lease(LEASE).build();
+    let elsewhere = world.elsewhere().lease(LEASE).build()?;
     let (start, started) = oneshot::channel();
     let body = call(&way.engine, key).on_crash(OnCrash::Retry).run(|| async {
         let claimed = world.record(key).await.expect("the claim is there");

@@ -81,8 +81,8 @@ impl<B: Backend> World<B> {
     ) -> anyhow::Result<Way> {
         let proxy = Proxy::start_for(B::PROTOCOL, &*self.address).await?;
         let store = B::impatient(&proxy.url(&self.url), patience)?;
-        let hasty = engine_on(store.clone()).claim_timeout(PATIENCE * 3).build();
-        let engine = configure(engine_on(store)).build();
+        let hasty = engine_on(store.clone()).claim_timeout(PATIENCE * 3).build()?;
+        let engine = configure(engine_on(store)).build()?;
         Ok(Way { proxy, engine, hasty })
     }
 
@@ -127,7 +127,13 @@ impl<B: Backend> World<B> {
     }
 
     pub async fn record(&self, key: u64) -> Option<Record> {
-        let hash = self.elsewhere().build().record(OPERATION, key).hash().expect("the key is fine");
+        let hash = self
+            .elsewhere()
+            .build()
+            .unwrap()
+            .record(OPERATION, key)
+            .hash()
+            .expect("the key is fine");
         self.direct.clone().read(hash).await.expect("the server answers")
     }
 

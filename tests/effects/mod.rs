@@ -3,8 +3,8 @@
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use idempotency::Idempotency;
 use idempotency::store::MemoryStore;
+use idempotency::{Idempotency, WithEngine as _};
 
 /// The world that a body changes.
 #[derive(Debug, Default)]
@@ -30,8 +30,8 @@ where
     E: Debug,
 {
     let effects = Effects::default();
-    let (first, second) = Idempotency::new(MemoryStore::new())
-        .scope(async { (call(&effects).await.unwrap(), call(&effects).await.unwrap()) })
+    let (first, second) = async { (call(&effects).await.unwrap(), call(&effects).await.unwrap()) }
+        .with_engine(&Idempotency::new(MemoryStore::new()))
         .await;
     assert_eq!(first, second, "a replay gives the stored result");
     assert_eq!(effects.count(), 1, "the body ran once");

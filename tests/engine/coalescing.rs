@@ -7,7 +7,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::future::join_all;
-use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash, Resolution, Verdict, observe};
+use idempotency::record::Resolution;
+use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -16,7 +17,7 @@ use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
 async fn sixty_four_callers_cost_one_claim_and_one_effect() {
     let (world, gate) = (World::new(), Gate::new());
     let callers = (0..64).map(|_| {
-        observe(world.call(1).run(|| async {
+        with_report(world.call(1).run(|| async {
             gate.wait().await;
             world.effect(1)
         }))
@@ -358,9 +359,9 @@ async fn callers_behind_a_body_that_hangs_get_what_was_decided_elsewhere() {
     here.clock.advance(LEASE * 2);
     let record = there.engine.record(OPERATION, 1);
     let view = record.inspect().await.unwrap().unwrap();
-    record.resolve(&view, Resolution::Completed("found")).await.unwrap();
+    record.resolve(&view, Resolution::completed("found")).await.unwrap();
     for _ in 0..2 {
-        let (answer, report) = observe(here.while_time_passes(here.charge(1))).await;
+        let (answer, report) = with_report(here.while_time_passes(here.charge(1))).await;
         assert_eq!(answer.unwrap(), "found");
         assert!(report.unwrap().replayed);
     }
@@ -443,7 +444,7 @@ async fn a_leader_that_was_left_takes_no_seat_away_from_the_next_one() {
     .await;
     gate.open();
     world.while_time_passes(&mut late).await.unwrap_err();
-    let mut third = Box::pin(observe(call()));
+    let mut third = Box::pin(with_report(call()));
     assert!(poll_once(&mut third).is_pending());
     next.open();
     let (second, (third, report)) = tokio::join!(second, third);

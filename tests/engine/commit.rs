@@ -4,13 +4,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use idempotency::clock::Clock as _;
+use idempotency::key::Fingerprint;
+use idempotency::record::State;
 use idempotency::store::{
     Claim, Claimed, Commit, Operation, Reason, Release, Remove, Store as _, StoreErrorKind, Token,
     Written,
 };
-use idempotency::{
-    Builder, Error, ErrorKind, Fingerprint, Idempotency, OnConflict, OnCrash, State, observe,
-};
+use idempotency::{Builder, Error, ErrorKind, Idempotency, OnConflict, OnCrash, with_report};
 use idempotency_test_support::deadline::within;
 
 use crate::faults::{Fault, FaultyStore, Gate};
@@ -118,7 +118,7 @@ fn distant(configure: impl FnOnce(Builder) -> Builder) -> (World, FaultyStore) {
     let builder = Idempotency::builder(store)
         .clock(behind.clock.clone())
         .commit_timeout(Duration::from_secs(1));
-    let engine = configure(builder).build();
+    let engine = configure(builder).build().unwrap();
     let store = behind.store.clone();
     (World { engine, ..behind }, store)
 }
@@ -190,7 +190,7 @@ async fn an_owner_that_was_overtaken_returns_the_winner_s_result_and_reports_its
     let (here, gate) = (with_hook(&seen), Gate::new());
     let there = here.other_process();
     here.store.always(Operation::Renew, Some(Fault::LostRequest));
-    let stalled = observe(here.call(1).on_crash(OnCrash::Retry).run(|| async {
+    let stalled = with_report(here.call(1).on_crash(OnCrash::Retry).run(|| async {
         let result = here.effect(1);
         gate.wait().await;
         result
@@ -416,7 +416,7 @@ async fn an_owner_whose_key_is_used_for_another_request_does_not_wait_for_its_re
         assert!(matches!(world.memory.claim(another).await, Ok(Claimed::Mine(_))));
         gate.open();
     };
-    let ((result, report), ()) = tokio::join!(world.while_time_passes(observe(call)), operator);
+    let ((result, report), ()) = tokio::join!(world.while_time_passes(with_report(call)), operator);
     assert_eq!(result.unwrap_err().kind(), ErrorKind::Superseded);
     assert!(!report.unwrap().waited);
     assert_eq!(world.engine.duplicates(), 1);
@@ -472,7 +472,7 @@ async fn the_lease_of_a_result_that_is_being_stored_is_renewed_also_past_the_lon
 async fn a_call_whose_result_is_not_stored_reports_its_attempt() {
     let world = World::new();
     world.store.always(Operation::Complete, Some(Fault::Refused(StoreErrorKind::Full)));
-    let (result, report) = observe(world.charge(1)).await;
+    let (result, report) = with_report(world.charge(1)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::NotStored);
     assert_eq!(report.unwrap().attempt, 1);
 }

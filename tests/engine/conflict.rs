@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use idempotency::key::Fingerprint;
 use idempotency::store::{Claim, Claimed, Commit, Operation, Release, Store as _, Token, Written};
-use idempotency::{ErrorKind, Fingerprint, OnConflict, observe};
+use idempotency::{ErrorKind, OnConflict, with_report};
 
 use crate::faults::Gate;
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -18,7 +19,7 @@ async fn a_caller_elsewhere_waits_and_gets_the_same_result() {
     });
     let second = async {
         here.record_is(1, |record| record.is_some()).await;
-        let (result, report) = observe(there.charge(1)).await;
+        let (result, report) = with_report(there.charge(1)).await;
         let report = report.unwrap();
         assert!(report.replayed && report.waited);
         result

@@ -5,8 +5,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use idempotency::clock::Clock as _;
+use idempotency::record::State;
 use idempotency::{
-    Context, Error, ErrorKind, InCurrentScope as _, OnConflict, OnCrash, State, observe,
+    Context, Error, ErrorKind, InCurrentCall as _, OnConflict, OnCrash, with_report,
 };
 
 use crate::faults::{Fault, Gate};
@@ -22,7 +23,7 @@ async fn a_body_that_calls_itself_with_its_own_key_is_refused() {
         // From a task that took the scope along, too.
         let spawned =
             world.call(1).on_conflict(OnConflict::Reject).run(|| async { Ok::<_, Error>(()) });
-        let spawned = tokio::spawn(spawned.in_current_scope()).await.unwrap();
+        let spawned = tokio::spawn(spawned.in_current_call()).await.unwrap();
         assert_eq!(spawned.unwrap_err().kind(), ErrorKind::Reentrant);
         // Another key is another call, and there the outer key is still running.
         world
@@ -130,7 +131,7 @@ async fn there_is_no_context_outside_of_a_body_and_in_tasks_that_did_not_take_it
     let world = World::new();
     let call = world.call(1).run(|| async {
         let bare = tokio::spawn(async { Context::try_current().is_none() });
-        let scoped = tokio::spawn(async { Context::current().key() }.in_current_scope());
+        let scoped = tokio::spawn(async { Context::current().key() }.in_current_call());
         assert!(bare.await.unwrap());
         assert_eq!(scoped.await.unwrap(), Context::current().key());
         assert_eq!(Context::current().operation(), OPERATION);
@@ -260,7 +261,7 @@ async fn a_task_that_outlives_its_body_may_make_the_same_call() {
             gate.wait().await;
             again.run(|| async { Ok::<_, Error>("again".to_owned()) }).await
         };
-        sender.send(tokio::spawn(task.in_current_scope())).unwrap();
+        sender.send(tokio::spawn(task.in_current_call())).unwrap();
         world.effect(1)
     });
     let first = call.await.unwrap();
@@ -297,7 +298,7 @@ async fn calls_that_the_body_of_a_disabled_operation_makes_are_not_reported() {
     world.engine.disable("payments.refund");
     let refund =
         world.engine.call("payments.refund", 7).ttl(DAY).run(|| async { world.charge(1).await });
-    let (result, report) = observe(refund).await;
+    let (result, report) = with_report(refund).await;
     result.unwrap();
     let report = report.unwrap();
     assert!(report.bypassed);
@@ -329,7 +330,7 @@ async fn job(world: Arc<World>, number: u64, last: u64) -> Result<(), Error> {
         if number == last {
             next.ledger.charge("the last one");
         } else {
-            tokio::spawn(boxed(next, number + 1, last).in_current_scope());
+            tokio::spawn(boxed(next, number + 1, last).in_current_call());
         }
         Ok(())
     });

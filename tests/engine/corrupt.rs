@@ -122,7 +122,7 @@ impl Store for ByteStore {
 fn call_on_bytes(bytes: Vec<u8>) -> (Result<String, Error>, usize) {
     let store = ByteStore::default();
     let ledger = Ledger::new();
-    let engine = Idempotency::builder(store.clone()).build();
+    let engine = Idempotency::builder(store.clone()).build().unwrap();
     let key = engine.record(OPERATION, 1).hash().unwrap();
     store.0.lock().unwrap().insert(key, bytes);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -264,7 +264,7 @@ async fn a_decode_error_does_not_quote_the_stored_result() {
     let chain =
         std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
     let texts: Vec<String> = chain.map(|error| format!("{error} {error:?}")).collect();
-    assert_eq!(texts.len(), 3, "the error, itself as its source, and where decoding failed");
+    assert_eq!(texts.len(), 2, "the error, and where decoding failed");
     assert!(!texts.concat().contains("4242"));
 }
 

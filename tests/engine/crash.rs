@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use idempotency::clock::{Clock as _, Timestamp};
+use idempotency::record::State;
 use idempotency::store::{Claim, Claimed, Operation, Reason, Store as _, StoreErrorKind, Token};
-use idempotency::{Builder, Error, ErrorKind, OnConflict, OnCrash, State, Unstored};
+use idempotency::{Builder, Error, ErrorAction, ErrorKind, OnConflict, OnCrash};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once, without_renewals};
@@ -526,7 +527,7 @@ async fn an_unfinished_call_is_remembered_for_the_longer_of_ttl_and_30_days_or_a
     ];
     for (configure, ttl, remembered) in configured {
         let world = World::with(configure);
-        let charge = || world.call(1).ttl(ttl).on_error(Unstored::Hold);
+        let charge = || world.call(1).ttl(ttl).on_error(ErrorAction::Hold);
         let held = charge().run(|| async {
             world.effect(1)?;
             Err::<String, _>(anyhow::anyhow!("the provider did not answer"))

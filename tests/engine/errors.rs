@@ -1,9 +1,11 @@
 //! What becomes of an `Err` of the body, and of results that cannot be kept.
 
-use idempotency::store::Operation;
+use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::{Error, ErrorKind, OnCrash, OnError, State, Unstored};
+use idempotency::record::State;
+use idempotency::store::{Operation, StoreErrorKind};
+use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, OnError};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
@@ -65,7 +67,7 @@ async fn a_held_error_leaves_the_call_in_doubt() {
     let world = World::new();
     let call = world
         .call(1)
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .run(|| async { fails(&world, PayError::ProviderTimeout) });
     assert_eq!(call.await, Err(PayError::ProviderTimeout));
     let error = world.charge(1).await.unwrap_err();
@@ -94,7 +96,7 @@ fn is_away(world: &World, is_away: bool) {
 async fn a_held_error_is_held_also_after_an_outage_whatever_the_policy() {
     for policy in [OnCrash::Retry, OnCrash::Resume, OnCrash::Hold] {
         let world = World::new();
-        let pay = || world.call(1).on_crash(policy).on_error(Unstored::Hold);
+        let pay = || world.call(1).on_crash(policy).on_error(ErrorAction::Hold);
         let call = pay().run(|| async {
             is_away(&world, true);
             fails(&world, PayError::ProviderTimeout)
@@ -123,7 +125,7 @@ async fn a_shutdown_holds_what_an_error_has_held() {
     let world = World::new();
     let gate = Gate::new();
     world.store.next(Operation::Park, Fault::Late(gate.clone()));
-    let call = world.call(1).on_crash(OnCrash::Retry).on_error(Unstored::Hold);
+    let call = world.call(1).on_crash(OnCrash::Retry).on_error(ErrorAction::Hold);
     let call = call.run(|| async { fails(&world, PayError::ProviderTimeout) });
     let shutdown = async {
         eventually("the hold", async || world.store.requests(Operation::Park) == 1).await;
@@ -140,7 +142,7 @@ async fn a_shutdown_holds_what_an_error_has_held() {
 
 #[tokio::test]
 async fn an_owner_that_was_overtaken_and_fails_returns_the_answer_and_reports_its_own_end() {
-    for unstored in [Unstored::Hold, Unstored::Release] {
+    for unstored in [ErrorAction::Hold, ErrorAction::Release] {
         let (here, gate) = (World::new(), Gate::new());
         let there = here.other_process();
         here.store.always(Operation::Renew, Some(Fault::LostRequest));
@@ -189,7 +191,7 @@ async fn a_function_over_the_error_decides_for_each() {
 async fn a_policy_that_stores_nothing_takes_any_error_type() {
     let world = World::new();
     let policy = |error: &anyhow::Error| {
-        if error.is::<std::io::Error>() { Unstored::Hold } else { Unstored::Release }
+        if error.is::<std::io::Error>() { ErrorAction::Hold } else { ErrorAction::Release }
     };
     let call = world
         .call(1)
@@ -204,6 +206,72 @@ async fn a_policy_that_stores_nothing_takes_any_error_type() {
         .unwrap_err();
     let error = Error::find(again.as_ref()).expect("ours is found inside");
     assert_eq!(error.kind(), ErrorKind::InDoubt);
+}
+
+/// The error of a call without a `ttl`, which has no cause.
+async fn refused(world: &World) -> Error {
+    world.engine.call(OPERATION, 1).run(|| async { world.effect(1) }).await.unwrap_err()
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Transparent {
+    #[error(transparent)]
+    Idempotency(#[from] Error),
+    #[error(transparent)]
+    Inner(Box<Transparent>),
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the payment failed")]
+struct Opaque(#[from] Error);
+
+#[tokio::test]
+async fn an_error_is_found_in_every_wrapper_and_is_never_its_own_cause() {
+    let world = World::new();
+    let without_cause = refused(&world).await;
+    world.store.next(Operation::Claim, Fault::Refused(StoreErrorKind::Full));
+    let with_cause = world.charge(1).await.unwrap_err();
+    for (error, causes) in [(without_cause, 0), (with_cause, 1)] {
+        let kind = error.kind();
+        let transparent = || Transparent::from(error.clone());
+        let wrappers: [anyhow::Error; 6] = [
+            error.clone().into(),
+            transparent().into(),
+            Transparent::Inner(Box::new(transparent())).into(),
+            Opaque(error.clone()).into(),
+            std::io::Error::other(Arc::new(transparent())).into(),
+            anyhow::Error::new(transparent()).context("the order failed"),
+        ];
+        for wrapper in wrappers {
+            assert_eq!(Error::find(wrapper.as_ref()).map(Error::kind), Some(kind), "{wrapper:?}");
+            let texts: Vec<_> = wrapper.chain().map(ToString::to_string).collect();
+            let own = texts.iter().filter(|text| text.starts_with(OPERATION)).count();
+            assert!(own <= 1, "{texts:?}");
+        }
+        assert_eq!(anyhow::Error::new(error).chain().count(), 1 + causes);
+    }
+}
+
+#[tokio::test]
+async fn a_search_that_panics_leaves_the_chains_of_others_alone() {
+    #[derive(Debug)]
+    struct Asked;
+
+    impl std::fmt::Display for Asked {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("asked")
+        }
+    }
+
+    impl std::error::Error for Asked {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            panic!("it names no cause")
+        }
+    }
+    let world = World::new();
+    let error = refused(&world).await;
+    std::panic::catch_unwind(|| Error::find(&Asked).is_some()).unwrap_err();
+    assert!(std::error::Error::source(&error).is_none());
 }
 
 #[tokio::test]
@@ -275,11 +343,11 @@ async fn errors_show_operation_and_short_hash_and_never_the_key() {
 
 #[tokio::test]
 async fn what_a_person_logs_shows_neither_keys_nor_results() {
-    use idempotency::Resolution;
+    use idempotency::record::Resolution;
     use idempotency::store::{
         Checkpoint, Commit, Park, Reason, Resolve, ResolveAnswer, Store as _, Token,
     };
-    let logged = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let logged = Arc::new(std::sync::Mutex::new(Vec::new()));
     let log = logged.clone();
     let world = World::with(|builder| {
         builder.on_duplicate(move |duplicate| {
@@ -317,7 +385,7 @@ async fn what_a_person_logs_shows_neither_keys_nor_results() {
         format!("{:?}", Commit::new(key, Token::from_bits(7), body(), DAY)),
         format!("{:?}", Checkpoint::new(key, Token::from_bits(7), 0, body())),
         format!("{:?}", Resolve::new(key, Token::from_bits(7), Token::from_bits(8), finished)),
-        format!("{:?}", Resolution::Completed(secret)),
+        format!("{:?}", Resolution::completed(secret)),
     ]);
     let as_numbers = format!("{:?}", secret.as_bytes()).trim_matches(['[', ']']).to_owned();
     for text in texts {

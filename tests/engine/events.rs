@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use idempotency::events::{Event, Interest, Observer, Outcome, Source, What};
 use idempotency::store::{Operation, StoreErrorKind};
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, OnError, Unstored};
+use idempotency::{Error, ErrorAction, ErrorKind, Idempotency, OnConflict, OnCrash, OnError};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{LEASE, World, eventually, poll_once, without_renewals};
@@ -74,7 +74,7 @@ async fn each_end_of_a_body_has_its_outcome() {
     let fails = async || Err::<String, _>(anyhow::anyhow!("declined"));
     world.call(1).run(fails).await.unwrap_err();
     assert_eq!(ends(&log), ["Released 1"]);
-    world.call(2).on_error(Unstored::Hold).run(fails).await.unwrap_err();
+    world.call(2).on_error(ErrorAction::Hold).run(fails).await.unwrap_err();
     assert_eq!(log.taken().pop().unwrap(), format!("{CALLED} Held 1"));
     let stored = world.call(3).on_error(OnError::Store);
     stored.run(async || Err::<u32, _>(Declined)).await.unwrap_err();
@@ -255,7 +255,7 @@ async fn an_observer_is_told_only_what_it_wants_and_of_each_request_once_with_it
 async fn a_hit_in_memory_names_its_source() {
     let log = Log::default();
     let memory = idempotency::store::MemoryStore::new();
-    let engine = Idempotency::builder(memory).observer(log.clone()).build();
+    let engine = Idempotency::builder(memory).observer(log.clone()).build().unwrap();
     for _ in 0..2 {
         let call = engine.call(CALLED, 1).ttl(Duration::from_secs(60));
         call.run(async || Ok::<_, Error>(1)).await.unwrap();

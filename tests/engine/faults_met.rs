@@ -61,8 +61,10 @@ async fn faults_go_around_a_store_that_is_chosen_at_run_time() {
     let store = FaultyStore::new(chosen);
     let engine = Idempotency::new(store.clone());
     store.always(Operation::Claim, Some(Fault::LostRequest));
-    let engine_without_patience =
-        Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(1)).build();
+    let engine_without_patience = Idempotency::builder(store.clone())
+        .claim_timeout(Duration::from_millis(1))
+        .build()
+        .unwrap();
     assert_eq!(
         call(&engine_without_patience).await.unwrap_err().kind(),
         ErrorKind::StoreUnavailable
@@ -84,8 +86,10 @@ async fn a_gate_that_nobody_reached_is_not_passed() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_has_no_time_to_answer_because_the_clock_is_paused_says_so() {
     let store = FaultyStore::new(MemoryStore::new());
-    let engine =
-        Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
+    let engine = Idempotency::builder(store.clone())
+        .claim_timeout(Duration::from_millis(50))
+        .build()
+        .unwrap();
     store.always(Operation::Claim, Some(Fault::Late(Gate::new())));
     let error = call(&engine).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
@@ -99,8 +103,10 @@ async fn a_store_that_has_no_time_to_answer_because_the_clock_is_paused_says_so(
 #[tokio::test]
 async fn a_store_that_does_not_answer_on_a_clock_that_goes_is_only_silent() {
     let store = FaultyStore::new(MemoryStore::new());
-    let engine =
-        Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(50)).build();
+    let engine = Idempotency::builder(store.clone())
+        .claim_timeout(Duration::from_millis(50))
+        .build()
+        .unwrap();
     store.always(Operation::Claim, Some(Fault::Late(Gate::new())));
     let error = call(&engine).await.unwrap_err();
     let reason = error.to_string();

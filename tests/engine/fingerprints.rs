@@ -1,11 +1,11 @@
 //! What a call has to say about a record with another fingerprint, one of another version, or none.
 
+use idempotency::key::Fingerprint;
+use idempotency::record::State;
 use idempotency::store::{
     Claim, Claimed, Commit, Operation, Park, Reason, Store as _, Token, Written,
 };
-use idempotency::{
-    Call, Error, ErrorKind, Fingerprint, OnConflict, OnCrash, State, Verdict, observe,
-};
+use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -130,7 +130,7 @@ async fn a_call_of_an_earlier_release_is_taken_over_by_who_names_its_fingerprint
         assert_eq!(run(&world, key, at_once).await.unwrap_err().kind(), ErrorKind::InProgress);
         world.clock.advance(LEASE * 2);
         assert_eq!(run(&world, key, retry()).await.unwrap_err().kind(), ErrorKind::Mismatch);
-        let (result, report) = observe(run(&world, key, with_history())).await;
+        let (result, report) = with_report(run(&world, key, with_history())).await;
         let receipt = result.unwrap();
         assert_eq!(
             (report.unwrap().attempt, world.ledger.count()),

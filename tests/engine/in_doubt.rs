@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use idempotency::record::{Resolution, State};
 use idempotency::store::{Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, Token};
-use idempotency::{Error, ErrorKind, OnCrash, Resolution, State, Unstored, Verdict};
+use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, Verdict};
 
 use crate::faults::Fault;
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -23,7 +24,7 @@ async fn assert_told(world: &World, reason: Reason, words: &str) {
     let (text, hash) = (error.to_string(), world.engine.record(OPERATION, 1).hash().unwrap());
     assert!(text.starts_with(&format!("{OPERATION} [{hash}]: ")), "{text}");
     let why = format!("it is not known whether it finished: {words}; ");
-    let ways_out = ["record(…).resolve(…)", "`Completed`", "`Failed`", "`NotExecuted`"];
+    let ways_out = ["record(…).resolve(…)", "`completed`", "`failed`", "`not_executed`"];
     for part in [&why, "attempt 1,", "first claimed 1d 2h ago"].into_iter().chain(ways_out) {
         assert!(text.contains(part), "{part} is missing: {text}");
     }
@@ -32,7 +33,7 @@ async fn assert_told(world: &World, reason: Reason, words: &str) {
     let view = record.inspect().await.unwrap().unwrap();
     assert_eq!((view.state, view.reason, view.attempts), (State::InDoubt, Some(reason), 1));
     assert_eq!(world.ledger.count(), effects, "nobody ran the body to find that out");
-    record.resolve(&view, Resolution::Completed("found")).await.unwrap();
+    record.resolve(&view, Resolution::completed("found")).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "found", "the way out is one");
 }
 
@@ -108,7 +109,7 @@ async fn a_lost_lease_is_told() {
 #[tokio::test]
 async fn a_held_error_is_told() {
     let world = World::new();
-    let call = world.call(1).on_error(Unstored::Hold).run(|| async {
+    let call = world.call(1).on_error(ErrorAction::Hold).run(|| async {
         world.effect(1)?;
         Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
     });
@@ -190,7 +191,7 @@ async fn an_answer_over_the_limit_is_refused_and_the_record_stays_in_doubt() {
     let view = record.inspect().await.unwrap().unwrap();
     // With its quotation marks.
     let (fits, is_over) = ("x".repeat(14), "x".repeat(15));
-    for resolution in [Resolution::Completed(&is_over), Resolution::Failed(&is_over)] {
+    for resolution in [Resolution::completed(&is_over), Resolution::failed(&is_over)] {
         let error = record.resolve(&view, resolution).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         let told = "the answer is larger than the limit, and nothing has changed";
@@ -199,6 +200,6 @@ async fn an_answer_over_the_limit_is_refused_and_the_record_stays_in_doubt() {
     }
     assert_eq!(record.inspect().await.unwrap().unwrap().state, State::InDoubt);
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
-    record.resolve(&view, Resolution::Completed(&fits)).await.unwrap();
+    record.resolve(&view, Resolution::completed(&fits)).await.unwrap();
     assert_eq!((world.charge(1).await.unwrap(), world.ledger.count()), (fits, 1));
 }

@@ -4,8 +4,9 @@
 use std::future::pending;
 use std::time::Duration;
 
+use idempotency::record::{Resolution, State};
 use idempotency::store::{Operation, Remove, Store as _};
-use idempotency::{Context, Error, ErrorKind, OnCrash, Resolution, State, Unstored, Verdict};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, Verdict};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{LEASE, OPERATION, World, eventually, without_renewals};
@@ -54,7 +55,7 @@ async fn fails(
     (effect, policy): (Effect, OnCrash),
     meanwhile: impl AsyncFnOnce(),
 ) -> anyhow::Result<String> {
-    let unstored = if effect == Effect::Held { Unstored::Hold } else { Unstored::Release };
+    let unstored = if effect == Effect::Held { ErrorAction::Hold } else { ErrorAction::Release };
     let call = world.call(1).on_crash(policy).on_error(unstored);
     call.run(|| async {
         effect.happen(world).await?;
@@ -116,7 +117,7 @@ async fn an_owner_that_fails_is_not_told_to_repeat_what_an_operator_believed_not
             stands_still(&world);
             let record = world.engine.record(OPERATION, 1);
             let view = record.inspect().await.unwrap().unwrap();
-            record.resolve(&view, Resolution::NotExecuted).await.unwrap();
+            record.resolve(&view, Resolution::not_executed()).await.unwrap();
             gate.open();
         };
         let (owner, ()) = tokio::join!(owner, operator);
@@ -157,7 +158,7 @@ async fn an_owner_that_fails_after_another_one_took_over_and_failed_is_not_told_
             begun(&here, case.0).await;
             stands_still(&here);
             // What it did itself is nothing, and what the first one did is as unknown as it was.
-            let call = there.call(1).on_crash(case.1).on_error(Unstored::Release);
+            let call = there.call(1).on_crash(case.1).on_error(ErrorAction::Release);
             call.run(|| async { Err::<String, _>(anyhow::anyhow!("busy")) }).await.unwrap_err();
             gate.open();
         };
@@ -324,7 +325,7 @@ async fn an_owner_that_leaves_a_recorded_step_out_returns_the_answer_that_was_gi
             stands_still(&world);
             let record = world.engine.record(OPERATION, 1);
             let view = record.inspect().await.unwrap().unwrap();
-            record.resolve(&view, Resolution::Completed("operator")).await.unwrap();
+            record.resolve(&view, Resolution::completed("operator")).await.unwrap();
             gate.open();
         };
         let (owner, ()) = tokio::join!(owner, operator);
@@ -363,7 +364,7 @@ async fn an_owner_that_fails_says_so_itself_where_the_next_call_verifies_first()
     here.store.always(Operation::Renew, Some(Fault::LostRequest));
     let verified = async |_: Context| Ok::<_, anyhow::Error>(Verdict::<String>::NotExecuted);
     let asks = |world: &World| world.call(1).settle(Duration::ZERO).on_crash_verify(verified);
-    let owner = asks(&here).on_error(Unstored::Hold).run(|| async {
+    let owner = asks(&here).on_error(ErrorAction::Hold).run(|| async {
         here.effect(1)?;
         gate.wait().await;
         Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
@@ -371,7 +372,7 @@ async fn an_owner_that_fails_says_so_itself_where_the_next_call_verifies_first()
     let other = async {
         begun(&here, Effect::Held).await;
         stands_still(&here);
-        let call = asks(&there).on_error(Unstored::Release);
+        let call = asks(&there).on_error(ErrorAction::Release);
         call.run(|| async { Err::<String, _>(anyhow::anyhow!("busy")) }).await.unwrap_err();
         gate.open();
     };

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use idempotency::clock::Randomness;
+use idempotency::record::State;
 use idempotency::store::{MemoryStore, Reason};
 use idempotency::testing::ManualClock;
 use idempotency::{
-    Call, Error, ErrorKind, Idempotency, OnConflict, OnCrash, OnError, Report, State, Verdict,
-    observe,
+    Call, Error, ErrorKind, Idempotency, OnConflict, OnCrash, OnError, Report, Verdict, with_report,
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,11 @@ impl Randomness for Nothing {
 
 /// An engine on the store of `world` itself, that cannot claim, and whose clock stands still.
 fn without_claims(world: &World) -> Idempotency {
-    Idempotency::builder(world.memory.clone()).clock(ManualClock::new()).randomness(Nothing).build()
+    Idempotency::builder(world.memory.clone())
+        .clock(ManualClock::new())
+        .randomness(Nothing)
+        .build()
+        .unwrap()
 }
 
 fn call(engine: &Idempotency) -> Call {
@@ -35,7 +39,7 @@ fn call(engine: &Idempotency) -> Call {
 }
 
 async fn charge(world: &World, call: Call) -> (Result<String, Error>, Report) {
-    let (result, report) = observe(call.run(|| async { world.effect(1) })).await;
+    let (result, report) = with_report(call.run(|| async { world.effect(1) })).await;
     (result, report.expect("the call reports"))
 }
 

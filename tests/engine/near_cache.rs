@@ -5,7 +5,7 @@ use idempotency::store::Operation;
 use std::time::Duration;
 
 use idempotency::testing::{Fault, Gate};
-use idempotency::{Call, Error, ErrorKind, OnError, Report, observe};
+use idempotency::{Call, Error, ErrorKind, OnError, Report, with_report};
 
 use crate::world::{DAY, OPERATION, World, eventually};
 
@@ -17,7 +17,7 @@ fn world() -> World {
 }
 
 async fn observed(world: &World, call: Call) -> (Result<String, Error>, Report) {
-    let (result, report) = observe(call.run(|| async { world.effect(1) })).await;
+    let (result, report) = with_report(call.run(|| async { world.effect(1) })).await;
     (result, report.expect("the call reports"))
 }
 
@@ -194,7 +194,7 @@ async fn it_takes_no_more_than_its_share_of_memory() {
     eventually("the rest to be taken away", async || {
         let mut near = 0;
         for key in 0..100 {
-            let (result, report) = observe(large(key)).await;
+            let (result, report) = with_report(large(key)).await;
             assert_eq!(result.unwrap().len(), SIZE);
             near += usize::from(report.expect("the call reports").near_cached);
         }
@@ -221,19 +221,20 @@ async fn a_time_limit_of_nothing_is_an_error_of_the_configuration() {
 
 #[tokio::test]
 async fn a_corrected_answer_counts_at_once_here_and_soon_elsewhere() {
-    use idempotency::{Resolution, Unstored};
+    use idempotency::ErrorAction;
+    use idempotency::record::Resolution;
     let world = world();
     let there =
         world.other_process_with(|builder| builder.near_cache(1_000_000).near_cache_ttl(TTL));
     let held = world
         .call(1)
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .run(|| async { Err::<String, _>(anyhow::anyhow!("no answer")) });
     held.await.unwrap_err();
     let record = world.engine.record(OPERATION, 1_u64);
     for answer in ["first", "second"] {
         let view = record.inspect().await.unwrap().unwrap();
-        record.resolve(&view, Resolution::Completed(answer)).await.unwrap();
+        record.resolve(&view, Resolution::completed(answer)).await.unwrap();
         assert_eq!(world.charge(1).await.unwrap(), answer, "it is not what was kept");
         let elsewhere = there.charge(1).await.unwrap();
         assert_eq!(elsewhere, "first", "it was kept there, or is the first");

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use idempotency::clock::{Clock, Randomness, Sleep, Timestamp};
+use idempotency::record::State;
 use idempotency::store::{MemoryStore, Operation, Reason};
 use idempotency::testing::ManualClock;
-use idempotency::{Error, ErrorKind, Idempotency, OnCrash, State, Unstored, Verdict};
+use idempotency::{Error, ErrorAction, ErrorKind, Idempotency, OnCrash, Verdict};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
@@ -134,7 +135,7 @@ async fn a_hook_that_panics_does_not_take_the_winner_s_result_away() {
 #[tokio::test]
 async fn a_function_over_errors_that_panics_releases_nothing() {
     let world = World::new();
-    let classify = |_: &Error| -> Unstored { panic!("the function breaks") };
+    let classify = |_: &Error| -> ErrorAction { panic!("the function breaks") };
     // Any error will do: this is one of a call inside.
     let call = world.call(1).on_error(classify).run(|| async {
         world.effect(1)?;
@@ -259,7 +260,8 @@ async fn a_clock_that_panics_at_any_question_makes_no_second_effect() {
         let thread = std::thread::current().id();
         let clock = ManualClock::new();
         let memory = MemoryStore::with_clock(clock.clone());
-        let engine = |clock: Breaking| Idempotency::builder(memory.clone()).clock(clock).build();
+        let engine =
+            |clock: Breaking| Idempotency::builder(memory.clone()).clock(clock).build().unwrap();
         let world = World::with(|builder| builder);
         let effects = &world.ledger;
         let charge = async |engine: &Idempotency| {

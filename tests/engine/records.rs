@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
+use idempotency::key::KeyHash;
+use idempotency::record::{RecordHandle, RecordView, Resolution, State};
 use idempotency::store::{
     Claim, Claimed, CrashPolicy, Operation, Reason, Renewal, Store as _, StoreErrorKind, Token,
 };
-use idempotency::{
-    Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State,
-    Unstored,
-};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, OnError};
 use serde::{Deserialize, Serialize};
 
 use crate::faults::{Fault, Gate};
@@ -22,7 +21,7 @@ impl World {
 
 /// A call that ended in a held error: its record is in doubt.
 async fn in_doubt(world: &World) {
-    let call = world.call(1).on_error(Unstored::Hold).run(|| async {
+    let call = world.call(1).on_error(ErrorAction::Hold).run(|| async {
         world.effect(1)?;
         Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
     });
@@ -42,13 +41,37 @@ async fn a_record_shows_what_it_is_and_never_its_content() {
     assert_eq!(view.expires.saturating_duration_since(view.created), DAY);
     assert_eq!(view.size, "\"receipt 1.1\"".len());
     assert!(!format!("{view:?}").contains("receipt"));
-    let by_hash = world.engine.record_by_hash(&view.key.to_hex()).inspect().await.unwrap().unwrap();
+    let by_hash = world.engine.record_by_hash(view.key).inspect().await.unwrap().unwrap();
     assert_eq!(by_hash.revision, view.revision);
-    assert_eq!(
-        world.engine.record_by_hash("abc").inspect().await.unwrap_err().kind(),
-        ErrorKind::InvalidKey
-    );
     assert!(world.handle(1).scope("tenant-7").inspect().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn records_are_found_by_the_first_digits_of_their_hash() {
+    let world = World::new();
+    let hash = |text: &str| format!("{text:0<64}").parse::<KeyHash>().unwrap();
+    let names = ["00000000", "abcdef00a", "abcdef00b", "abcdef00c", "abcdef00d", "abcdef01"];
+    for (name, token) in names.into_iter().zip(1..) {
+        let mut claim = Claim::new(hash(name), Token::from_bits(token), OPERATION.into());
+        (claim.ttl, claim.lease) = (DAY, LEASE);
+        assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    }
+    let find = async |prefix: &str| world.engine.find(prefix).await;
+    assert_eq!(
+        find("abcdef00").await.unwrap(),
+        names[1..4].iter().map(|name| hash(name)).collect::<Vec<_>>()
+    );
+    assert_eq!(find("ABCDEF00d").await.unwrap(), [hash("abcdef00d")]);
+    assert_eq!(find("00000000").await.unwrap(), [hash("00000000")]);
+    assert_eq!(find(&hash("abcdef01").to_hex()).await.unwrap(), [hash("abcdef01")]);
+    assert!(find("abcdef02").await.unwrap().is_empty());
+    for refused in ["abcdef0", "abcdef0g", &"a".repeat(65)] {
+        assert_eq!(find(refused).await.unwrap_err().kind(), ErrorKind::InvalidKey);
+    }
+    world.store.always(Operation::Scan, Some(Fault::LostRequest));
+    let error = world.while_time_passes(find("abcdef00")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    assert!(error.to_string().contains("could not be listed"), "{error}");
 }
 
 #[tokio::test]
@@ -59,12 +82,12 @@ async fn an_operator_says_that_it_happened_and_every_caller_gets_the_answer() {
     assert_eq!(view.state, State::InDoubt);
     world
         .handle(1)
-        .resolve(&view, Resolution::Completed("from the provider's books"))
+        .resolve(&view, Resolution::completed("from the provider's books"))
         .await
         .unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "from the provider's books");
     assert_eq!(world.ledger.count(), 1);
-    let again = world.handle(1).resolve(&view, Resolution::Completed("another")).await.unwrap_err();
+    let again = world.handle(1).resolve(&view, Resolution::completed("another")).await.unwrap_err();
     assert_eq!(again.kind(), ErrorKind::Superseded);
     let text = again.to_string();
     assert!(
@@ -80,7 +103,7 @@ async fn an_operator_says_that_nothing_happened_and_the_next_call_runs() {
     let world = World::new();
     in_doubt(&world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::NotExecuted).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::not_executed()).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
 }
 
@@ -102,7 +125,7 @@ async fn an_operator_says_that_it_failed_and_every_caller_gets_the_error() {
     let world = World::new();
     in_doubt(&world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::Failed(Declined::Declined)).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::failed(Declined::Declined)).await.unwrap();
     let call = world.call(1).on_error(OnError::Store).run(|| async {
         world.ledger.charge("again");
         Ok(())
@@ -113,7 +136,7 @@ async fn an_operator_says_that_it_failed_and_every_caller_gets_the_error() {
 
 #[tokio::test]
 async fn an_answer_whose_answer_was_lost_is_the_same_answer() {
-    for resolution in [|| Resolution::Completed("found"), || Resolution::NotExecuted] {
+    for resolution in [|| Resolution::completed("found"), || Resolution::not_executed()] {
         let world = World::new();
         in_doubt(&world).await;
         let view = world.handle(1).inspect().await.unwrap().unwrap();
@@ -135,7 +158,8 @@ async fn a_late_owner_neither_overwrites_an_operator_s_answer_nor_returns_anothe
         world.record_is(1, |record| record.is_some()).await;
         let early = world.handle(1).inspect().await.unwrap().unwrap();
         assert_eq!(early.state, State::InProgress);
-        let refused = world.handle(1).resolve(&early, Resolution::NotExecuted).await.unwrap_err();
+        let refused =
+            world.handle(1).resolve(&early, Resolution::not_executed()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InProgress);
         world.clock.advance(LEASE + Duration::from_millis(1));
         let view = world.handle(1).inspect().await.unwrap().unwrap();
@@ -144,7 +168,7 @@ async fn a_late_owner_neither_overwrites_an_operator_s_answer_nor_returns_anothe
             State::InDoubt,
             "nobody has asked since the lease ended, and it is in doubt all the same"
         );
-        world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+        world.handle(1).resolve(&view, Resolution::completed("operator")).await.unwrap();
         gate.open();
     };
     let (late, ()) = tokio::join!(late, operator);
@@ -205,13 +229,13 @@ async fn after_a_forced_removal_callers_wait_for_the_end_of_the_lease() {
 #[tokio::test]
 async fn an_operator_s_answer_has_the_schema_version_of_the_call() {
     let world = World::new();
-    let call = || world.call(1).version(3).on_error(Unstored::Hold);
+    let call = || world.call(1).version(3).on_error(ErrorAction::Hold);
     let held = call()
         .run(|| async { Err::<String, _>(anyhow::anyhow!("the provider did not answer")) })
         .await;
     held.unwrap_err();
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::Completed("found")).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed("found")).await.unwrap();
     let replayed: anyhow::Result<String> = call().run(|| async { Ok(world.effect(1)?) }).await;
     assert_eq!(replayed.unwrap(), "found");
 }
@@ -236,7 +260,7 @@ async fn an_operator_answers_for_a_dead_owner_under_every_policy() {
         let alive = world.handle(1).inspect().await.unwrap().unwrap();
         assert_eq!((alive.state, alive.reason), (State::InProgress, None), "{policy:?}");
         let refused =
-            world.handle(1).resolve(&alive, Resolution::Completed("operator")).await.unwrap_err();
+            world.handle(1).resolve(&alive, Resolution::completed("operator")).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InProgress, "{policy:?}");
 
         world.clock.advance(LEASE);
@@ -246,7 +270,7 @@ async fn an_operator_answers_for_a_dead_owner_under_every_policy() {
             Some(Reason::Crashed),
             "{policy:?}: it can be told from one that lives"
         );
-        world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+        world.handle(1).resolve(&view, Resolution::completed("operator")).await.unwrap();
         let retry = world.call(1).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
         assert_eq!(retry.unwrap(), "operator", "{policy:?}");
         assert_eq!(world.ledger.count(), 0, "{policy:?}");
@@ -263,7 +287,7 @@ async fn an_answer_about_an_owner_that_was_taken_over_is_refused() {
         let mut claim = Claim::new(view.key, Token::from_bits(8), OPERATION.into());
         claim.policy = policy;
         assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
-        let refused = world.handle(1).resolve(&view, Resolution::NotExecuted).await.unwrap_err();
+        let refused = world.handle(1).resolve(&view, Resolution::not_executed()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Superseded, "{policy:?}");
         assert_eq!(
             world.record(1).await.unwrap().state,
@@ -298,11 +322,11 @@ async fn an_answer_is_refused_where_the_same_owner_has_recorded_a_step_since() {
     world
         .record_is(1, |record| record.is_some_and(|record| record.reason == Some(Reason::Dropped)))
         .await;
-    let refused = world.handle(1).resolve(&old, Resolution::NotExecuted).await.unwrap_err();
+    let refused = world.handle(1).resolve(&old, Resolution::not_executed()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Superseded);
     let view = world.handle(1).inspect().await.unwrap().unwrap();
     assert_ne!(view.revision, old.revision);
-    world.handle(1).resolve(&view, Resolution::Completed("receipt 1.1")).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed("receipt 1.1")).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
     assert_eq!(world.ledger.count(), 1);
 }
@@ -342,7 +366,7 @@ async fn an_operator_answers_for_a_body_that_was_given_up() {
         .await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
     assert_eq!((view.state, view.reason), (State::InProgress, Some(Reason::Dropped)));
-    world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed("operator")).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "operator");
 }
 
@@ -356,7 +380,7 @@ async fn an_operator_that_fails_in_the_middle_of_an_answer_leaves_the_record_in_
         world.store.always(Operation::Resolve, Some(Fault::LostRequest));
         let resolve = world.handle(1);
         let failed =
-            world.while_time_passes(resolve.resolve(&view, Resolution::Completed("lost"))).await;
+            world.while_time_passes(resolve.resolve(&view, Resolution::completed("lost"))).await;
         assert_eq!(failed.unwrap_err().kind(), ErrorKind::NotStored, "{policy:?}");
         world.store.always(Operation::Resolve, None);
 
@@ -367,7 +391,7 @@ async fn an_operator_that_fails_in_the_middle_of_an_answer_leaves_the_record_in_
             "{policy:?}"
         );
         assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt, "{policy:?}");
-        world.handle(1).resolve(&doubt, Resolution::Completed("operator")).await.unwrap();
+        world.handle(1).resolve(&doubt, Resolution::completed("operator")).await.unwrap();
         assert_eq!(world.charge(1).await.unwrap(), "operator", "{policy:?}");
         assert_eq!(world.ledger.count(), 0, "{policy:?}");
     }
@@ -383,15 +407,15 @@ async fn an_operator_whose_answer_was_refused_is_told_of_the_doubt_and_answers_a
             let view = world.handle(1).inspect().await.unwrap().unwrap();
             let resolve = world.handle(1);
             world.store.always(Operation::Resolve, Some(fault));
-            let answer = resolve.resolve(&view, Resolution::Completed("lost"));
+            let answer = resolve.resolve(&view, Resolution::completed("lost"));
             let text = world.while_time_passes(answer).await.unwrap_err().to_string();
             assert!(!text.contains("nothing has changed"), "{policy:?}: {text}");
             world.store.always(Operation::Resolve, None);
             assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt, "{policy:?}");
 
-            resolve.resolve(&view, Resolution::Completed("operator")).await.unwrap();
+            resolve.resolve(&view, Resolution::completed("operator")).await.unwrap();
             assert_eq!(world.charge(1).await.unwrap(), "operator", "{policy:?}");
-            let again = resolve.resolve(&view, Resolution::Completed("another")).await;
+            let again = resolve.resolve(&view, Resolution::completed("another")).await;
             assert_eq!(again.unwrap_err().kind(), ErrorKind::Superseded, "{policy:?}");
         }
     }
@@ -401,13 +425,13 @@ async fn an_operator_whose_answer_was_refused_is_told_of_the_doubt_and_answers_a
 async fn an_operator_s_answer_is_kept_for_the_ttl_however_short_doubts_are_kept() {
     let world = World::with(|builder| builder.in_doubt_retention(DAY));
     let (ttl, call) = (DAY * 10, || world.call(1).ttl(DAY * 10));
-    let held = call().on_error(Unstored::Hold).run(|| async {
+    let held = call().on_error(ErrorAction::Hold).run(|| async {
         world.effect(1)?;
         Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
     });
     held.await.unwrap_err();
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::Completed("operator")).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed("operator")).await.unwrap();
     let resolved = world.handle(1).inspect().await.unwrap().unwrap();
     world.clock.advance(ttl.saturating_sub(Duration::from_millis(1)));
     let late = call().run(|| async { world.effect(1) }).await;
@@ -434,7 +458,7 @@ async fn a_doubt_is_not_forgotten_before_a_result_would_be() {
 async fn answered_in_the_wrong_shape(world: &World) -> RecordView {
     in_doubt(world).await;
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    world.handle(1).resolve(&view, Resolution::Completed(7)).await.unwrap();
+    world.handle(1).resolve(&view, Resolution::completed(7)).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Decode);
     let wrong = world.handle(1).inspect().await.unwrap().unwrap();
     assert_eq!((wrong.state, wrong.reason), (State::Completed, Some(Reason::Resolved)));
@@ -445,7 +469,7 @@ async fn answered_in_the_wrong_shape(world: &World) -> RecordView {
 async fn an_answer_that_no_caller_can_read_is_corrected_without_forgetting_the_call() {
     let world = World::new();
     let wrong = answered_in_the_wrong_shape(&world).await;
-    world.handle(1).resolve(&wrong, Resolution::Completed("right")).await.unwrap();
+    world.handle(1).resolve(&wrong, Resolution::completed("right")).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "right");
     let right = world.handle(1).inspect().await.unwrap().unwrap();
     assert_eq!(
@@ -456,7 +480,7 @@ async fn an_answer_that_no_caller_can_read_is_corrected_without_forgetting_the_c
         right.fence > wrong.fence && right.revision != wrong.revision,
         "the correction is on the record"
     );
-    let late = world.handle(1).resolve(&wrong, Resolution::Completed("late")).await.unwrap_err();
+    let late = world.handle(1).resolve(&wrong, Resolution::completed("late")).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap(), "right");
     assert_eq!(world.ledger.count(), 1);
@@ -465,12 +489,12 @@ async fn an_answer_that_no_caller_can_read_is_corrected_without_forgetting_the_c
 #[tokio::test]
 async fn an_answer_and_its_correction_are_of_the_version_of_the_call_that_left_the_record() {
     let world = World::new();
-    let held = world.call(1).version(1).on_error(Unstored::Hold);
+    let held = world.call(1).version(1).on_error(ErrorAction::Hold);
     held.run(|| async { Err::<String, _>(anyhow::anyhow!("no answer")) }).await.unwrap_err();
     let charge = |version| world.call(1).version(version).run(|| async { world.effect(1) });
     for answer in ["first", "corrected"] {
         let view = world.handle(1).inspect().await.unwrap().unwrap();
-        world.handle(1).resolve(&view, Resolution::Completed(answer)).await.unwrap();
+        world.handle(1).resolve(&view, Resolution::completed(answer)).await.unwrap();
         assert_eq!(charge(1).await.unwrap(), answer);
         assert_eq!(charge(2).await.unwrap_err().kind(), ErrorKind::Decode);
         let upgrade = |version, stored: &[u8]| {
@@ -490,9 +514,9 @@ async fn of_two_corrections_at_once_one_counts_and_the_other_is_told() {
     let gate = Gate::new();
     world.store.next(Operation::Resolve, Fault::Late(gate.clone()));
     let (first, second) = (world.handle(1), world.handle(1));
-    let mut first = Box::pin(first.resolve(&wrong, Resolution::Completed("first")));
+    let mut first = Box::pin(first.resolve(&wrong, Resolution::completed("first")));
     assert!(poll_once(&mut first).is_pending());
-    second.resolve(&wrong, Resolution::Completed("second")).await.unwrap();
+    second.resolve(&wrong, Resolution::completed("second")).await.unwrap();
     gate.open();
     assert_eq!(first.await.unwrap_err().kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap(), "second");
@@ -502,7 +526,7 @@ async fn of_two_corrections_at_once_one_counts_and_the_other_is_told() {
 async fn a_correction_does_not_say_that_nothing_happened() {
     let world = World::new();
     let wrong = answered_in_the_wrong_shape(&world).await;
-    let refused = world.handle(1).resolve(&wrong, Resolution::NotExecuted).await.unwrap_err();
+    let refused = world.handle(1).resolve(&wrong, Resolution::not_executed()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::Decode);
     assert_eq!(world.ledger.count(), 1);
@@ -513,7 +537,7 @@ async fn no_result_of_an_owner_or_a_verdict_is_corrected() {
     let world = World::new();
     let receipt = world.charge(1).await.unwrap();
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    let refused = world.handle(1).resolve(&view, Resolution::Completed("other")).await.unwrap_err();
+    let refused = world.handle(1).resolve(&view, Resolution::completed("other")).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap(), receipt);
 
@@ -525,7 +549,7 @@ async fn no_result_of_an_owner_or_a_verdict_is_corrected() {
     });
     assert_eq!(call.run(|| async { world.effect(1) }).await.unwrap(), "verdict");
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    let refused = world.handle(1).resolve(&view, Resolution::Completed("other")).await.unwrap_err();
+    let refused = world.handle(1).resolve(&view, Resolution::completed("other")).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Superseded);
     assert_eq!(world.charge(1).await.unwrap(), "verdict");
     assert_eq!(world.ledger.count(), 0);
@@ -584,7 +608,7 @@ async fn told_after_another_call(
 async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_when_another_call_ran()
  {
     told_after_another_call(Operation::Resolve, async |world, view| {
-        world.handle(1).resolve(view, Resolution::NotExecuted).await
+        world.handle(1).resolve(view, Resolution::not_executed()).await
     })
     .await;
     told_after_another_call(Operation::Remove, async |world, _| world.handle(1).forget().await)
@@ -605,7 +629,7 @@ async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_
         let handle = world.handle(1);
         let answered = async {
             if resolves {
-                handle.resolve(&view, Resolution::NotExecuted).await
+                handle.resolve(&view, Resolution::not_executed()).await
             } else {
                 handle.forget().await
             }
@@ -644,7 +668,7 @@ async fn an_operator_whose_answer_never_reached_the_store_for_certain_is_told_so
         let handle = world.handle(1);
         let answered = async {
             if resolves {
-                handle.resolve(&view, Resolution::Completed("found")).await
+                handle.resolve(&view, Resolution::completed("found")).await
             } else {
                 handle.forget().await
             }
@@ -670,7 +694,7 @@ async fn a_store_that_shows_no_record_says_nothing_of_the_body() {
     let record = world.handle(1);
     let inspected = world.while_time_passes(record.inspect()).await.map(drop);
     let resolved =
-        world.while_time_passes(record.resolve(&view, Resolution::Completed("paid"))).await;
+        world.while_time_passes(record.resolve(&view, Resolution::completed("paid"))).await;
     let forgotten = world.while_time_passes(record.forget()).await;
     for answer in [inspected, resolved, forgotten] {
         let error = answer.unwrap_err();

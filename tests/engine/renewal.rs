@@ -210,7 +210,7 @@ async fn a_finished_call_is_renewed_no_more() {
 async fn leases_are_renewed_on_the_machine_s_clock_too() {
     let store = idempotency::store::MemoryStore::new();
     let lease = Duration::from_secs(9);
-    let engine = || Idempotency::builder(store.clone()).lease(lease).build();
+    let engine = || Idempotency::builder(store.clone()).lease(lease).build().unwrap();
     let (here, there) = (engine(), engine());
     let ledger = crate::ledger::Ledger::new();
     let hash = here.record(OPERATION, 1).hash().unwrap();

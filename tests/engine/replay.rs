@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, State, observe};
+use idempotency::{Error, ErrorKind, Idempotency, WithEngine as _, with_report};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -14,12 +15,12 @@ use crate::world::{DAY, OPERATION, World};
 #[tokio::test]
 async fn a_second_call_replays_the_first() {
     let world = World::new();
-    let (first, report) = observe(world.charge(1)).await;
+    let (first, report) = with_report(world.charge(1)).await;
     let report = report.unwrap();
     assert!(!report.replayed && !report.waited && !report.joined);
     assert_eq!((report.attempt, &*report.operation), (1, OPERATION));
 
-    let (second, report) = observe(world.charge(1)).await;
+    let (second, report) = with_report(world.charge(1)).await;
     assert!(report.unwrap().replayed);
     assert_eq!(first.unwrap(), second.unwrap());
     assert_eq!(world.ledger.count(), 1);
@@ -31,7 +32,8 @@ async fn key_scope_operation_and_namespace_each_make_another_call() {
     let other_namespace = Idempotency::builder(world.store.clone())
         .clock(world.clock.clone())
         .namespace("other")
-        .build();
+        .build()
+        .unwrap();
     let calls = [
         world.engine.call(OPERATION, 1),
         world.engine.call(OPERATION, 2),
@@ -116,7 +118,7 @@ async fn a_disabled_operation_runs_unprotected_until_it_is_enabled() {
     let world = World::new();
     world.engine.disable(OPERATION);
     for _ in 0..2 {
-        let (result, report) = observe(world.charge(1)).await;
+        let (result, report) = with_report(world.charge(1)).await;
         assert!(result.is_ok() && report.unwrap().bypassed);
     }
     assert!(world.record(1).await.is_none());
@@ -128,20 +130,20 @@ async fn a_disabled_operation_runs_unprotected_until_it_is_enabled() {
 }
 
 #[tokio::test]
-async fn the_task_s_engine_is_the_one_that_scope_names() {
+async fn the_task_s_engine_is_the_one_that_the_future_was_given() {
     let (outer, inner) = (World::new(), World::new());
     let state = async |world: &World| world.record(1).await.map(|record| record.state);
-    outer
-        .engine
-        .scope(inner.engine.scope(async {
-            // What the attribute expands to when it names no engine.
-            static SITE: idempotency::__private::Site =
-                idempotency::__private::Site::new(OPERATION, file!(), line!());
-            let call =
-                idempotency::__private::call(&SITE, idempotency::__private::Key::of(&1)).ttl(DAY);
-            call.run(|| async { inner.effect(1) }).await.unwrap();
-        }))
-        .await;
+    async {
+        // What the attribute expands to when it names no engine.
+        static SITE: idempotency::__private::Site =
+            idempotency::__private::Site::new(OPERATION, file!(), line!());
+        let call =
+            idempotency::__private::call(&SITE, idempotency::__private::Key::of(&1)).ttl(DAY);
+        call.run(|| async { inner.effect(1) }).await.unwrap();
+    }
+    .with_engine(&inner.engine)
+    .with_engine(&outer.engine)
+    .await;
     assert_eq!(state(&inner).await, Some(State::Completed));
     assert_eq!(state(&outer).await, None);
 }
@@ -197,13 +199,13 @@ async fn a_call_that_is_refused_before_it_has_a_record_is_observed_too() {
     let world = World::new();
     let refused =
         || world.engine.call("orders.pay", None::<u8>).ttl(DAY).run(|| async { Ok::<_, Error>(1) });
-    let (result, alone) = observe(refused()).await;
+    let (result, alone) = with_report(refused()).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::MissingKey);
     let several = async {
         world.charge(1).await.unwrap();
         refused().await
     };
-    let (_, last) = observe(several).await;
+    let (_, last) = with_report(several).await;
     for report in [alone.unwrap(), last.unwrap()] {
         assert_eq!((&*report.operation, report.attempt), ("orders.pay", 0));
         assert_eq!(report.key.as_bytes(), &[0; 32], "it has no record");
@@ -212,10 +214,10 @@ async fn a_call_that_is_refused_before_it_has_a_record_is_observed_too() {
 }
 
 #[tokio::test]
-async fn a_scope_and_an_observer_may_surround_each_other_in_any_order() {
+async fn an_engine_and_a_report_may_surround_each_other_in_any_order() {
     let world = World::new();
     let call = || world.charge(1);
-    let (_, outside) = observe(world.engine.scope(call())).await;
-    let (_, inside) = world.engine.scope(observe(call())).await;
+    let (_, outside) = with_report(call().with_engine(&world.engine)).await;
+    let (_, inside) = with_report(call()).with_engine(&world.engine).await;
     assert!(!outside.unwrap().replayed && inside.unwrap().replayed);
 }

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
+use idempotency::record::State;
 use idempotency::store::{MemoryStore, Operation, Store as _};
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, State};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::faults::{Fault, FaultyStore, Gate};
@@ -104,7 +105,7 @@ impl Clock for Held {
 async fn an_engine_that_is_dropped_takes_its_thread_along() {
     let held = Arc::new(());
     let clock = Held(SystemClock::new(), held.clone());
-    let engine = Idempotency::builder(MemoryStore::new()).clock(clock).build();
+    let engine = Idempotency::builder(MemoryStore::new()).clock(clock).build().unwrap();
     engine.call(OPERATION, 1).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await.unwrap();
     drop(engine);
     eventually("the thread to end", async || Arc::strong_count(&held) == 1).await;
@@ -118,7 +119,8 @@ async fn a_claim_that_is_to_be_released_again_later_keeps_no_engine() {
     let engine = Idempotency::builder(store.clone())
         .clock(clock)
         .claim_timeout(Duration::from_millis(100))
-        .build();
+        .build()
+        .unwrap();
     store.always(Operation::Claim, Some(Fault::LostRequest));
     engine.call(OPERATION, 1).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await.unwrap_err();
     // Once, and once again; the pauses double.
@@ -133,7 +135,7 @@ async fn a_claim_whose_release_an_outage_delays_is_released_though_the_engine_is
     let memory = MemoryStore::new();
     let store = FaultyStore::new(memory.clone());
     let builder = Idempotency::builder(store.clone()).claim_timeout(Duration::from_millis(100));
-    let engine = builder.lease(Duration::from_millis(300)).build();
+    let engine = builder.lease(Duration::from_millis(300)).build().unwrap();
     store.always(Operation::Claim, Some(Fault::LostAnswer));
     store.always(Operation::Release, Some(Fault::LostRequest));
     engine.call(OPERATION, 1).ttl(DAY).run(|| async { Ok::<_, Error>(()) }).await.unwrap_err();
@@ -226,7 +228,7 @@ impl Clock for Stopped {
 fn a_lease_ends_with_its_call_also_where_the_clean_up_panics() {
     let (runtime, is_stopped) = (runtime(), Arc::new(AtomicBool::new(false)));
     let clock = Stopped(SystemClock::new(), std::thread::current().id(), is_stopped.clone());
-    let engine = Idempotency::builder(MemoryStore::new()).clock(clock).build();
+    let engine = Idempotency::builder(MemoryStore::new()).clock(clock).build().unwrap();
     let call = begun(&engine, &runtime);
     is_stopped.store(true, Ordering::SeqCst);
     runtime.block_on(async { drop(call) });

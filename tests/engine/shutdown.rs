@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::{Operation, Reason, StoreErrorKind};
 use idempotency::{
-    Context, Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored, observe,
+    Context, Error, ErrorAction, ErrorKind, InCurrentCall as _, OnCrash, with_report,
 };
 
 use crate::faults::{Fault, Gate};
@@ -114,7 +115,7 @@ async fn a_shutdown_waits_for_the_last_word_of_a_body_that_fails_beside_its_step
 async fn a_claim_that_is_on_its_way_at_the_shutdown_starts_no_body() {
     let (world, gate) = (World::new(), Gate::new());
     world.store.next(Operation::Claim, Fault::LateAnswer(gate.clone()));
-    let mut call = Box::pin(observe(world.charge(1)));
+    let mut call = Box::pin(with_report(world.charge(1)));
     eventually("the claim to be applied", async || {
         assert!(poll_once(&mut call).is_pending());
         world.record(1).await.is_some()
@@ -188,7 +189,7 @@ async fn what_a_finished_body_left_running_makes_no_new_calls_during_the_shutdow
                 })
                 .await
         };
-        sender.send(tokio::spawn(task.in_current_scope())).unwrap();
+        sender.send(tokio::spawn(task.in_current_call())).unwrap();
         Ok::<_, Error>(())
     });
     call.await.unwrap();
@@ -203,7 +204,7 @@ async fn what_a_finished_body_left_running_makes_no_new_calls_during_the_shutdow
 
 /// Runs a body until `gate` is open, which then says that nothing happened.
 async fn releases(world: &World, gate: &Gate) -> anyhow::Result<String> {
-    let call = world.call(1).on_error(Unstored::Release).run(|| async {
+    let call = world.call(1).on_error(ErrorAction::Release).run(|| async {
         gate.wait().await;
         Err(anyhow::anyhow!("busy"))
     });
@@ -422,7 +423,7 @@ async fn an_unprotected_body_that_is_over_lets_no_calls_through_a_shutdown() {
             gate.wait().await;
             engine.call(OPERATION, 1).ttl(DAY).run(async || Ok::<_, Error>(())).await
         };
-        *spawned.lock().unwrap() = Some(tokio::spawn(late.in_current_scope()));
+        *spawned.lock().unwrap() = Some(tokio::spawn(late.in_current_call()));
         Ok::<_, Error>(())
     });
     outer.await.unwrap();

@@ -4,8 +4,9 @@
 use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt as _;
+use idempotency::record::{Resolution, State};
 use idempotency::store::Reason;
-use idempotency::{Error, ErrorKind, OnError, Resolution, State, Unstored};
+use idempotency::{Error, ErrorAction, ErrorKind, OnError};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::world::{OPERATION, World};
@@ -122,7 +123,7 @@ async fn an_operator_s_answer_that_json_would_change_is_refused_and_changes_noth
     let world = World::new();
     let failing = world
         .call(1)
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .run(|| async { Err::<f64, _>(anyhow::anyhow!("cut off")) });
     failing.await.unwrap_err();
     let record = world.engine.record(OPERATION, 1);
@@ -130,17 +131,17 @@ async fn an_operator_s_answer_that_json_would_change_is_refused_and_changes_noth
     assert_eq!(view.state, State::InDoubt);
     let nested = (0..200).fold(serde_json::Value::Null, |inner, _| vec![inner].into());
     for resolution in [
-        Resolution::Completed(f64::NAN),
-        Resolution::Completed(Some(())),
-        Resolution::Failed([Some(None::<u8>)]),
-        Resolution::Completed(nested),
+        Resolution::completed(f64::NAN),
+        Resolution::completed(Some(())),
+        Resolution::failed([Some(None::<u8>)]),
+        Resolution::completed(nested),
     ] {
         let refused = record.resolve(&view, resolution).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Encode);
         assert!(refused.to_string().contains("the answer was not stored"), "{refused}");
     }
     let amount: f64 = 0.1 + 0.2;
-    record.resolve(&view, Resolution::Completed(amount)).await.unwrap();
+    record.resolve(&view, Resolution::completed(amount)).await.unwrap();
     let answer = world.call(1).run(|| async { Ok::<f64, Error>(1.0) }).await.unwrap();
     assert_eq!(answer.to_bits(), amount.to_bits());
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use idempotency::call::Verify;
+use idempotency::record::State;
 use idempotency::store::{Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, Token};
-use idempotency::{
-    Call, Context, Error, ErrorKind, OnConflict, OnCrash, State, Unstored, Verdict, Verify,
-};
+use idempotency::{Call, Context, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, Verdict};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -338,7 +338,7 @@ async fn a_held_error_is_asked_about_by_the_next_call() {
     let (world, provider) = (World::new(), Provider::default());
     let call = world
         .call(1)
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .on_crash_verify(async |_| Err(PayError::Unreachable));
     let held: Result<String, PayError> = call.run(|| async { Err(PayError::Unreachable) }).await;
     held.unwrap_err();
@@ -573,7 +573,7 @@ async fn who_waited_for_a_call_that_ended_in_doubt_asks_about_it() {
     let there = world.other_process();
     let (started, fail) = (Gate::new(), Gate::new());
     let call =
-        world.call(1).on_error(Unstored::Hold).on_crash_verify(async |_| Ok(Verdict::Unknown));
+        world.call(1).on_error(ErrorAction::Hold).on_crash_verify(async |_| Ok(Verdict::Unknown));
     let failing = call.run(|| async {
         started.open();
         fail.wait().await;

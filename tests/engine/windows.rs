@@ -9,7 +9,7 @@ use idempotency::store::{
     Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, StoreErrorKind, Token,
 };
 use idempotency::testing::ClockJump;
-use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Unstored, Verdict, observe};
+use idempotency::{Call, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once, without_renewals};
@@ -52,7 +52,7 @@ async fn a_call_just_after_the_end_of_a_window_gets_the_result_of_the_one_before
     world.clock.advance(HOUR.saturating_sub(MILLI));
     assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
     world.clock.advance(MILLI);
-    let (result, report) = observe(send(&world)).await;
+    let (result, report) = with_report(send(&world)).await;
     assert_eq!(result.unwrap(), "receipt 1.1");
     let report = report.unwrap();
     assert!(report.replayed);
@@ -191,7 +191,7 @@ fn refusal() -> idempotency::store::StoreError {
 async fn a_call_in_doubt_in_the_window_before_keeps_the_next_from_running() {
     let world = world();
     let held = call(&world)
-        .on_error(Unstored::Hold)
+        .on_error(ErrorAction::Hold)
         .run(|| async { Err::<String, _>(Error::from(refusal())) });
     held.await.unwrap_err();
     world.clock.advance(HOUR);
@@ -220,7 +220,7 @@ async fn a_dead_owner_in_the_window_before_is_taken_over_there() {
     .await;
     world.clock.advance(HOUR);
     let (result, report) =
-        observe(call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) })).await;
+        with_report(call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) })).await;
     assert_eq!(result.unwrap(), "receipt 1.2");
     assert_eq!(report.unwrap().attempt, 2);
     world.clock.advance(HOUR);
@@ -378,7 +378,7 @@ async fn a_claim_that_only_looked_in_the_window_before_counts_for_nothing() {
     world.clock.advance(HOUR);
     let retry =
         async || call(&world).on_crash(OnCrash::Retry).run(|| async { world.effect(1) }).await;
-    let (result, report) = observe(retry()).await;
+    let (result, report) = with_report(retry()).await;
     assert_eq!(result.unwrap(), "receipt 1.1");
     assert_eq!(
         report.unwrap().key,

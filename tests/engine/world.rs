@@ -42,7 +42,8 @@ impl World {
         let clock = ManualClock::new();
         let memory = MemoryStore::with_clock(clock.clone());
         let store = FaultyStore::new(memory.clone());
-        let engine = configure(Idempotency::builder(store.clone()).clock(clock.clone())).build();
+        let engine =
+            configure(Idempotency::builder(store.clone()).clock(clock.clone())).build().unwrap();
         Self { clock, memory, store, engine, ledger: Arc::new(Ledger::new()) }
     }
 
@@ -53,8 +54,9 @@ impl World {
 
     pub fn other_process_with(&self, configure: impl FnOnce(Builder) -> Builder) -> Self {
         let store = FaultyStore::new(self.memory.clone());
-        let engine =
-            configure(Idempotency::builder(store.clone()).clock(self.clock.clone())).build();
+        let engine = configure(Idempotency::builder(store.clone()).clock(self.clock.clone()))
+            .build()
+            .unwrap();
         Self {
             clock: self.clock.clone(),
             memory: self.memory.clone(),

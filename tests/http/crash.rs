@@ -9,9 +9,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, Response, Uri};
 use axum::routing::post;
 use idempotency::http::IdempotencyKey;
+use idempotency::record::{Resolution, State as RecordState};
 use idempotency::store::{DynStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
-use idempotency::{Context, Error, OnCrash, Resolution, State as RecordState};
+use idempotency::{Context, Error, OnCrash};
 use idempotency_test_support::deadline::{eventually, eventually_async};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use idempotency_test_support::worker::{
@@ -178,7 +179,7 @@ async fn no_key_is_stuck(orders: Orders, policy: Policy) -> anyhow::Result<()> {
             let record = engine.record("http", key.as_str());
             let view = record.inspect().await?.expect("there is a record");
             let resolution = if orders.effects(key)? == 0 {
-                Resolution::NotExecuted
+                Resolution::not_executed()
             } else {
                 Resolution::response(Response::builder().status(201).body("found by hand")?)
             };
@@ -298,7 +299,7 @@ async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to
         let record = world.record("abc");
         let view = record.inspect().await?.context("the record is there")?;
         assert_eq!(view.state, RecordState::InDoubt);
-        record.resolve(&view, Resolution::NotExecuted).await?;
+        record.resolve(&view, Resolution::not_executed()).await?;
         world.shop.gate.open();
         eventually_async("the end of the first one", async || {
             world.clock.advance(Duration::from_secs(1));

@@ -8,7 +8,7 @@ use idempotency::http::client::{ClientError, ClientService, RequestKey, RequestL
 use idempotency::store::MemoryStore;
 use idempotency::testing::ManualClock;
 use idempotency::{
-    Call, Context, Error, ErrorKind, Idempotency, InCurrentScope as _, OnCrash, Verdict,
+    Call, Context, Error, ErrorKind, Idempotency, InCurrentCall as _, OnCrash, Verdict,
 };
 
 use crate::scripted::{Outcome, Scripted, Step, Strict, answer, client, layer, send};
@@ -23,7 +23,7 @@ struct Caller {
 
 impl Caller {
     async fn new(script: impl IntoIterator<Item = Step>) -> anyhow::Result<Self> {
-        let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build();
+        let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build()?;
         let client = client(&layer(&ManualClock::new()).with_max_attempts(1));
         Ok(Self { engine, client, service: Scripted::start(script).await? })
     }
@@ -182,7 +182,7 @@ async fn tasks_of_a_body_take_its_call_along() -> anyhow::Result<()> {
     let body = || async {
         let mut request = caller.service.post("/charge");
         request.extensions_mut().insert(RequestLabel::new("charge"));
-        let carried = send(caller.client.clone(), request.clone()).in_current_scope();
+        let carried = send(caller.client.clone(), request.clone()).in_current_call();
         tokio::spawn(carried).await???;
         tokio::spawn(send(caller.client.clone(), request)).await???;
         anyhow::Ok(Context::current().derive_key("charge"))

@@ -10,10 +10,11 @@ use axum::extract::State;
 use axum::http::{Response, StatusCode};
 use axum::routing::post;
 use futures::stream;
+use idempotency::OnCrash;
 use idempotency::http::{IdempotencyLayer, Unreplayable};
+use idempotency::record::State as RecordState;
 use idempotency::store::{Operation, StoreErrorKind};
 use idempotency::testing::{Fault, Gate};
-use idempotency::{OnCrash, State as RecordState};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::io::AsyncReadExt as _;
 

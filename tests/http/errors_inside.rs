@@ -11,9 +11,10 @@ use axum::routing::post;
 use bytes::Bytes;
 use idempotency::http::client::ClientError;
 use idempotency::http::{IdempotencyLayer, Scope};
+use idempotency::record::{Resolution, State as RecordState};
 use idempotency::store::{MemoryStore, Operation, StoreError, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, Resolution, State as RecordState};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
 
 use crate::client::Reply;
@@ -38,7 +39,8 @@ impl Inner {
             .claim_timeout(PATIENCE)
             .commit_timeout(brief)
             .background_commit(brief)
-            .build();
+            .build()
+            .unwrap();
         Self { engine, store, shop, gate: Gate::new() }
     }
 
@@ -111,7 +113,7 @@ fn orders(inner: &Inner) -> Router<Shop> {
         shop.effect(&format!("handled-{order}"));
         let record = inner.engine.record("charge", order.as_str());
         if let Some(view) = record.inspect().await? {
-            record.resolve(&view, Resolution::NotExecuted).await?;
+            record.resolve(&view, Resolution::not_executed()).await?;
         }
         Ok::<_, Error>("resolved")
     };
@@ -276,7 +278,7 @@ async fn rule_65_what_a_guarded_call_says_of_its_own_key_is_not_said_of_the_requ
 #[tokio::test]
 async fn rule_65_what_a_guarded_call_says_of_its_own_key_frees_the_keys_of_both_layers()
 -> anyhow::Result<()> {
-    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build()?;
     let inside = IdempotencyLayer::new(engine.clone(), Scope::global()).with_operation("inside");
     let world = World::setup().routes(without_key().layer(inside)).start().await?;
     for handled in 1..=2 {
@@ -367,7 +369,7 @@ async fn rule_65_an_answer_without_the_kind_is_judged_by_its_status() -> anyhow:
 #[tokio::test]
 async fn rule_65_the_refusal_of_a_layer_inside_is_not_stored_by_the_one_around_it()
 -> anyhow::Result<()> {
-    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(MemoryStore::new()).claim_timeout(PATIENCE).build()?;
     let inside = IdempotencyLayer::new(engine.clone(), Scope::global()).with_operation("inside");
     let handler = |State(shop): State<Shop>| async move {
         shop.effect("inside");

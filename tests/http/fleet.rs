@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, ensure};
-use idempotency::{RecordView, State as RecordState};
+use idempotency::record::{RecordView, State as RecordState};
 use idempotency_test_support::deadline::DEADLINE;
 use idempotency_test_support::random::{Random, seed};
 use idempotency_test_support::server::{RedisOptions, RedisServer};

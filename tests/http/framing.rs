@@ -17,8 +17,9 @@ use axum::routing::post;
 use futures::{StreamExt as _, stream};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use idempotency::http::{IdempotencyLayer, Scope, Unreplayable};
+use idempotency::record::State as RecordState;
 use idempotency::testing::{Fault, Gate};
-use idempotency::{Idempotency, OnCrash, State as RecordState};
+use idempotency::{Idempotency, OnCrash};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::io::AsyncReadExt as _;
 

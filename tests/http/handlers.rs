@@ -16,10 +16,11 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, RequestBody, Scope};
+use idempotency::record::State as RecordState;
 use idempotency::store::{MemoryStore, Operation};
 use idempotency::testing::Fault;
 use idempotency::{
-    Context, Error, Idempotency, InCurrentScope as _, OnCrash, State as RecordState, idempotent,
+    Context, Error, Idempotency, InCurrentCall as _, OnCrash, WithEngine as _, idempotent,
 };
 use idempotency_test_support::deadline::within;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -62,7 +63,7 @@ async fn key_scope_and_context_reach_handlers_and_what_they_call() -> anyhow::Re
         let (one, two) = (mail(&shop).await?, mail(&shop).await?);
         assert_eq!(one, two);
         // Also in tasks that carry the scope along.
-        let carried = async { IdempotencyKey::current().is_some() }.in_current_scope();
+        let carried = async { IdempotencyKey::current().is_some() }.in_current_call();
         assert!(tokio::spawn(carried).await.is_ok_and(|found| found));
         Ok(format!("{} {one}", context.derive_key("psp")))
     }
@@ -162,7 +163,7 @@ async fn errors_are_responses_without_the_layer_too() -> anyhow::Result<()> {
             Ok(key.unwrap_or_default().to_string())
         }
         let engine = Idempotency::new(MemoryStore::new());
-        engine.scope(charge(None)).await
+        charge(None).with_engine(&engine).await
     }
     async fn needs_a_key(_: IdempotencyKey) {}
     let router = Router::new().route("/fails", post(fails)).route("/needs", post(needs_a_key));

@@ -15,9 +15,10 @@ use futures::future::poll_fn;
 use futures::stream;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
+use idempotency::record::State as RecordState;
 use idempotency::store::{MemoryStore, Operation};
 use idempotency::testing::Fault;
-use idempotency::{Idempotency, OnCrash, State as RecordState};
+use idempotency::{Idempotency, OnCrash};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 

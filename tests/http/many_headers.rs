@@ -9,9 +9,10 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use idempotency::http::client::{ClientError, ClientLayer};
 use idempotency::http::{IdempotencyLayer, Problem, RequestBody, ResponseBody, Scope};
+use idempotency::record::Resolution;
 use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore};
-use idempotency::{ErrorKind, Idempotency, Resolution};
+use idempotency::{ErrorKind, Idempotency};
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
 /// As many names as there is room for.
@@ -55,8 +56,10 @@ struct Scene {
 
 impl Scene {
     fn new(status: StatusCode, headers: HeaderMap) -> Self {
-        let engine =
-            Idempotency::builder(MemoryStore::new()).max_result_size(8 * 1024 * 1024).build();
+        let engine = Idempotency::builder(MemoryStore::new())
+            .max_result_size(8 * 1024 * 1024)
+            .build()
+            .unwrap();
         let layer = IdempotencyLayer::new(engine.clone(), Scope::global());
         Self { engine, layer, response: (status, headers), runs: Arc::default() }
     }
@@ -121,7 +124,7 @@ async fn an_unprotected_response_without_room_for_its_mark_is_a_refusal_that_has
     let mut open = Scene::new(StatusCode::OK, full("x-passed-on"));
     let store = FaultyStore::new(MemoryStore::new());
     store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
-    open.engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build();
+    open.engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build()?;
     // A form with room for what every refusal says, and not for the mark.
     let shape = |_: &Problem, mut response: Response<Bytes>| {
         *response.headers_mut() = full_but(3);

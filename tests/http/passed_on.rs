@@ -14,10 +14,11 @@ use axum::http::{HeaderMap, Request, Response, Version};
 use futures::future::poll_fn;
 use futures::stream;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use idempotency::Idempotency;
 use idempotency::http::{IdempotencyLayer, Problem, RequestBody, ResponseBody, Scope};
+use idempotency::record::State as RecordState;
 use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore};
-use idempotency::{Idempotency, State as RecordState};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
@@ -25,7 +26,8 @@ use tower::{Layer as _, ServiceExt as _, service_fn};
 const LIMIT: usize = 1_000;
 
 fn layer_on(store: FaultyStore<MemoryStore>) -> IdempotencyLayer {
-    let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build();
+    let engine =
+        Idempotency::builder(store).claim_timeout(Duration::from_millis(10)).build().unwrap();
     IdempotencyLayer::new(engine, Scope::global())
         .with_max_response_body(LIMIT)
         .with_fail_open()

@@ -15,8 +15,9 @@ use axum::http::{HeaderMap, Request, Response, StatusCode};
 use axum::routing::post;
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, Scope};
+use idempotency::report::DuplicateRun;
 use idempotency::store::{DynStore, RedisStore, SqliteStore};
-use idempotency::{Context, Duplicate, Idempotency, OnCrash, Verdict};
+use idempotency::{Context, Idempotency, OnCrash, Verdict};
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::worker::{
@@ -132,7 +133,7 @@ impl Orders {
         Ok(Idempotency::builder(connect(&self.url).await?)
             .lease(self.lease)
             .claim_timeout(PATIENCE)
-            .build())
+            .build()?)
     }
 }
 
@@ -333,8 +334,8 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
         .lease(orders.lease)
         .claim_timeout(PATIENCE)
         .clock(Skewed { clock: SystemClock::new(), seconds: orders.skew })
-        .on_duplicate(move |_: &Duplicate| charges::overtaken(&late))
-        .build();
+        .on_duplicate(move |_: &DuplicateRun| charges::overtaken(&late))
+        .build()?;
     let layer = layer(&orders, engine, &log);
     let shop = Shop { orders: Arc::new(orders.clone()), log: log.clone(), points: points.clone() };
     let mut router = Router::new().route("/pay", post(pay)).with_state(shop);

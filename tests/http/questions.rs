@@ -16,8 +16,9 @@ use axum::routing::post;
 use bytes::Bytes;
 use futures::stream;
 use idempotency::http::{IdempotencyLayer, Scope};
+use idempotency::record::State as RecordState;
 use idempotency::testing::{Fault, Gate};
-use idempotency::{Context, Idempotency, State as RecordState, Verdict};
+use idempotency::{Context, Idempotency, Verdict};
 use idempotency_test_support::deadline::{eventually, eventually_async};
 
 use crate::client::{Client, raw_post};
@@ -259,7 +260,7 @@ async fn rule_25_a_late_owner_gives_no_answer_where_the_question_had_one_that_is
             eventually("the handler", || world.shop.count(begun) == 1).await?;
             world.clock.advance(Duration::from_secs(60));
             let engine =
-                Idempotency::builder(world.memory.clone()).clock(world.clock.clone()).build();
+                Idempotency::builder(world.memory.clone()).clock(world.clock.clone()).build()?;
             let layer = question(IdempotencyLayer::new(engine, Scope::global()));
             let other = Server::start(router(&world.shop, routes()).layer(layer)).await?;
             let is_kept = size < 10_000;

@@ -93,7 +93,7 @@ async fn rule_70_a_request_that_waits_for_another_takes_no_place_behind_the_laye
 async fn rule_70_a_handler_that_runs_without_a_claim_has_its_place_too() -> anyhow::Result<()> {
     let store = FaultyStore::new(MemoryStore::new());
     store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
-    let away = Idempotency::builder(store).claim_timeout(NO_PATIENCE).build();
+    let away = Idempotency::builder(store).claim_timeout(NO_PATIENCE).build()?;
     let disabled = Idempotency::new(MemoryStore::new());
     disabled.disable("http");
     let layers = [
@@ -162,7 +162,7 @@ async fn rule_70_a_request_whose_claim_ends_while_it_waits_for_a_place_does_not_
     let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
     store.always(Operation::Renew, Some(Fault::LostRequest));
     let engine =
-        Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build();
+        Idempotency::builder(store.clone()).clock(clock.clone()).claim_timeout(PATIENCE).build()?;
     let ran = Arc::new(AtomicUsize::default());
     let counting = ran.clone();
     let counted = service_fn(move |_: Request<RequestBody<Body>>| {
@@ -215,7 +215,8 @@ impl Crowded {
         let engine = Idempotency::builder(store.clone())
             .clock(clock.clone())
             .claim_timeout(PATIENCE)
-            .build();
+            .build()
+            .unwrap();
         Self { store, engine, clock, ran: Arc::default() }
     }
 
@@ -290,7 +291,7 @@ impl Crowded {
         let elsewhere = Idempotency::builder(self.store.clone())
             .clock(self.clock.clone())
             .claim_timeout(PATIENCE);
-        let service = IdempotencyLayer::new(elsewhere.build(), Scope::global()).layer(limited);
+        let service = IdempotencyLayer::new(elsewhere.build()?, Scope::global()).layer(limited);
         let retry = within("the retry", service.oneshot(request("abc"))).await??;
         assert_eq!((retry.status().as_u16(), self.ran.load(Ordering::SeqCst)), (200, 1));
         Ok(())

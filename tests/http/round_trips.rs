@@ -17,7 +17,7 @@ async fn a_first_request_costs_two_round_trips_and_a_replay_one() -> anyhow::Res
     let connecting = RedisStore::builder(proxy.url(&redis.url())).connect_timeout(PATIENCE);
     let store = connecting.response_timeout(PATIENCE).connect().await?;
     // No renewal comes in between.
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).lease(DAY).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).lease(DAY).build()?;
     let layer = IdempotencyLayer::new(engine, Scope::global()).with_ttl(DAY * 2);
     // A large result is staged by a command of its own, which does not wait for its answer.
     for (key, bytes, commands) in [("small", 1, 2), ("large", 100_000, 3)] {

@@ -6,7 +6,8 @@ use axum::extract::State as Shared;
 use axum::http::Method;
 use axum::routing::{any, post, put};
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, OnStatus, RequestFingerprint, Scope};
-use idempotency::{Error, OnCrash, State, idempotent};
+use idempotency::record::State;
+use idempotency::{Error, OnCrash, idempotent};
 
 use crate::client::Client;
 use crate::world::{Server, Shop, World, pay};

@@ -14,9 +14,10 @@ use bytes::Bytes;
 use idempotency::http::{
     IdempotencyLayer, NotExecuted, NothingHappened, OnStatus, RequestBody, Scope,
 };
+use idempotency::record::{Resolution, State as RecordState};
 use idempotency::store::MemoryStore;
 use idempotency::testing::ManualClock;
-use idempotency::{ErrorKind, Idempotency, OnCrash, Resolution, State as RecordState, Verdict};
+use idempotency::{ErrorKind, Idempotency, OnCrash, Verdict};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::client::raw_post;
@@ -81,7 +82,7 @@ async fn rule_63_an_operator_decides_about_an_unknown_outcome() -> anyhow::Resul
             true,
             1,
         ),
-        ("did not", Resolution::NotExecuted, false, 2),
+        ("did not", Resolution::not_executed(), false, 2),
     ] {
         world.pay(key).header("x-status", "504").send().await?;
         let record = world.record(key);

@@ -9,11 +9,12 @@ use anyhow::Context as _;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Response};
 use futures::FutureExt as _;
+use idempotency::Idempotency;
 use idempotency::clock::Timestamp;
 use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
+use idempotency::record::State as RecordState;
 use idempotency::store::{MemoryStore, Operation, RedisStore, SqliteStore, StoreErrorKind};
 use idempotency::testing::{Fault as StoreFault, FaultyStore, Gate, ManualClock};
-use idempotency::{Idempotency, State as RecordState};
 use idempotency_test_support::deadline::{eventually, eventually_async};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
@@ -80,7 +81,8 @@ async fn rule_59_an_expired_record_that_is_still_there_is_not_replayed() -> anyh
         .clock(clock.clone())
         .open()
         .await?;
-    let engine = Idempotency::builder(store).clock(clock.clone()).background_purge(false).build();
+    let engine =
+        Idempotency::builder(store).clock(clock.clone()).background_purge(false).build()?;
     let shop = Shop::open(directory.path())?;
     let server = shop.serve(IdempotencyLayer::new(engine, Scope::global()).with_ttl(HOUR)).await?;
     let pay = || server.client().post("/pay").key("abc").send();
@@ -105,14 +107,14 @@ async fn rule_60_without_its_store_the_layer_refuses_unless_it_fails_open() -> a
     let directory = tempfile::tempdir()?;
     let shop = Shop::open(directory.path())?;
     let store = RedisStore::connect(&redis.url()).await?;
-    let patient = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build();
+    let patient = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build()?;
     let protected =
         shop.serve(IdempotencyLayer::new(patient, Scope::global()).with_fail_open()).await?;
     let protected = protected.client().post("/pay").key("before").send().await?;
     assert_eq!((protected.status, protected.header("idempotency-bypassed")), (201, None));
     redis.kill()?;
 
-    let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(400)).build();
+    let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(400)).build()?;
     let layer = IdempotencyLayer::new(engine, Scope::global());
     let (closed, open) =
         (shop.serve(layer.clone()).await?, shop.serve(layer.with_fail_open()).await?);
@@ -206,7 +208,7 @@ async fn rule_60_who_has_followed_another_request_does_not_run_for_what_the_next
         let engine = Idempotency::builder(store.clone())
             .clock(clock.clone())
             .claim_timeout(PATIENCE)
-            .build();
+            .build()?;
         let layer = IdempotencyLayer::new(engine, Scope::global()).with_fail_open().blocking(DAY);
         let (gate, ran) = (Gate::new(), Arc::new(AtomicUsize::default()));
         let (handlers, counting) = (gate.clone(), ran.clone());
@@ -277,7 +279,7 @@ async fn rule_60_of_two_requests_that_meet_while_the_store_is_away_one_runs() ->
         let engine = Idempotency::builder(store.clone())
             .clock(clock.clone())
             .claim_timeout(PATIENCE)
-            .build();
+            .build()?;
         let layer = IdempotencyLayer::new(engine, Scope::global()).with_fail_open();
         let layer = if blocks { layer.blocking(DAY) } else { layer };
         let ran = Arc::new(AtomicUsize::default());
@@ -357,7 +359,7 @@ async fn rule_61_when_the_store_is_back_all_goes_on_and_lost_answers_are_recogni
     let connecting = RedisStore::builder(proxy.url(&redis.url())).connect_timeout(PATIENCE);
     let store = connecting.response_timeout(Duration::from_secs(4)).connect().await?;
     // A busy machine may take long, but not for ever.
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).lease(DAY).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).lease(DAY).build()?;
     let server = shop.serve(IdempotencyLayer::new(engine.clone(), Scope::global())).await?;
     let pay = |key: &str| server.client().post("/pay").key(key).send();
     let first = pay("before").await?;

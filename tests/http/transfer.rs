@@ -7,8 +7,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use idempotency::http::IdempotencyKey;
+use idempotency::record::State as RecordState;
 use idempotency::store::SqliteStore;
-use idempotency::{Error, Idempotency, State as RecordState};
+use idempotency::{Error, Idempotency};
 use idempotency_test_support::worker::{
     AFTER_CLAIM, AFTER_COMMIT, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_EFFECT, BEFORE_SEND, KillPoints,
 };

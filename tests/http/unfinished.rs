@@ -100,7 +100,7 @@ impl Scene {
         let engine = Idempotency::builder(connecting.connect().await?)
             .claim_timeout(PATIENCE)
             .lease(DAY)
-            .build();
+            .build()?;
         let layer = IdempotencyLayer::new(engine, Scope::global())
             .with_max_request_body(LIMIT)
             .with_ttl(2 * DAY);

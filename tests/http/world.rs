@@ -11,9 +11,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, Response, Uri};
 use axum::routing::any;
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, Scope};
+use idempotency::record::{RecordHandle, State as RecordState};
 use idempotency::store::{MemoryStore, Scan, Store as _};
 use idempotency::testing::{FaultyStore, Gate, ManualClock};
-use idempotency::{Builder, Idempotency, RecordHandle, State as RecordState};
+use idempotency::{Builder, Idempotency};
 use idempotency_test_support::deadline::eventually;
 use idempotency_test_support::effects::EffectLog;
 use tempfile::TempDir;
@@ -188,7 +189,7 @@ impl Setup {
         let store = FaultyStore::new(memory.clone());
         let builder = Idempotency::builder(store.clone()).claim_timeout(PATIENCE);
         let builder = if self.by_hand { builder.clock(clock.clone()) } else { builder };
-        let engine = (self.engine)(builder).build();
+        let engine = (self.engine)(builder).build()?;
         let directory = tempfile::tempdir()?;
         let shop = Shop::open(directory.path())?;
         let layer = (self.layer)(IdempotencyLayer::new(engine.clone(), self.scope));
@@ -236,7 +237,8 @@ impl World {
 
     /// The layer of another process on the same store.
     pub fn layer_of_another(&self) -> IdempotencyLayer {
-        let engine = Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE).build();
+        let engine =
+            Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE).build().unwrap();
         IdempotencyLayer::new(engine, Scope::global())
     }
 

@@ -5,8 +5,9 @@
 //! gives them are MariaDB with `innodb_snapshot_isolation` (1020), Galera (1213) and Group
 //! Replication (3101, 1180).
 
+use idempotency::Error;
 use idempotency::store::{Store as _, StoreErrorKind};
-use idempotency::{Error, in_transaction};
+use idempotency::tx::in_transaction;
 
 use crate::world::{World, claim, fresh, key, mine};
 

@@ -58,7 +58,7 @@ async fn a_row_that_is_locked_for_longer_than_a_lease_costs_no_other_call_its_cl
 -> anyhow::Result<()> {
     const CALLS: u32 = 20;
     let world = World::new().await?;
-    let engine = Idempotency::builder(world.store.clone()).lease(Duration::from_secs(9)).build();
+    let engine = Idempotency::builder(world.store.clone()).lease(Duration::from_secs(9)).build()?;
     let (finish, finished) = tokio::sync::watch::channel(false);
     let (started, mut starts) = tokio::sync::mpsc::unbounded_channel();
     let calls: Vec<_> = (0..CALLS)

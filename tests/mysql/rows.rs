@@ -2,11 +2,11 @@
 //! alone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use idempotency::Fingerprint;
 use idempotency::clock::Timestamp;
-use idempotency::key::KeyHash;
+use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     CrashPolicy, Reason, Record, Release, Renewal, Scan, State, Store as _, StoreErrorKind, Token,
     Written,
@@ -39,8 +39,8 @@ fn golden() -> Vec<Record> {
     progress.policy = CrashPolicy::Verify;
     progress.created = Timestamp::from_millis(1_700_000_000_000);
     progress.attempts = 2;
-    progress.linger = 86_400_000;
-    progress.after_expiry = 3_600_000;
+    progress.linger = Duration::from_millis(86_400_000);
+    progress.after_expiry = Duration::from_millis(3_600_000);
     progress.lease_until = Timestamp::from_millis(9_999_999_990_000);
     progress.schema = 7;
     progress.checkpoints = 2;
@@ -53,7 +53,8 @@ fn golden() -> Vec<Record> {
 
     let other = |byte, state, policy, attempts, reason, body| {
         let mut record = record(byte, 1, "a", state);
-        (record.fence, record.created, record.linger) = (5, Timestamp::from_millis(12), 1);
+        (record.fence, record.created, record.linger) =
+            (5, Timestamp::from_millis(12), Duration::from_millis(1));
         (record.policy, record.attempts, record.reason) = (policy, attempts, reason);
         record.body = Bytes::from_static(body);
         record

@@ -34,7 +34,7 @@ async fn is_gone_before_the_result_is_stored<F: Future<Output = Result<bool, Err
     let (gate, gone) = (Gate::new(), Arc::new(AtomicBool::new(false)));
     store.next(Operation::Complete, Fault::Late(gate.clone()));
     let engine = Idempotency::new(store.clone());
-    let call = engine.scope(call(Permit(gone.clone())));
+    let call = call(Permit(gone.clone())).with_engine(&engine);
     let look = async {
         while store.requests(Operation::Complete) == 0 {
             tokio::task::yield_now().await;

@@ -57,9 +57,9 @@ async fn retries(gate: Arc<Gate>) -> Result<usize, Error> {
 #[tokio::test]
 async fn a_conflict_is_refused_at_once() {
     let (gate, engine) = (Gate::new(), engine());
-    let first = tokio::spawn(engine.scope(rejects(gate.clone())));
+    let first = tokio::spawn(rejects(gate.clone()).with_engine(&engine));
     gate.started().await;
-    let (second, report) = engine.scope(observe(rejects(gate.clone()))).await;
+    let (second, report) = with_report(rejects(gate.clone())).with_engine(&engine).await;
     assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
     assert!(!report.unwrap().waited);
     gate.open.add_permits(1);
@@ -69,10 +69,11 @@ async fn a_conflict_is_refused_at_once() {
 #[tokio::test]
 async fn a_conflict_is_waited_for_as_long_as_it_says() {
     let gate = Gate::new();
-    let engine = Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build();
-    let first = tokio::spawn(engine.scope(waits_shortly(gate.clone())));
+    let engine =
+        Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build().unwrap();
+    let first = tokio::spawn(waits_shortly(gate.clone()).with_engine(&engine));
     gate.started().await;
-    let (second, report) = engine.scope(observe(waits_shortly(gate.clone()))).await;
+    let (second, report) = with_report(waits_shortly(gate.clone())).with_engine(&engine).await;
     assert_eq!(second.unwrap_err().kind(), ErrorKind::InProgress);
     assert!(report.unwrap().waited);
     gate.open.add_permits(1);
@@ -82,10 +83,11 @@ async fn a_conflict_is_waited_for_as_long_as_it_says() {
 #[tokio::test]
 async fn waiting_is_said_although_the_engine_refuses() {
     let gate = Gate::new();
-    let engine = Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build();
-    let first = tokio::spawn(engine.scope(waits(gate.clone())));
+    let engine =
+        Idempotency::builder(MemoryStore::new()).on_conflict(OnConflict::Reject).build().unwrap();
+    let first = tokio::spawn(waits(gate.clone()).with_engine(&engine));
     gate.started().await;
-    let second = tokio::spawn(engine.scope(waits(gate.clone())));
+    let second = tokio::spawn(waits(gate.clone()).with_engine(&engine));
     tokio::task::yield_now().await;
     gate.open.add_permits(1);
     assert_eq!(first.await.unwrap().unwrap(), 1);
@@ -96,19 +98,19 @@ async fn waiting_is_said_although_the_engine_refuses() {
 #[tokio::test]
 async fn after_a_crash_the_call_is_in_doubt_or_runs_again() {
     let (gate, engine) = (Gate::new(), engine());
-    let crashed = tokio::spawn(engine.scope(holds(gate.clone())));
+    let crashed = tokio::spawn(holds(gate.clone()).with_engine(&engine));
     gate.started().await;
     crashed.abort();
     assert!(crashed.await.unwrap_err().is_cancelled());
-    let second = engine.scope(holds(gate.clone())).await;
+    let second = holds(gate.clone()).with_engine(&engine).await;
     assert_eq!(second.unwrap_err().kind(), ErrorKind::InDoubt);
 
-    let crashed = tokio::spawn(engine.scope(retries(gate.clone())));
+    let crashed = tokio::spawn(retries(gate.clone()).with_engine(&engine));
     gate.started().await;
     crashed.abort();
     assert!(crashed.await.unwrap_err().is_cancelled());
     gate.open.add_permits(1);
-    assert_eq!(engine.scope(retries(gate.clone())).await.unwrap(), 1);
+    assert_eq!(retries(gate.clone()).with_engine(&engine).await.unwrap(), 1);
 }
 
 #[idempotent(key = 1, ttl = "1h", on_crash = resume)]
@@ -121,10 +123,10 @@ async fn resumes(gate: Arc<Gate>) -> Result<(usize, usize), Error> {
 #[tokio::test]
 async fn after_a_crash_the_call_resumes_after_its_finished_steps() {
     let (gate, engine) = (Gate::new(), engine());
-    let crashed = tokio::spawn(engine.scope(resumes(gate.clone())));
+    let crashed = tokio::spawn(resumes(gate.clone()).with_engine(&engine));
     gate.started().await;
     crashed.abort();
     assert!(crashed.await.unwrap_err().is_cancelled());
     gate.open.add_permits(1);
-    assert_eq!(engine.scope(resumes(gate.clone())).await.unwrap(), (1, 2));
+    assert_eq!(resumes(gate.clone()).with_engine(&engine).await.unwrap(), (1, 2));
 }

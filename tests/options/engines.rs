@@ -23,7 +23,11 @@ async fn without_engine() -> Result<(), Error> {
 async fn an_engine_can_be_a_field() {
     let payments = Payments { engine: engine(), charges: AtomicUsize::new(0) };
     assert_eq!(payments.charge(1).await.unwrap(), 1);
-    assert_eq!(engine().scope(payments.charge(1)).await.unwrap(), 1, "it goes before the task's");
+    assert_eq!(
+        payments.charge(1).with_engine(&engine()).await.unwrap(),
+        1,
+        "it goes before the task's"
+    );
     assert_eq!(payments.charge(2).await.unwrap(), 2);
 }
 

@@ -72,7 +72,7 @@ async fn decides_by_closure(error: PayError, strict: bool, text: &str, effects: 
 #[idempotent(
     key = 1,
     ttl = "1h",
-    on_error = |error| if error.is::<std::fmt::Error>() { Unstored::Hold } else { Unstored::Release }
+    on_error = |error| if error.is::<std::fmt::Error>() { ErrorAction::Hold } else { ErrorAction::Release }
 )]
 async fn decides_without_serde(
     error: Option<std::fmt::Error>,
@@ -88,12 +88,12 @@ async fn decides_without_serde(
 /// The second answer, and how often the body ran.
 async fn second(call: impl AsyncFn(&Effects) -> Pay) -> (Pay, usize) {
     let effects = Effects::default();
-    let second = engine()
-        .scope(async {
-            call(&effects).await.unwrap_err();
-            call(&effects).await
-        })
-        .await;
+    let second = async {
+        call(&effects).await.unwrap_err();
+        call(&effects).await
+    }
+    .with_engine(&engine())
+    .await;
     (second, effects.count())
 }
 
@@ -142,13 +142,13 @@ async fn a_closure_sees_borrowed_and_copied_arguments() {
 #[tokio::test]
 async fn errors_without_serde_are_released_or_held() {
     let effects = Effects::default();
-    engine()
-        .scope(async {
-            decides_without_serde(None, &effects).await.unwrap_err();
-            decides_without_serde(Some(std::fmt::Error), &effects).await.unwrap_err();
-            let error = decides_without_serde(None, &effects).await.unwrap_err();
-            assert_eq!(error.downcast_ref::<Error>().unwrap().kind(), ErrorKind::InDoubt);
-        })
-        .await;
+    async {
+        decides_without_serde(None, &effects).await.unwrap_err();
+        decides_without_serde(Some(std::fmt::Error), &effects).await.unwrap_err();
+        let error = decides_without_serde(None, &effects).await.unwrap_err();
+        assert_eq!(error.downcast_ref::<Error>().unwrap().kind(), ErrorKind::InDoubt);
+    }
+    .with_engine(&engine())
+    .await;
     assert_eq!(effects.count(), 2);
 }

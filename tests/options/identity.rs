@@ -321,14 +321,14 @@ async fn the_second_function_of_a_name_is_refused_in_both_orders() {
     for (case, one, other) in PAIRS {
         for (first, answer, second) in [(one, 1, other), (other, 2, one)] {
             let engine = engine();
-            assert_eq!(engine.scope(first()).await.unwrap(), answer, "{case}");
-            assert_refused(case, engine.scope(second()).await);
+            assert_eq!(first().with_engine(&engine).await.unwrap(), answer, "{case}");
+            assert_refused(case, second().with_engine(&engine).await);
             assert_eq!(
-                engine.scope(first()).await.unwrap(),
+                first().with_engine(&engine).await.unwrap(),
                 answer,
                 "{case}: the first one keeps its records"
             );
-            assert_refused(case, engine.scope(second()).await);
+            assert_refused(case, second().with_engine(&engine).await);
         }
     }
 }
@@ -338,8 +338,8 @@ async fn a_function_with_parameters_that_has_no_name_is_refused_at_its_first_cal
     for (case, one, other) in PARAMETERS {
         for (first, second) in [(one, other), (other, one)] {
             let engine = engine();
-            assert_refused(case, engine.scope(first()).await);
-            assert_refused(case, engine.scope(second()).await);
+            assert_refused(case, first().with_engine(&engine).await);
+            assert_refused(case, second().with_engine(&engine).await);
         }
     }
 }
@@ -354,7 +354,7 @@ fn threads_that_meet_under_one_name_never_get_each_others_answers() {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             start.wait();
-            (own, runtime.block_on(engine.scope(async move { call().await })))
+            (own, runtime.block_on(async move { call().await }.with_engine(&engine)))
         };
         let answers: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> =
@@ -376,40 +376,36 @@ fn threads_that_meet_under_one_name_never_get_each_others_answers() {
 #[tokio::test]
 async fn a_name_is_shared_by_all_types_of_one_function() {
     let engine = engine();
-    engine
-        .scope(async {
-            assert_eq!(Repository::<u8>::new().named().await.unwrap(), 1);
-            assert_eq!(
-                Repository::<u16>::new().named().await.unwrap(),
-                1,
-                "the answer of the first"
-            );
-            assert_eq!(Card.provided_by_name().await.unwrap(), 1);
-            assert_eq!(Wallet.provided_by_name().await.unwrap(), 1, "the answer of the first");
-        })
-        .await;
+    async {
+        assert_eq!(Repository::<u8>::new().named().await.unwrap(), 1);
+        assert_eq!(Repository::<u16>::new().named().await.unwrap(), 1, "the answer of the first");
+        assert_eq!(Card.provided_by_name().await.unwrap(), 1);
+        assert_eq!(Wallet.provided_by_name().await.unwrap(), 1, "the answer of the first");
+    }
+    .with_engine(&engine)
+    .await;
 }
 
 #[tokio::test]
 async fn a_function_inside_of_a_method_is_one_whatever_parameters_are_around_the_method() {
     let engine = engine();
-    engine
-        .scope(async {
-            assert_eq!(Letter::<'x'>.of_all_letters().await.unwrap(), 26);
-            assert_eq!(Letter::<'<'>.of_all_letters().await.unwrap(), 26);
-        })
-        .await;
+    async {
+        assert_eq!(Letter::<'x'>.of_all_letters().await.unwrap(), 26);
+        assert_eq!(Letter::<'<'>.of_all_letters().await.unwrap(), 26);
+    }
+    .with_engine(&engine)
+    .await;
 }
 
 #[tokio::test]
 async fn lifetimes_are_no_parameters() {
     let (engine, short) = (engine(), String::from("short"));
-    engine
-        .scope(async {
-            assert_eq!(Borrowing("static").save().await.unwrap(), 6);
-            assert_eq!(Borrowing(&short).save().await.unwrap(), 5);
-        })
-        .await;
+    async {
+        assert_eq!(Borrowing("static").save().await.unwrap(), 6);
+        assert_eq!(Borrowing(&short).save().await.unwrap(), 5);
+    }
+    .with_engine(&engine)
+    .await;
 }
 
 #[tokio::test]
@@ -417,34 +413,31 @@ async fn a_method_that_is_in_another_module_than_its_type_is_one_function() {
     use data::{Batch, Loan, Redeems as _, Voucher};
 
     let engine = engine();
-    engine
-        .scope(async {
-            assert_eq!(Voucher.issue().await.unwrap(), 1);
-            assert_eq!(Voucher.redeem().await.unwrap(), 2);
-            assert_eq!(Loan("book").prolong().await.unwrap(), 3);
-            assert_eq!(Voucher.expire().await.unwrap(), 4);
-            assert_refused("parameters count there too", Batch(5_u8).send().await);
-        })
-        .await;
+    async {
+        assert_eq!(Voucher.issue().await.unwrap(), 1);
+        assert_eq!(Voucher.redeem().await.unwrap(), 2);
+        assert_eq!(Loan("book").prolong().await.unwrap(), 3);
+        assert_eq!(Voucher.expire().await.unwrap(), 4);
+        assert_refused("parameters count there too", Batch(5_u8).send().await);
+    }
+    .with_engine(&engine)
+    .await;
 }
 
 #[tokio::test]
 async fn a_refusal_says_which_functions_would_share_the_operation() {
     let engine = engine();
-    engine
-        .scope(async {
-            let text = Repository::<u8>::new().save().await.unwrap_err().to_string();
-            assert!(text.contains("Repository<u8>::save` is one of many functions"), "{text}");
-            assert!(text.contains("name = \"payments.save\""), "{text}");
-            Card.provided().await.unwrap();
-            let text = Wallet.provided().await.unwrap_err().to_string();
-            assert!(text.contains("Card as ") && text.contains("Wallet as "), "{text}");
-            Card.charge().await.unwrap();
-            let text = Wallet.charge().await.unwrap_err().to_string();
-            assert!(
-                text.contains("both written by a macro at tests/options/identity.rs:"),
-                "{text}"
-            );
-        })
-        .await;
+    async {
+        let text = Repository::<u8>::new().save().await.unwrap_err().to_string();
+        assert!(text.contains("Repository<u8>::save` is one of many functions"), "{text}");
+        assert!(text.contains("name = \"payments.save\""), "{text}");
+        Card.provided().await.unwrap();
+        let text = Wallet.provided().await.unwrap_err().to_string();
+        assert!(text.contains("Card as ") && text.contains("Wallet as "), "{text}");
+        Card.charge().await.unwrap();
+        let text = Wallet.charge().await.unwrap_err().to_string();
+        assert!(text.contains("both written by a macro at tests/options/identity.rs:"), "{text}");
+    }
+    .with_engine(&engine)
+    .await;
 }

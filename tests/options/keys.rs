@@ -59,27 +59,27 @@ async fn fifteen(a: u64, effects: &Effects) -> Result<usize, Error> {
 #[tokio::test]
 async fn a_key_is_the_value_of_its_expression() {
     let engine = engine();
-    engine.scope(field(&order())).await.unwrap();
+    field(&order()).with_engine(&engine).await.unwrap();
     assert_eq!(state(engine.record("field", 7)).await, Some(State::Completed));
-    engine.scope(tuple(order())).await.unwrap();
+    tuple(order()).with_engine(&engine).await.unwrap();
     assert_eq!(
         state(engine.record("tuple", ("ada", "eu", (7, "x")))).await,
         Some(State::Completed)
     );
-    engine.scope(constant()).await.unwrap();
+    constant().with_engine(&engine).await.unwrap();
     assert_eq!(state(engine.record("constant", "nightly")).await, Some(State::Completed));
 }
 
 #[tokio::test]
 async fn a_template_is_the_tuple_of_its_parts() {
     let engine = engine();
-    engine.scope(template(&order())).await.unwrap();
+    template(&order()).with_engine(&engine).await.unwrap();
     assert_eq!(
         state(engine.record("template", ("order:", 7, ":", "ada"))).await,
         Some(State::Completed)
     );
     assert_eq!(state(engine.record("template", "order:7:ada")).await, None, "it is not text");
-    engine.scope(only_separators("a/b", "c")).await.unwrap();
+    only_separators("a/b", "c").with_engine(&engine).await.unwrap();
     assert_eq!(
         state(engine.record("only_separators", ("a/b", "/", "c"))).await,
         Some(State::Completed)
@@ -89,14 +89,14 @@ async fn a_template_is_the_tuple_of_its_parts() {
         None,
         "the boundary counts"
     );
-    engine.scope(escaped(5)).await.unwrap();
+    escaped(5).with_engine(&engine).await.unwrap();
     assert_eq!(state(engine.record("escaped", ("{", 5, "}"))).await, Some(State::Completed));
 }
 
 #[tokio::test]
 async fn braces_in_literals_of_a_value_are_no_end_of_it() {
     let engine = engine();
-    engine.scope(braces_in_literals("{a}b}")).await.unwrap();
+    braces_in_literals("{a}b}").with_engine(&engine).await.unwrap();
     assert_eq!(
         state(engine.record("braces_in_literals", (3, ":", "}b}"))).await,
         Some(State::Completed)
@@ -106,7 +106,7 @@ async fn braces_in_literals_of_a_value_are_no_end_of_it() {
 #[tokio::test]
 async fn branches_that_borrow_leave_the_argument_to_the_body() {
     let engine = engine();
-    engine.scope(branches(order(), "eve".to_owned(), true)).await.unwrap();
+    branches(order(), "eve".to_owned(), true).with_engine(&engine).await.unwrap();
     assert_eq!(state(engine.record("branches", "ada")).await, Some(State::Completed));
 }
 
@@ -117,7 +117,7 @@ async fn a_tuple_can_have_any_number_of_parts() {
 
 #[tokio::test]
 async fn none_anywhere_is_a_missing_key() {
-    let error = engine().scope(tuple(Order { tenant: None, ..order() })).await.unwrap_err();
+    let error = tuple(Order { tenant: None, ..order() }).with_engine(&engine()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingKey);
 }
 

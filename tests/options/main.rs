@@ -19,11 +19,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use effects::{Effects, once};
+use idempotency::record::{RecordHandle, State};
 use idempotency::store::{MemoryStore, Store as _};
 use idempotency::testing::ManualClock;
 use idempotency::{
-    Context, Error, ErrorKind, Idempotency, OnConflict, OnError, RecordHandle, State, Unstored,
-    idempotent, observe,
+    Context, Error, ErrorAction, ErrorKind, Idempotency, OnConflict, OnError, WithEngine as _,
+    idempotent, with_report,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;

@@ -27,17 +27,17 @@ async fn other() -> Result<(), Error> {
 #[tokio::test]
 async fn a_function_is_named_by_its_path_or_by_name() {
     let engine = engine();
-    engine.scope(by_default()).await.unwrap();
+    by_default().with_engine(&engine).await.unwrap();
     assert_eq!(state(engine.record("options::names::by_default", 1)).await, Some(State::Completed));
-    engine.scope(by_constant()).await.unwrap();
+    by_constant().with_engine(&engine).await.unwrap();
     assert_eq!(state(engine.record("a.constant", 1)).await, Some(State::Completed));
 }
 
 #[tokio::test]
 async fn two_functions_with_one_name_are_refused() {
     let engine = engine();
-    engine.scope(one()).await.unwrap();
-    let error = engine.scope(other()).await.unwrap_err();
+    one().with_engine(&engine).await.unwrap();
+    let error = other().with_engine(&engine).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("name"), "{error}");
 }

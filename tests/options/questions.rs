@@ -1,6 +1,6 @@
 //! `on_crash = verify(…)` and `after_expiry`.
 
-use idempotency::{Context, Verdict};
+use idempotency::{Context, Verdict, WithEngine as _};
 
 use super::*;
 
@@ -101,15 +101,15 @@ where
 {
     let (provider, engine) = (Arc::new(Provider::default()), engine());
     provider.hangs.store(true, Ordering::SeqCst);
-    let crashed = tokio::spawn(engine.scope(call(provider.clone())));
+    let crashed = tokio::spawn(call(provider.clone()).with_engine(&engine));
     while provider.effects.count() == 0 {
         tokio::task::yield_now().await;
     }
     crashed.abort();
     assert!(crashed.await.unwrap_err().is_cancelled());
     provider.hangs.store(false, Ordering::SeqCst);
-    let receipt = engine.scope(call(provider.clone())).await.unwrap();
-    assert_eq!(engine.scope(call(provider.clone())).await.unwrap(), receipt, "a replay");
+    let receipt = call(provider.clone()).with_engine(&engine).await.unwrap();
+    assert_eq!(call(provider.clone()).with_engine(&engine).await.unwrap(), receipt, "a replay");
     (provider, receipt)
 }
 
@@ -140,7 +140,7 @@ async fn a_question_can_be_a_function() {
 async fn what_did_not_happen_runs_in_the_same_call() {
     let (provider, engine) = (Arc::new(Provider::default()), engine());
     provider.hangs.store(true, Ordering::SeqCst);
-    let crashed = tokio::spawn(engine.scope(asks(order(), provider.clone())));
+    let crashed = tokio::spawn(asks(order(), provider.clone()).with_engine(&engine));
     while provider.effects.count() == 0 {
         tokio::task::yield_now().await;
     }
@@ -148,7 +148,7 @@ async fn what_did_not_happen_runs_in_the_same_call() {
     assert!(crashed.await.unwrap_err().is_cancelled());
     *provider.known.lock().unwrap() = None;
     provider.hangs.store(false, Ordering::SeqCst);
-    let (receipt, report) = engine.scope(observe(asks(order(), provider.clone()))).await;
+    let (receipt, report) = with_report(asks(order(), provider.clone())).with_engine(&engine).await;
     assert_eq!(receipt.unwrap(), "charge 2 of ada");
     assert_eq!((provider.questions(), report.unwrap().attempt), (1, 2));
 }
@@ -158,14 +158,15 @@ async fn a_detached_body_needs_no_question_when_its_caller_is_gone() {
     let (provider, engine) = (Arc::new(Provider::default()), engine());
     let (there, order) = (provider.clone(), order());
     let copy = order.clone();
-    let crashed = tokio::spawn(engine.scope(async move { asks_and_detaches(&copy, there).await }));
+    let crashed =
+        tokio::spawn(async move { asks_and_detaches(&copy, there).await }.with_engine(&engine));
     while provider.effects.count() == 0 {
         tokio::task::yield_now().await;
     }
     crashed.abort();
     let _ = crashed.await;
     assert_eq!(
-        engine.scope(asks_and_detaches(&order, provider.clone())).await.unwrap(),
+        asks_and_detaches(&order, provider.clone()).with_engine(&engine).await.unwrap(),
         "charge 1 of ada"
     );
     assert_eq!(provider.questions(), 0);
@@ -179,12 +180,14 @@ async fn refuses_late_retries(effects: &Effects) -> Result<usize, Error> {
 #[tokio::test]
 async fn a_late_retry_is_refused_for_as_long_as_it_says() {
     let (clock, effects) = (ManualClock::new(), Effects::default());
-    let engine =
-        Idempotency::builder(MemoryStore::with_clock(clock.clone())).clock(clock.clone()).build();
-    assert_eq!(engine.scope(refuses_late_retries(&effects)).await.unwrap(), 1);
+    let engine = Idempotency::builder(MemoryStore::with_clock(clock.clone()))
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    assert_eq!(refuses_late_retries(&effects).with_engine(&engine).await.unwrap(), 1);
     clock.advance(Duration::from_secs(90));
-    let late = engine.scope(refuses_late_retries(&effects)).await.unwrap_err();
+    let late = refuses_late_retries(&effects).with_engine(&engine).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::Expired);
     clock.advance(Duration::from_secs(30 * 86_400));
-    assert_eq!(engine.scope(refuses_late_retries(&effects)).await.unwrap(), 2);
+    assert_eq!(refuses_late_retries(&effects).with_engine(&engine).await.unwrap(), 2);
 }

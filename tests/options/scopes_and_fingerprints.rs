@@ -40,10 +40,10 @@ async fn fingerprinted(order: Order, effects: &Effects) -> Result<usize, Error> 
 #[tokio::test]
 async fn a_scope_is_part_of_the_key() {
     let engine = engine();
-    engine.scope(scoped(order())).await.unwrap();
+    scoped(order()).with_engine(&engine).await.unwrap();
     assert_eq!(state(engine.record("scoped", 7).scope("eu")).await, Some(State::Completed));
     assert_eq!(state(engine.record("scoped", 7)).await, None);
-    engine.scope(templated(&order())).await.unwrap();
+    templated(&order()).with_engine(&engine).await.unwrap();
     assert_eq!(
         state(engine.record("templated", 7).scope(("ada", "-", 7))).await,
         Some(State::Completed)
@@ -53,29 +53,26 @@ async fn a_scope_is_part_of_the_key() {
 #[tokio::test]
 async fn a_scope_can_have_any_number_of_parts() {
     let (engine, effects) = (engine(), Effects::default());
-    engine
-        .scope(async {
-            for (g, count) in [(7, 1), (7, 1), (8, 2)] {
-                assert_eq!(long_scope(1, 2, 3, 4, 5, 6, g, &effects).await.unwrap(), count);
-            }
-        })
-        .await;
+    async {
+        for (g, count) in [(7, 1), (7, 1), (8, 2)] {
+            assert_eq!(long_scope(1, 2, 3, 4, 5, 6, g, &effects).await.unwrap(), count);
+        }
+    }
+    .with_engine(&engine)
+    .await;
 }
 
 #[tokio::test]
 async fn a_retry_must_repeat_the_fingerprint() {
     let effects = Effects::default();
-    engine()
-        .scope(async {
-            fingerprinted(order(), &effects).await.unwrap();
-            assert_eq!(fingerprinted(order(), &effects).await.unwrap(), 1);
-            let other = Order { user: "eve".to_owned(), ..order() };
-            assert_eq!(
-                fingerprinted(other, &effects).await.unwrap_err().kind(),
-                ErrorKind::Mismatch
-            );
-        })
-        .await;
+    async {
+        fingerprinted(order(), &effects).await.unwrap();
+        assert_eq!(fingerprinted(order(), &effects).await.unwrap(), 1);
+        let other = Order { user: "eve".to_owned(), ..order() };
+        assert_eq!(fingerprinted(other, &effects).await.unwrap_err().kind(), ErrorKind::Mismatch);
+    }
+    .with_engine(&engine())
+    .await;
     assert_eq!(effects.count(), 1);
 }
 
@@ -108,19 +105,19 @@ async fn a_release_that_changes_the_fingerprint_names_the_one_before() {
     let store = MemoryStore::new();
     let [first, second, third] = std::array::from_fn(|_| Idempotency::new(store.clone()));
     let (old, new) = (order(), Order { id: 8, ..order() });
-    first.scope(first_release(&old, &effects)).await.unwrap();
-    assert_eq!(second.scope(second_release(&old, &effects)).await.unwrap(), 1);
-    let without_history = third.scope(third_release(&old, &effects)).await;
+    first_release(&old, &effects).with_engine(&first).await.unwrap();
+    assert_eq!(second_release(&old, &effects).with_engine(&second).await.unwrap(), 1);
+    let without_history = third_release(&old, &effects).with_engine(&third).await;
     assert_eq!(without_history.unwrap_err().kind(), ErrorKind::Mismatch);
-    second.scope(second_release(&new, &effects)).await.unwrap();
-    assert_eq!(third.scope(third_release(&new, &effects)).await.unwrap(), 2);
+    second_release(&new, &effects).with_engine(&second).await.unwrap();
+    assert_eq!(third_release(&new, &effects).with_engine(&third).await.unwrap(), 2);
     let other = Order { user: "eve".to_owned(), ..new.clone() };
     assert_eq!(
-        third.scope(third_release(&other, &effects)).await.unwrap_err().kind(),
+        third_release(&other, &effects).with_engine(&third).await.unwrap_err().kind(),
         ErrorKind::Mismatch
     );
     assert_eq!(
-        first.scope(first_release(&new, &effects)).await.unwrap_err().kind(),
+        first_release(&new, &effects).with_engine(&first).await.unwrap_err().kind(),
         ErrorKind::Mismatch
     );
     assert_eq!(effects.count(), 2);

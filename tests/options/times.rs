@@ -21,10 +21,12 @@ async fn leased(engine: &Idempotency, store: &MemoryStore) -> Result<u64, Error>
 #[tokio::test]
 async fn a_result_is_kept_for_the_ttl() {
     let clock = ManualClock::new();
-    let engine =
-        Idempotency::builder(MemoryStore::with_clock(clock.clone())).clock(clock.clone()).build();
-    engine.scope(by_text()).await.unwrap();
-    engine.scope(by_expression(Duration::from_secs(100))).await.unwrap();
+    let engine = Idempotency::builder(MemoryStore::with_clock(clock.clone()))
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    by_text().with_engine(&engine).await.unwrap();
+    by_expression(Duration::from_secs(100)).with_engine(&engine).await.unwrap();
     clock.advance(Duration::from_secs(89));
     assert_eq!(state(engine.record("by_text", 1)).await, Some(State::Completed));
     clock.advance(Duration::from_secs(2));
@@ -39,6 +41,6 @@ async fn a_result_is_kept_for_the_ttl() {
 async fn a_lease_is_as_long_as_it_says() {
     let clock = ManualClock::new();
     let store = MemoryStore::with_clock(clock.clone());
-    let engine = Idempotency::builder(store.clone()).clock(clock).build();
-    assert_eq!(engine.scope(leased(&engine, &store)).await.unwrap(), 7);
+    let engine = Idempotency::builder(store.clone()).clock(clock).build().unwrap();
+    assert_eq!(leased(&engine, &store).with_engine(&engine).await.unwrap(), 7);
 }

@@ -1,8 +1,9 @@
 //! Rows of released formats are read for ever; those of unknown ones are refused and left alone.
 
-use idempotency::Fingerprint;
+use std::time::Duration;
+
 use idempotency::clock::Timestamp;
-use idempotency::key::KeyHash;
+use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     Claim, Commit, CrashPolicy, PostgresStore, Reason, Record, Scan, State, Store as _,
     StoreErrorKind, Token,
@@ -26,8 +27,8 @@ fn full() -> Record {
     full.created = Timestamp::from_millis(1_699_999_000_000);
     full.attempts = 4;
     full.reason = Some(Reason::LeaseLost);
-    full.linger = 2_592_000_000;
-    full.after_expiry = 86_400_000;
+    full.linger = Duration::from_millis(2_592_000_000);
+    full.after_expiry = Duration::from_millis(86_400_000);
     full.lease_until = Timestamp::from_millis(4_102_444_800_000);
     full.expires = Timestamp::from_millis(4_105_036_800_000);
     full.schema = 5;

@@ -1,7 +1,7 @@
 //! Making the table.
 
 use idempotency::store::{Store as _, StoreErrorKind};
-use idempotency::{Error, Idempotency, observe};
+use idempotency::{Error, Idempotency, with_report};
 
 use crate::world::{DAY, OPERATION, World, claim, key, number, patient, run, shared_server};
 
@@ -91,7 +91,7 @@ async fn a_url_is_enough_for_an_engine() -> anyhow::Result<()> {
     for (scheme, round, replayed) in [("postgres:", 1_u32, false), ("postgresql:", 2, true)] {
         let engine = Idempotency::connect(&url.replace("postgres:", scheme)).await?;
         let call = engine.call(OPERATION, 7).ttl(DAY).run(|| async { Ok::<_, Error>(round) });
-        let (result, report) = observe(call).await;
+        let (result, report) = with_report(call).await;
         assert_eq!((result?, report.expect("the call reports").replayed), (1, replayed));
     }
     Ok(())

@@ -23,7 +23,7 @@ async fn results_replay_after_a_restart_and_after_a_kill() -> anyhow::Result<()>
     migrated(&server.url()).await?;
     let engine = Idempotency::builder(impatient(&server.url())?)
         .claim_timeout(Duration::from_secs(10))
-        .build();
+        .build()?;
     let call = |key: u32, value: u32| {
         engine.call(OPERATION, key).ttl(DAY).run(async move || Ok::<_, Error>(value))
     };
@@ -162,7 +162,7 @@ async fn a_server_without_writes_refuses_claims_and_replays_stored_results() -> 
     let error = store.claim(claim(2)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Refused, "{error}");
     assert!(error.to_string().contains("read-only"), "{error}");
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build()?;
     let old = engine.call(OPERATION, 2_u32).ttl(DAY).run(async || Ok::<_, Error>(2)).await?;
     assert_eq!(old, 1);
     Ok(())

@@ -22,7 +22,7 @@ async fn without_prepared_statements_everything_works_in_transaction_mode() -> a
     other.migrate().await?;
     run(&other, 1, "elsewhere", DAY).await?;
 
-    let engine = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build()?;
     let tasks: Vec<_> = (0..64_u32)
         .map(|number| {
             let call = engine.call(OPERATION, number % 8).ttl(DAY);
@@ -106,7 +106,7 @@ async fn prepared_statements_work_in_transaction_mode_where_the_pooler_knows_the
     };
     let url = pooler.through(&world.url);
     let store = patient(&url).build()?;
-    let engine = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store.clone()).claim_timeout(PATIENCE).build()?;
     let tasks: Vec<_> = (0..64_u32)
         .map(|number| {
             let call = engine.call(OPERATION, number % 8).ttl(DAY);

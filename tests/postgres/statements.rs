@@ -26,7 +26,7 @@ async fn a_replay_is_one_statement_and_a_call_that_runs_is_two() -> anyhow::Resu
     let engine = Idempotency::builder(migrated(&url).await?)
         .claim_timeout(PATIENCE)
         .background_purge(false)
-        .build();
+        .build()?;
     let call = |key: u32| engine.call(OPERATION, key).ttl(DAY).run(async || Ok::<_, Error>(1));
     call(0).await?;
     let before = counted(&server, &url).await?;

@@ -52,7 +52,7 @@ async fn a_call_writes_about_a_kilobyte_of_wal_and_its_replay_none() -> anyhow::
     let server = quiet_server().await?;
     let url = server.database("wal").await?;
     let engine = Idempotency::builder(migrated(&url).await?).claim_timeout(PATIENCE).lease(HOUR);
-    let engine = engine.background_purge(false).build();
+    let engine = engine.background_purge(false).build()?;
     let call = async |key: u32| {
         let body = async || Ok::<_, Error>("x".repeat(198));
         engine

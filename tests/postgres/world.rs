@@ -75,7 +75,7 @@ impl World {
     }
 
     pub fn engine(&self, configure: impl FnOnce(Builder) -> Builder) -> Idempotency {
-        configure(Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE)).build()
+        configure(Idempotency::builder(self.store.clone()).claim_timeout(PATIENCE)).build().unwrap()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use idempotency::State;
+use idempotency::record::State;
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::history::{Call, Event, Outcome, Policy, Stored, check};
 use idempotency_test_support::worker::Worker;

@@ -3,7 +3,8 @@
 
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
-use idempotency::{ErrorKind, Resolution, State};
+use idempotency::ErrorKind;
+use idempotency::record::{Resolution, State};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::worker::{
@@ -216,7 +217,7 @@ pub async fn an_answer_that_is_based_on_an_old_look_is_refused(
     let run_again = async {
         let mut operator = late("run again").await?;
         let view = service.look("run again").await?;
-        service.payment("run again").resolve(&view, Resolution::NotExecuted).await?;
+        service.payment("run again").resolve(&view, Resolution::not_executed()).await?;
         // The owner after that is killed too: in doubt as before, and it is another doubt.
         dead_owner(&scene, "run again", Policy::Hold, AFTER_EFFECT).await?;
         let doubt = service.look("run again").await?;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use futures::future::try_join_all;
-use idempotency::{ErrorKind, State};
+use idempotency::ErrorKind;
+use idempotency::record::State;
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::sync::Notify;
 

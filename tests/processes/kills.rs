@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use idempotency::{ErrorKind, OnCrash, observe};
+use idempotency::{ErrorKind, OnCrash, with_report};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::worker::{
     AFTER_CLAIM, AFTER_COMMIT, AFTER_EFFECT, AFTER_SEND, BEFORE_COMMIT, BEFORE_EFFECT, BEFORE_SEND,
@@ -100,7 +100,7 @@ async fn kill_one(
     let before = scene.effects(key)?.len();
     let planned = Planned::now(key);
     let call = async || {
-        let (result, report) = observe(scene.here().charge(&planned, on_crash, false)).await;
+        let (result, report) = with_report(scene.here().charge(&planned, on_crash, false)).await;
         (result, report.expect("the call reports"))
     };
     let (result, report) = within("the key to be free", call()).await?;

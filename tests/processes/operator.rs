@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::{
-    Context, Error, ErrorKind, OnCrash, OnError, RecordHandle, RecordView, Resolution, State,
-    Verdict,
-};
+use idempotency::record::{RecordHandle, RecordView, Resolution, State};
+use idempotency::{Context, Error, ErrorKind, OnCrash, OnError, Verdict};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::history::Outcome;
 use serde::{Deserialize, Serialize};
@@ -57,9 +55,9 @@ impl Answer {
 
     pub fn resolution(&self) -> Resolution {
         match self {
-            Self::Completed(receipt) => Resolution::Completed(receipt),
-            Self::Declined => Resolution::Failed(PayError::Declined),
-            Self::NotExecuted => Resolution::NotExecuted,
+            Self::Completed(receipt) => Resolution::completed(receipt),
+            Self::Declined => Resolution::failed(PayError::Declined),
+            Self::NotExecuted => Resolution::not_executed(),
         }
     }
 }

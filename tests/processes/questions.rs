@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
+use idempotency::record::State;
 use idempotency::store::Reason;
-use idempotency::{Error, ErrorKind, Report, State, observe};
+use idempotency::{Error, ErrorKind, Report, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::worker::{
@@ -142,7 +143,7 @@ async fn is_parked(scene: &Scene, key: &str) -> anyhow::Result<()> {
 /// Makes the call from the test process, where the provider knows.
 async fn ask(scene: &Scene, key: &str) -> anyhow::Result<(Result<Receipt, Error>, Report)> {
     let service = scene.here();
-    let (result, report) = observe(service.settle(key, true)).await;
+    let (result, report) = with_report(service.settle(key, true)).await;
     Ok((result, report.context("the call reports")?))
 }
 

@@ -122,7 +122,7 @@ impl Scene {
 fn service(store: Arc<dyn DynStore>, lease: Duration, effects: &Path) -> anyhow::Result<Service> {
     let builder = Idempotency::builder(store).lease(lease).on_conflict(OnConflict::Wait(PATIENCE));
     let builder = builder.claim_timeout(DEADLINE).commit_timeout(DEADLINE);
-    Service::new(builder.build(), effects, KillPoints::from_env())
+    Service::new(builder.build()?, effects, KillPoints::from_env())
 }
 
 fn effect(event: Event) -> Option<Effect> {

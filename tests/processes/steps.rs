@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
-use idempotency::{Error, ErrorKind, Report, observe};
+use idempotency::{Error, ErrorKind, Report, with_report};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::worker::{
@@ -110,7 +110,7 @@ async fn wait_for_all(worker: &mut Worker, points: &[&str]) -> anyhow::Result<()
 /// Makes the call from the test process. It does not lose its lease on a busy machine.
 async fn resume(scene: &Scene, order: &str) -> anyhow::Result<(Result<Fulfilled, Error>, Report)> {
     let service = scene.here();
-    let (result, report) = observe(service.fulfil(order)).await;
+    let (result, report) = with_report(service.fulfil(order)).await;
     Ok((result, report.context("the call reports")?))
 }
 

@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, ensure};
 use futures::future::try_join_all;
-use idempotency::{ErrorKind, OnCrash, State, observe};
+use idempotency::record::State;
+use idempotency::{ErrorKind, OnCrash, with_report};
 use idempotency_test_support::history::{Call, Outcome};
 use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_COMMIT, BEFORE_EFFECT, Worker};
 
@@ -46,7 +47,7 @@ pub async fn under_retry_the_commit_of_an_owner_that_was_taken_over_is_refused(
     let late = POINTS.map(async |point| {
         let (owner, planned) =
             (stopped(&scene, charge(point, true), point).await?, Planned::now(point));
-        let call = async || observe(scene.here().charge(&planned, OnCrash::Retry, false)).await;
+        let call = async || with_report(scene.here().charge(&planned, OnCrash::Retry, false)).await;
         let (winner, report) = call().await;
         let (winner, report) = (winner?, report.context("the call reports")?);
         ensure!(!report.replayed && report.attempt >= 2, "{point}: the call was not taken over");
@@ -79,7 +80,7 @@ pub async fn under_hold_an_owner_that_was_in_doubt_settles_its_own_record(
     let late = POINTS.map(async |point| {
         let (owner, planned) =
             (stopped(&scene, charge(point, false), point).await?, Planned::now(point));
-        let call = async || observe(scene.here().charge(&planned, OnCrash::Hold, false)).await;
+        let call = async || with_report(scene.here().charge(&planned, OnCrash::Hold, false)).await;
         let (refused, _) = call().await;
         ensure!(
             refused.as_ref().is_err_and(|error| error.kind() == ErrorKind::InDoubt),

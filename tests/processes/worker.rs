@@ -6,7 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::{Duplicate, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
+use idempotency::report::DuplicateRun;
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 use idempotency_test_support::deadline::DEADLINE;
 use idempotency_test_support::history::{Call, OpenCall, Outcome};
 use idempotency_test_support::worker::{KillPointStore, KillPoints, Worker};
@@ -114,8 +115,8 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
         // test.
         .claim_timeout(2 * DEADLINE)
         .commit_timeout(2 * DEADLINE)
-        .on_duplicate(|_: &Duplicate| println!("{DUPLICATE}"))
-        .build();
+        .on_duplicate(|_: &DuplicateRun| println!("{DUPLICATE}"))
+        .build()?;
     let service = Arc::new(Service::new(engine, &orders.effects, points)?);
 
     service.points.reach(START).await;

@@ -137,7 +137,7 @@ async fn tls_takes_the_own_authority_and_the_clients_certificate_and_refuses_wit
         .tls_client(client.clone(), key.clone())
         .connect()
         .await?;
-    let engine = engine_on(store).build();
+    let engine = engine_on(store).build()?;
     for _ in 0..2 {
         let call = engine.call("tls", 1_u64).ttl(crate::world::DAY);
         call.run(|| async { Ok::<_, Error>("secret".to_owned()) }).await?;
@@ -182,7 +182,7 @@ async fn prefixes_and_databases_keep_records_apart() -> anyhow::Result<()> {
         patient(&format!("{url}/3")).connect().await?,
     ];
     for (number, store) in stores.into_iter().enumerate() {
-        let engine = engine_on(store).build();
+        let engine = engine_on(store).build()?;
         for _ in 0..2 {
             assert_eq!(world.charge_on(&engine, 1).await?, format!("receipt 1.{}", number + 1));
         }

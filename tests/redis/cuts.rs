@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, State};
+use idempotency::record::State;
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy};
 
@@ -14,7 +15,7 @@ async fn cut_everywhere(action: Action, body: &str) -> anyhow::Result<()> {
     let world = World::new().await?;
     let url = world.proxy.url(&world.server.url());
     let engine =
-        || -> anyhow::Result<Idempotency> { Ok(engine_on(impatient(&url).build()?).build()) };
+        || -> anyhow::Result<Idempotency> { Ok(engine_on(impatient(&url).build()?).build()?) };
 
     let before = world.proxy.requests();
     world.server.command(&["SCRIPT", "FLUSH"]).await?;
@@ -106,9 +107,9 @@ async fn renewal_cut(world: &World, round: usize, fault: Fault) -> anyhow::Resul
     // A proxy of its own: the rounds run at the same time.
     let proxy = Proxy::start(world.server.address()).await?;
     let store = impatient(&proxy.url(&world.server.url())).build()?;
-    let owner = engine_on(store).lease(STEADY_LEASE).build();
+    let owner = engine_on(store).lease(STEADY_LEASE).build()?;
     let elsewhere =
-        engine_on(patient(&world.server.url()).connect().await?).lease(STEADY_LEASE).build();
+        engine_on(patient(&world.server.url()).connect().await?).lease(STEADY_LEASE).build()?;
     let name = world.name(key);
     let is_renewal = move |request: &idempotency_test_support::proxy::Request| {
         request.command() == "EVALSHA" && request.arguments().len() == 5 && request.mentions(&name)

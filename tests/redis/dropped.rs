@@ -4,8 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
+use idempotency::record::State;
 use idempotency::store::Reason;
-use idempotency::{Error, ErrorKind, Idempotency, OnCrash, State, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, OnCrash, WithEngine as _, idempotent};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::proxy::{Action, Fault, Moment};
@@ -60,7 +61,7 @@ type Call = std::pin::Pin<Box<dyn Future<Output = Result<String, Error>> + Send>
 fn both(world: &World, gate: &Arc<Gate>) -> [(u64, Call); 2] {
     [
         (1, Box::pin(attached(world.engine.clone(), 1, gate.clone()))),
-        (2, Box::pin(world.engine.scope(detached(2, gate.clone())))),
+        (2, Box::pin(detached(2, gate.clone()).with_engine(&world.engine))),
     ]
 }
 
@@ -172,7 +173,7 @@ async fn a_detached_body_goes_on_without_its_caller_and_its_result_is_stored() -
 {
     let world = World::new().await?;
     let gate = Gate::new(&world);
-    let mut call: Call = Box::pin(world.engine.scope(detached(1, gate.clone())));
+    let mut call: Call = Box::pin(detached(1, gate.clone()).with_engine(&world.engine));
     eventually_async("the body to start", async || {
         assert!(!poll_once(&mut call), "the gate is closed");
         gate.has_started()

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use idempotency::record::{Resolution, State};
 use idempotency::store::{
     Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Park, Reason, Release,
     Remove, Renewal, Resolve, ResolveAnswer, Store as _, Token, Written,
 };
-use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash, Resolution, State};
+use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::proxy::{Action, Fault, Moment};
 use idempotency_test_support::server::RedisOptions;
@@ -188,7 +189,7 @@ async fn an_operators_answer_wins_over_a_late_owner() -> anyhow::Result<()> {
     let answer = late_owner(&world, async || {
         let record = world.elsewhere().record(OPERATION, 1_u64);
         let view = record.inspect().await?.expect("there is a record");
-        Ok(record.resolve(&view, Resolution::Completed("by hand")).await?)
+        Ok(record.resolve(&view, Resolution::completed("by hand")).await?)
     });
     assert_eq!(answer.await?, "by hand");
     assert_eq!(world.charge_on(&world.elsewhere(), 1).await?, "by hand");
@@ -205,7 +206,7 @@ async fn a_ttl_raised_or_lowered_between_reader_and_owner_changes_no_record() ->
     let configure =
         |builder: idempotency::Builder| builder.lease(STEADY_LEASE).in_doubt_retention(retention);
     let world = World::with(RedisOptions::new().private(), configure).await?;
-    let reader = |kept| engine_on(world.direct.clone()).in_doubt_retention(kept).build();
+    let reader = |kept| engine_on(world.direct.clone()).in_doubt_retention(kept).build().unwrap();
     let ask = async |kept, ttl| {
         let reader = reader(kept);
         let call = reader.call(OPERATION, 1_u64).ttl(ttl).on_conflict(OnConflict::Reject);

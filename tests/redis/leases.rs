@@ -18,7 +18,8 @@ async fn runs_once(world: &World, body: impl AsyncFnOnce() + Send) -> anyhow::Re
     let thread = std::thread::spawn(move || -> anyhow::Result<String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            let elsewhere = engine_on(patient(&url).connect().await?).lease(STEADY_LEASE).build();
+            let elsewhere =
+                engine_on(patient(&url).connect().await?).lease(STEADY_LEASE).build()?;
             started.await?;
             let call = elsewhere.call(OPERATION, 1_u64).ttl(DAY).on_crash(OnCrash::Retry);
             let call = call.on_conflict(OnConflict::Wait(Duration::from_secs(60)));

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
-use idempotency::{Builder, Call, Error, Report, observe};
+use idempotency::{Builder, Call, Error, Report, with_report};
 use idempotency_test_support::deadline::{eventually_async, eventually_within};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Request};
 use idempotency_test_support::server::RedisOptions;
@@ -29,7 +29,7 @@ async fn world(configure: impl FnOnce(Builder) -> Builder) -> anyhow::Result<Wor
 }
 
 async fn charged(world: &World, key: u64) -> (String, Report) {
-    let (result, report) = observe(world.charge(key)).await;
+    let (result, report) = with_report(world.charge(key)).await;
     (result.expect("the server answers"), report.expect("the call reports"))
 }
 
@@ -90,7 +90,7 @@ async fn a_result_of_another_process_is_replayed_no_longer_than_its_record_lives
     call(elsewhere.call(OPERATION, 1)).run(|| async { Ok::<_, Error>(world.effect(1)) }).await?;
     let replayed = async || {
         let replayed = call(world.call(1)).run(|| async { Ok::<_, Error>(world.effect(1)) });
-        let (receipt, report) = observe(replayed).await;
+        let (receipt, report) = with_report(replayed).await;
         (receipt.expect("the server answers"), report.expect("the call reports"))
     };
     let mut hits = 0;

@@ -178,7 +178,8 @@ async fn what_is_no_redis_server_is_said_to_be_none() -> anyhow::Result<()> {
     assert!(error.to_string().contains("is it a Redis server?"), "{error}");
 
     let world = World::new().await?;
-    let engine = engine_on(impatient(&url).build()?).claim_timeout(Duration::from_secs(2)).build();
+    let engine =
+        engine_on(impatient(&url).build()?).claim_timeout(Duration::from_secs(2)).build()?;
     let error = within("the refusal", world.charge_on(&engine, 1)).await?.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
     assert!(error.to_string().contains("is it a Redis server?"), "{error}");
@@ -190,7 +191,7 @@ async fn what_is_no_redis_server_is_said_to_be_none() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_waiter_outlives_an_outage_of_the_server() -> anyhow::Result<()> {
     let mut world = World::with(durable(), |builder| builder).await?;
-    let there = engine_on(impatient(&world.server.url()).build()?).build();
+    let there = engine_on(impatient(&world.server.url()).build()?).build()?;
     let (start, started) = oneshot::channel();
     let (finish, finished) = oneshot::channel::<()>();
     let (engine, effects) = (world.engine.clone(), world.effects.clone());

@@ -93,7 +93,7 @@ async fn a_refused_password_is_a_configuration_error_until_it_is_right() -> anyh
     assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
     assert!(error.to_string().contains("refuses the user or the password"), "{error}");
 
-    let engine = engine_on(patient(&url("right")).connect().await?).build();
+    let engine = engine_on(patient(&url("right")).connect().await?).build()?;
     assert_eq!(world.charge_on(&engine, 1).await?, "receipt 1.1");
     world.server.command(&["ACL", "SETUSER", "app", "resetpass", ">another"]).await?;
     world.server.command(&["CLIENT", "KILL", "USER", "app"]).await?;

@@ -49,7 +49,7 @@ async fn ten_thousand_leases_are_renewed_in_one_round_trip() -> anyhow::Result<(
     let clock = ManualClock::new();
     let url = world.proxy.url(&world.server.url());
     let store = patient(&url).response_timeout(LONG).connect().await?;
-    let engine = Idempotency::builder(store).clock(clock.clone()).lease(LEASE).build();
+    let engine = Idempotency::builder(store).clock(clock.clone()).lease(LEASE).build()?;
     let renewals = || world.proxy.requests_of("EVALSHA");
     let renewed = async |what: &str, count| {
         eventually_within(LONG, what, async || renewals() >= count).await?;

@@ -8,7 +8,7 @@ use idempotency::store::{
     Abandon, Checkpoint, Claim, CrashPolicy, Park, Reason, Release, Remove, Renewal, Scan,
     Store as _, StoreError, Token,
 };
-use idempotency::{Error, OnConflict, observe};
+use idempotency::{Error, OnConflict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::sync::oneshot;
 
@@ -124,7 +124,7 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
     assert!(rights.remove("+client|tracking"));
     let url = user(&world, "polls", &rights).await?;
     // The owner's database.
-    let there = engine_on(patient(url.trim_end_matches("/1")).connect().await?).build();
+    let there = engine_on(patient(url.trim_end_matches("/1")).connect().await?).build()?;
     let (start, started) = oneshot::channel();
     let owner = world.call(1).run(|| async {
         let _ = start.send(());
@@ -140,7 +140,7 @@ async fn without_the_right_to_track_waiters_poll() -> anyhow::Result<()> {
             .ttl(DAY)
             .on_conflict(OnConflict::Wait(Duration::from_secs(60)));
         let (answer, report) =
-            observe(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) })).await;
+            with_report(call.run(|| async { Ok::<_, Error>("not waited".to_owned()) })).await;
         assert!(report.is_some_and(|report| report.waited));
         anyhow::Ok(answer?)
     };
@@ -157,7 +157,7 @@ async fn without_the_right_to_ask_for_settings_the_store_connects_and_warns() ->
     let mut rights = documented();
     assert!(rights.remove("+info"));
     let url = user(&world, "blind", &rights).await?;
-    let engine = engine_on(patient(&url).connect().await?).build();
+    let engine = engine_on(patient(&url).connect().await?).build()?;
     assert!(warnings.mention("does not report its settings"));
     assert_eq!(world.charge_on(&engine, 1).await?, "receipt 1.1");
     Ok(())

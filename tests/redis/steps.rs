@@ -1,8 +1,9 @@
 //! Steps on a server.
 
 use futures::FutureExt as _;
+use idempotency::record::{Resolution, State};
 use idempotency::store::{Scan, Store as _};
-use idempotency::{Call, Context, Error, Idempotency, OnCrash, Resolution, State};
+use idempotency::{Call, Context, Error, Idempotency, OnCrash};
 use idempotency_test_support::deadline::eventually_async;
 
 use crate::world::{DAY, OPERATION, SHORT_LEASE, World, large};
@@ -86,7 +87,7 @@ async fn a_large_checkpoint_and_a_large_answer_keep_the_name_of_the_operation() 
     assert_eq!(listed().await?, 1, "operators find it");
     let view = record.inspect().await?.expect("a record");
     assert_eq!(&*view.operation, OPERATION);
-    record.resolve(&view, Resolution::Completed(large())).await?;
+    record.resolve(&view, Resolution::completed(large())).await?;
     assert_eq!(listed().await?, 1);
     assert_eq!(world.charge(1).await?, large());
     Ok(())

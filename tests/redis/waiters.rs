@@ -209,7 +209,7 @@ async fn five_thousand_waiters_are_woken_by_one_commit_each_with_five_commands_e
     const WAITERS: u64 = 5_000;
     let world = World::new().await?;
     let store = patient(&world.proxy.url(&world.server.url())).connect().await?;
-    let waiting = engine_on(store).clock(OnlyPushed(SystemClock::new())).build();
+    let waiting = engine_on(store).clock(OnlyPushed(SystemClock::new())).build()?;
     world.charge_on(&waiting, u64::MAX).await?;
     let elsewhere = world.elsewhere();
     let (finish, finished) = watch::channel(false);

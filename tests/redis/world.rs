@@ -63,8 +63,8 @@ impl World {
         let direct = patient(&server.url()).connect().await?;
         // Connecting asks for more than one answer, and asks once.
         let store = store(&proxy.url(&server.url())).build()?;
-        let hasty = engine_on(store.clone()).claim_timeout(Duration::from_secs(2)).build();
-        let engine = configure(engine_on(store)).build();
+        let hasty = engine_on(store.clone()).claim_timeout(Duration::from_secs(2)).build()?;
+        let engine = configure(engine_on(store)).build()?;
         let directory = tempfile::tempdir()?;
         let effects = Arc::new(EffectLog::open(directory.path().join("effects"))?);
         Ok(Self { server, proxy, direct, engine, hasty, effects, _directory: directory })
@@ -72,7 +72,7 @@ impl World {
 
     /// Another process, past the proxy.
     pub fn elsewhere(&self) -> Idempotency {
-        engine_on(self.direct.clone()).build()
+        engine_on(self.direct.clone()).build().unwrap()
     }
 
     pub fn call(&self, key: u64) -> Call {

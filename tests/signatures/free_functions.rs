@@ -69,7 +69,7 @@ async fn asks_with_a_question_mark(text: &str) -> Result<u64, anyhow::Error> {
 async fn arguments_are_borrowed_owned_or_absent() {
     assert_eq!(once(async |effects| borrows(&order(), effects).await).await, "ada #1");
     assert_eq!(once(async |effects| owns(order(), effects).await).await, order());
-    Idempotency::new(MemoryStore::new()).scope(takes_nothing()).await.unwrap();
+    takes_nothing().with_engine(&Idempotency::new(MemoryStore::new())).await.unwrap();
 }
 
 #[tokio::test]
@@ -84,12 +84,12 @@ async fn a_body_can_assign_to_its_arguments() {
 async fn a_body_can_change_what_it_borrows() {
     let mut steps = Vec::new();
     let effects = Effects::default();
-    Idempotency::new(MemoryStore::new())
-        .scope(async {
-            assert_eq!(changes_what_it_borrows(3, &mut steps, &effects).await.unwrap(), 2);
-            assert_eq!(changes_what_it_borrows(3, &mut steps, &effects).await.unwrap(), 2);
-        })
-        .await;
+    async {
+        assert_eq!(changes_what_it_borrows(3, &mut steps, &effects).await.unwrap(), 2);
+        assert_eq!(changes_what_it_borrows(3, &mut steps, &effects).await.unwrap(), 2);
+    }
+    .with_engine(&Idempotency::new(MemoryStore::new()))
+    .await;
     assert_eq!(steps, [3, 3], "the replay did not run the body");
 }
 
@@ -102,9 +102,9 @@ async fn a_body_can_return_early() {
 #[tokio::test]
 async fn a_question_mark_leaves_the_body() {
     let engine = Idempotency::new(MemoryStore::new());
-    let error = engine.scope(asks_with_a_question_mark("x")).await.unwrap_err();
+    let error = asks_with_a_question_mark("x").with_engine(&engine).await.unwrap_err();
     assert!(error.to_string().contains("invalid digit"), "{error}");
-    assert_eq!(engine.scope(asks_with_a_question_mark("12")).await.unwrap(), 12);
+    assert_eq!(asks_with_a_question_mark("12").with_engine(&engine).await.unwrap(), 12);
 }
 
 #[tokio::test]

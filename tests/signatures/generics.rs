@@ -71,7 +71,7 @@ async fn types_constants_and_lifetimes() {
         once(async |effects| where_clause::<_, anyhow::Error>(1, 5, effects).await).await,
         5
     );
-    let hidden = Idempotency::new(MemoryStore::new()).scope(hidden_result(1)).await.unwrap();
+    let hidden = hidden_result(1).with_engine(&Idempotency::new(MemoryStore::new())).await.unwrap();
     assert_eq!(format!("{hidden:?}"), "2");
     assert_eq!(once(async |effects| Repository(PhantomData).save(1, &9, effects).await).await, 9);
 }
@@ -79,12 +79,12 @@ async fn types_constants_and_lifetimes() {
 #[tokio::test]
 async fn all_instantiations_are_one_operation() {
     let effects = Effects::default();
-    let second = Idempotency::new(MemoryStore::new())
-        .scope(async {
-            type_parameter(1, 8_u8, &effects).await.unwrap();
-            type_parameter(1, "text".to_owned(), &effects).await
-        })
-        .await;
+    let second = async {
+        type_parameter(1, 8_u8, &effects).await.unwrap();
+        type_parameter(1, "text".to_owned(), &effects).await
+    }
+    .with_engine(&Idempotency::new(MemoryStore::new()))
+    .await;
     assert_eq!(
         second.unwrap_err().kind(),
         ErrorKind::Decode,

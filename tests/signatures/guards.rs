@@ -67,7 +67,7 @@ async fn arguments_are_dropped_when_the_body_is_over() {
     let engine = Idempotency::new(MemoryStore::new());
     let check = async |call: Call| {
         let gone = Arc::new(AtomicBool::new(false));
-        let was_gone = engine.scope(call(Guard::new(&gone), gone.clone())).await.unwrap();
+        let was_gone = call(Guard::new(&gone), gone.clone()).with_engine(&engine).await.unwrap();
         assert!(!was_gone, "the guard was dropped before the body was over");
         assert!(gone.load(Ordering::SeqCst));
     };
@@ -183,7 +183,7 @@ async fn what_a_detached_body_does_not_mention_is_dropped_in_the_same_order() {
     assert_eq!(plain, ["fifth", "fourth", "third", "second", "self"]);
     for _ in 0..2 {
         let call = named("self").unmentioned(named("second"), pair(), named("fifth"));
-        engine.scope(call).await.unwrap();
+        call.with_engine(&engine).await.unwrap();
         assert_eq!(dropped(), plain);
     }
 }
@@ -204,13 +204,13 @@ async fn names_in_capitals_are_arguments_like_all_others() {
     Named::plain_in_capitals(named("first"), named("SECOND"), named("third")).await.unwrap();
     let plain = std::mem::take(&mut *log.lock().unwrap());
     for _ in 0..2 {
-        engine
-            .scope(Named::in_capitals(named("first"), named("SECOND"), named("third")))
+        Named::in_capitals(named("first"), named("SECOND"), named("third"))
+            .with_engine(&engine)
             .await
             .unwrap();
         assert_eq!(std::mem::take(&mut *log.lock().unwrap()), plain);
     }
-    assert_eq!(engine.scope(takes_a_marker(Marker, 7)).await.unwrap(), 7);
+    assert_eq!(takes_a_marker(Marker, 7).with_engine(&engine).await.unwrap(), 7);
 }
 
 #[tokio::test]
@@ -228,10 +228,10 @@ async fn arguments_are_dropped_in_the_order_of_a_plain_function() {
     // The second time it is a replay, and the body does not run.
     for _ in 0..2 {
         let (own, second, pair) = four();
-        engine.scope(own.guarded(second, pair, "log")).await.unwrap();
+        own.guarded(second, pair, "log").with_engine(&engine).await.unwrap();
         assert_eq!(dropped(), plain);
         let (own, second, pair) = four();
-        engine.scope(own.detached(second, pair, "log")).await.unwrap();
+        own.detached(second, pair, "log").with_engine(&engine).await.unwrap();
         assert_eq!(dropped(), plain);
     }
     // A call that is never polled drops what it was given, in the order in which it was given.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use effects::{Effects, once};
 use idempotency::store::MemoryStore;
-use idempotency::{Error, ErrorKind, Idempotency, idempotent};
+use idempotency::{Error, ErrorKind, Idempotency, WithEngine as _, idempotent};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 

@@ -71,12 +71,12 @@ impl Payments {
 /// The same call twice, each on a value of its own.
 async fn twice(call: impl AsyncFn(Payments) -> Result<usize, Error>) {
     let effects = Arc::new(Effects::default());
-    Idempotency::new(MemoryStore::new())
-        .scope(async {
-            assert_eq!(call(Payments::new(effects.clone())).await.unwrap(), 1);
-            assert_eq!(call(Payments::new(effects.clone())).await.unwrap(), 1);
-        })
-        .await;
+    async {
+        assert_eq!(call(Payments::new(effects.clone())).await.unwrap(), 1);
+        assert_eq!(call(Payments::new(effects.clone())).await.unwrap(), 1);
+    }
+    .with_engine(&Idempotency::new(MemoryStore::new()))
+    .await;
     assert_eq!(effects.count(), 1);
 }
 

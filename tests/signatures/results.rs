@@ -62,14 +62,14 @@ async fn aliases_and_error_types() {
 #[tokio::test]
 async fn errors_of_the_engine_arrive_in_the_users_type() {
     let engine = Idempotency::new(MemoryStore::new());
-    assert!(matches!(engine.scope(thiserror(Some(1))).await, Err(PayError::Declined)));
-    let Err(PayError::Idempotency(error)) = engine.scope(thiserror(None)).await else {
+    assert!(matches!(thiserror(Some(1)).with_engine(&engine).await, Err(PayError::Declined)));
+    let Err(PayError::Idempotency(error)) = thiserror(None).with_engine(&engine).await else {
         panic!("no key")
     };
     assert_eq!(error.kind(), ErrorKind::MissingKey);
-    let error = engine.scope(boxed_error(None)).await.unwrap_err();
+    let error = boxed_error(None).with_engine(&engine).await.unwrap_err();
     assert_eq!(error.downcast::<Error>().unwrap().kind(), ErrorKind::MissingKey);
-    assert_eq!(engine.scope(boxed_error(Some(0))).await.unwrap_err().to_string(), "zero");
+    assert_eq!(boxed_error(Some(0)).with_engine(&engine).await.unwrap_err().to_string(), "zero");
     let error = anyhow(1, &Effects::default()).await.unwrap_err();
     assert_eq!(error.downcast_ref::<Error>().unwrap().kind(), ErrorKind::NotInstalled);
 }

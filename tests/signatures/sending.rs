@@ -34,7 +34,7 @@ async fn a_body_that_is_not_send_runs_in_a_local_set() {
                 let (id, engine) = (Rc::new(5), engine.clone());
                 tokio::task::spawn_local(async move {
                     let effects = Effects::default();
-                    let answer = engine.scope(local(id, &effects)).await.unwrap();
+                    let answer = local(id, &effects).with_engine(&engine).await.unwrap();
                     (answer, effects.count())
                 })
             };

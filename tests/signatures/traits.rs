@@ -107,7 +107,7 @@ async fn async_trait_methods() {
 #[tokio::test]
 async fn boxed_functions() {
     assert_eq!(once(async |effects| boxed_by_hand(1, effects).await).await, 1);
-    assert_eq!(Idempotency::new(MemoryStore::new()).scope(recursive(3)).await.unwrap(), 6);
+    assert_eq!(recursive(3).with_engine(&Idempotency::new(MemoryStore::new())).await.unwrap(), 6);
     let effects = Effects::default();
     drop(boxed_by_hand(1, &effects));
     assert_eq!(effects.count(), 0, "nothing happens before the first poll");

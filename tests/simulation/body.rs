@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use idempotency::{Error, InCurrentScope as _, OnError, Verdict};
+use idempotency::{Error, InCurrentCall as _, OnError, Verdict};
 use idempotency_test_support::random::Random;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -172,7 +172,7 @@ impl Site {
             };
             let _ = sender.send(work.context.step("charge", charge).await);
         };
-        self.life.spawn(step.in_current_scope());
+        self.life.spawn(step.in_current_call());
         result
     }
 

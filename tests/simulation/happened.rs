@@ -1,6 +1,6 @@
 //! What runs are about: each of it has to happen in some of them.
 
-use idempotency::State;
+use idempotency::record::State;
 use idempotency::store::Reason;
 use idempotency_test_support::history::{Outcome, Request, Transition};
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use idempotency::State;
 use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
+use idempotency::record::State;
 use idempotency::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Grant, Operation,
     Page, Park, Purged, Reason, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,

@@ -3,8 +3,8 @@
 use idempotency::store::Operation;
 use std::time::Duration;
 
-use idempotency::State;
 use idempotency::clock::Timestamp;
+use idempotency::record::State;
 use idempotency_test_support::history::{Outcome, Rule, Transition, Violation};
 
 use crate::log::{Called, Entry, Turn};

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use idempotency::key::KeyHash;
-use idempotency::{Resolution, State};
+use idempotency::record::{Resolution, State};
 use idempotency_test_support::random::Random;
 
 use crate::log::Entry;
@@ -21,7 +21,7 @@ pub async fn looks_after(desk: Process, mut random: Random) {
         let key = world.plan.keys[index(&mut random, world.plan.keys.len())].clone();
         world.names_windows();
         let Ok(hash) = desk.record(&key).hash() else { continue };
-        let (label, record) = (world.server.name(hash), desk.engine.record_by_hash(&hash.to_hex()));
+        let (label, record) = (world.server.name(hash), desk.engine.record_by_hash(hash));
         let Ok(Some(view)) = record.inspect().await else { continue };
         let (forgets, hesitates) = (random.chance(8), millis_below(&mut random, ROUND / 5));
         let did = if view.state == State::InDoubt {
@@ -50,12 +50,12 @@ fn truth(desk: &Process, key: &Key, hash: KeyHash) -> Option<Resolution> {
         let of = |step| {
             effects.iter().find(|effect| effect.step == step).map(|effect| effect.value.clone())
         };
-        return Some(Resolution::Completed(format!("{}+{}", of("reserve")?, of("charge")?)));
+        return Some(Resolution::completed(format!("{}+{}", of("reserve")?, of("charge")?)));
     }
     if let Some(effect) = effects.first() {
-        return Some(Resolution::Completed(effect.value.clone()));
+        return Some(Resolution::completed(effect.value.clone()));
     }
     // A request to the provider may be on its way.
     let is_over = key.class != Class::VerifyByKey && !world.outside.is_at_work(&label, None);
-    is_over.then_some(Resolution::NotExecuted)
+    is_over.then_some(Resolution::not_executed())
 }

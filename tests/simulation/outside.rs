@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use idempotency::Context;
+use idempotency::record::State;
 use idempotency::store::Token;
-use idempotency::{Context, State};
 use idempotency_test_support::history::Rule;
 use tokio::sync::oneshot;
 use tokio::time::sleep;

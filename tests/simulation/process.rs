@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use idempotency::clock::Clock as _;
 use idempotency::key::window;
-use idempotency::{Call, Idempotency, OnConflict, OnCrash, RecordHandle, observe};
+use idempotency::record::RecordHandle;
+use idempotency::{Call, Idempotency, OnConflict, OnCrash, with_report};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::random::Random;
 
@@ -52,7 +53,7 @@ impl Process {
             builder = builder.in_doubt_retention(retention);
         }
         world.turn(&life.name, Turn::Started);
-        Self { world: world.clone(), life, engine: builder.build() }
+        Self { world: world.clone(), life, engine: builder.build().unwrap() }
     }
 
     /// Starts a caller that calls some times.
@@ -107,7 +108,8 @@ impl Process {
         };
         let label = key.label();
         world.ends.begins();
-        let answer = AssertUnwindSafe(observe(make(call, site, is_strict))).catch_unwind().await;
+        let answer =
+            AssertUnwindSafe(with_report(make(call, site, is_strict))).catch_unwind().await;
         let (answer, report) =
             answer.map_or_else(|panic| (Err(panic), None), |(answer, report)| (Ok(answer), report));
         // With a window, the record that the call belongs to is known only now.

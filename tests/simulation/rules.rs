@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use idempotency::Fingerprint;
+use idempotency::key::Fingerprint;
 use idempotency::store::{Record, State};
 use idempotency_test_support::history::{
     self, Call, Event, Outcome, Policy, Request, Rule, Stored, Transition, Violation, check,

@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use idempotency::State;
 use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::KeyHash;
+use idempotency::record::State;
 use idempotency::store::{
     Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, MemoryStore, Page, Park,
     Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store as _, StoreError, Token, Watch,

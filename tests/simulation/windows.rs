@@ -51,7 +51,11 @@ impl Windows {
     fn engine(&self) -> &Idempotency {
         self.engine.get_or_init(|| {
             let store = MemoryStore::with_clock(self.clock.clone());
-            Idempotency::builder(store).clock(self.clock.clone()).background_purge(false).build()
+            Idempotency::builder(store)
+                .clock(self.clock.clone())
+                .background_purge(false)
+                .build()
+                .unwrap()
         })
     }
 }

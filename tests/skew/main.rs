@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use futures::future::try_join_all;
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
+use idempotency::record::State;
 use idempotency::store::{Claim, Claimed, CrashPolicy, DynStore, Record, Store, Token};
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, State, observe};
+use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 
 const TEN_MINUTES: Duration = Duration::from_secs(600);
@@ -90,6 +91,7 @@ impl World {
             .purge_interval(Duration::from_millis(20))
             .on_conflict(OnConflict::Wait(Duration::from_secs(60)))
             .build()
+            .unwrap()
     }
 
     async fn record(&self, engine: &Idempotency, key: &str) -> Record {
@@ -171,7 +173,7 @@ async fn a_result_is_kept_for_its_ttl(world: &World) -> anyhow::Result<()> {
         call(&owner).run(|| async { Ok::<_, Error>(effects.add()) }).await?;
         for engine in [&owner, &other] {
             let (replayed, report) =
-                observe(call(engine).run(|| async { Ok::<_, Error>(effects.add()) })).await;
+                with_report(call(engine).run(|| async { Ok::<_, Error>(effects.add()) })).await;
             assert_eq!((replayed?, report.expect("a report").replayed), (1, true));
         }
         let gone = eventually_async("the result to expire", async || {

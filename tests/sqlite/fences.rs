@@ -145,7 +145,7 @@ async fn a_body_has_a_larger_fence_after_a_restart_with_a_clock_that_was_set_bac
     let world = World::new().await?;
     let fence = async |clock: ManualClock| -> anyhow::Result<u64> {
         let store = patient(&world.path).clock(clock.clone()).open().await?;
-        let engine = Idempotency::builder(store).clock(clock).build();
+        let engine = Idempotency::builder(store).clock(clock).build()?;
         let mut fence = 0;
         let refused: Result<(), Refused> = engine
             .call(OPERATION, 7)

@@ -1,8 +1,9 @@
 //! The file: it survives, it is shared, and what cannot be one is refused.
 
 use idempotency::key::KeyHash;
+use idempotency::record::State;
 use idempotency::store::{Commit, SqliteStore, Store as _, StoreErrorKind, Token};
-use idempotency::{Error, ErrorKind, Idempotency, State, observe};
+use idempotency::{Error, ErrorKind, Idempotency, with_report};
 use sqlx::{Connection as _, Row as _};
 
 use crate::world::{DAY, OPERATION, World, patient};
@@ -14,7 +15,7 @@ async fn records_survive_the_store_that_wrote_them() -> anyhow::Result<()> {
     for (round, replayed) in [(1_u32, false), (2, true)] {
         let engine = Idempotency::connect(&url).await?;
         let call = engine.call(OPERATION, 7).ttl(DAY).run(|| async { Ok::<_, Error>(round) });
-        let (result, report) = observe(call).await;
+        let (result, report) = with_report(call).await;
         assert_eq!((result?, report.expect("the call reports").replayed), (1, replayed));
     }
     Ok(())
@@ -92,7 +93,7 @@ async fn two_engines_on_one_file_share_their_records() -> anyhow::Result<()> {
     let world = World::new().await?;
     let other = Idempotency::builder(patient(&world.path).clock(world.clock.clone()).open().await?)
         .clock(world.clock.clone())
-        .build();
+        .build()?;
     let engine = world.engine(|builder| builder);
     let (first, second) = tokio::join!(
         engine.call(OPERATION, 7).ttl(DAY).run(|| async { Ok::<_, Error>("first".to_owned()) }),

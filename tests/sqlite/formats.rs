@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::Fingerprint;
 use idempotency::clock::Timestamp;
-use idempotency::key::KeyHash;
+use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     Claim, Commit, CrashPolicy, Reason, Record, Scan, State, Store as _, StoreErrorKind, Token,
 };
@@ -35,8 +34,8 @@ async fn golden_rows_of_format_1_are_read() -> anyhow::Result<()> {
     full.created = Timestamp::from_millis(1_699_999_000_000);
     full.attempts = 4;
     full.reason = Some(Reason::LeaseLost);
-    full.linger = 2_592_000_000;
-    full.after_expiry = 86_400_000;
+    full.linger = Duration::from_millis(2_592_000_000);
+    full.after_expiry = Duration::from_millis(86_400_000);
     full.lease_until = Timestamp::from_millis(1_699_999_900_000);
     full.expires = Timestamp::from_millis(1_702_591_900_000);
     full.schema = 5;

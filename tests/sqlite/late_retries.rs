@@ -1,6 +1,7 @@
 //! `after_expiry` and `on_crash_verify`, on a file.
 
-use idempotency::{Context, Error, ErrorKind, State, Verdict};
+use idempotency::record::State;
+use idempotency::{Context, Error, ErrorKind, Verdict};
 
 use super::world::{DAY, OPERATION, World};
 

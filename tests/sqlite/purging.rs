@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use idempotency::{Error, ErrorKind, Idempotency, State, Unstored};
+use idempotency::record::State;
+use idempotency::{Error, ErrorAction, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::eventually_async;
 
 use crate::world::{DAY, HOUR, OPERATION, World};
@@ -21,7 +22,7 @@ async fn the_background_removes_what_expired_in_batches_and_tells_its_lag() -> a
         charge(&engine, key, HOUR).await?;
     }
     charge(&engine, 5, DAY).await?;
-    let held = engine.call(OPERATION, 6).ttl(HOUR).on_error(Unstored::Hold);
+    let held = engine.call(OPERATION, 6).ttl(HOUR).on_error(ErrorAction::Hold);
     let held: Result<u32, Error> = held
         .run(|| async {
             Err(idempotency::store::StoreError::new(
@@ -32,7 +33,7 @@ async fn the_background_removes_what_expired_in_batches_and_tells_its_lag() -> a
         })
         .await;
     assert!(held.is_err());
-    assert_eq!((world.rows().await?, engine.purging().removed), (7, 0));
+    assert_eq!((world.rows().await?, engine.purge_stats().removed), (7, 0));
 
     world.clock.advance(HOUR + MINUTE);
     eventually_async("the five expired records to be removed", async || {
@@ -43,7 +44,7 @@ async fn the_background_removes_what_expired_in_batches_and_tells_its_lag() -> a
     .await?;
     eventually_async("the report", async || {
         world.clock.advance(MINUTE);
-        let purging = engine.purging();
+        let purging = engine.purge_stats();
         (purging.removed, purging.lag, purging.failed) == (5, None, 0)
     })
     .await?;
@@ -68,7 +69,10 @@ async fn a_purge_that_is_switched_off_removes_nothing() -> anyhow::Result<()> {
         world.clock.advance(2 * MINUTE);
         tokio::task::yield_now().await;
     }
-    assert_eq!((world.rows().await?, idle.purging()), (1, idempotency::Purging::default()));
+    assert_eq!(
+        (world.rows().await?, idle.purge_stats()),
+        (1, idempotency::report::PurgeStats::default())
+    );
     // The same file, and an engine that does.
     charge(&purging, 2, DAY).await?;
     eventually_async("the other engine to purge", async || {

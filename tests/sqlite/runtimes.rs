@@ -25,7 +25,7 @@ fn workers() -> Runtime {
 
 async fn opened(directory: &TempDir) -> anyhow::Result<(SqliteStore, Idempotency)> {
     let store = SqliteStore::open(directory.path().join("records.db")).await?;
-    Ok((store.clone(), Idempotency::builder(store).lease(LEASE).build()))
+    Ok((store.clone(), Idempotency::builder(store).lease(LEASE).build()?))
 }
 
 async fn call(engine: &Idempotency, key: u64) -> Result<u64, Error> {
@@ -112,7 +112,7 @@ async fn leases_of_a_pool_in_memory_are_renewed() -> anyhow::Result<()> {
         let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
         let store = SqliteStore::from_pool(pool);
         store.migrate().await?;
-        let engine = Idempotency::builder(store.clone()).lease(LEASE).build();
+        let engine = Idempotency::builder(store.clone()).lease(LEASE).build()?;
         let (blocking, begins, go_on) = blocking(&engine, 1);
         let owner = tokio::spawn(blocking);
         tokio::task::spawn_blocking(move || begins.recv_timeout(DEADLINE)).await??;

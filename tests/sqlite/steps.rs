@@ -3,7 +3,8 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use idempotency::{Call, Context, Error, ErrorKind, Idempotency, OnCrash, State};
+use idempotency::record::State;
+use idempotency::{Call, Context, Error, ErrorKind, Idempotency, OnCrash};
 
 use crate::world::{DAY, OPERATION, World};
 

@@ -41,7 +41,9 @@ impl World {
     }
 
     pub fn engine(&self, configure: impl FnOnce(Builder) -> Builder) -> Idempotency {
-        configure(Idempotency::builder(self.store.clone()).clock(self.clock.clone())).build()
+        configure(Idempotency::builder(self.store.clone()).clock(self.clock.clone()))
+            .build()
+            .unwrap()
     }
 
     /// How many rows the table has.

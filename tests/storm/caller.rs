@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use idempotency::State;
 use idempotency::key::KeyHash;
+use idempotency::record::State;
 use idempotency::store::{Claim, Claimed, CrashPolicy, Record, Store, Token};
 use idempotency_test_support::history::{OpenCall, Outcome};
 use idempotency_test_support::random::Random;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use idempotency::State;
+use idempotency::record::State;
 use idempotency::store::{
     Changed, CrashPolicy, Record, Resolve, ResolveAnswer, Scan, Store, Token,
 };

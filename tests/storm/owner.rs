@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use idempotency::State;
+use idempotency::record::State;
 use idempotency::store::{
     Abandon, Claim, Commit, Grant, Park, Reason, Release, Renewal, Store, Written,
 };

@@ -100,7 +100,7 @@ impl Shop {
         layer: impl FnOnce(IdempotencyLayer) -> IdempotencyLayer,
     ) -> anyhow::Result<Self> {
         let store = FaultyStore::new(memory);
-        let engine = Idempotency::builder(store.clone()).claim_timeout(patience).build();
+        let engine = Idempotency::builder(store.clone()).claim_timeout(patience).build()?;
         let scope = Scope::of(|request| {
             let secret = request.headers.get("authorization")?.to_str().ok()?;
             (secret != "Bearer sk_test_nobody").then(|| secret.to_owned())

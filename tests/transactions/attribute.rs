@@ -1,8 +1,8 @@
 //! `#[idempotent(…, tx = …)]`: what a call leaves in the database.
 
-use idempotency::{
-    Context, ErrorKind, Idempotency, State, Unstored, idempotent, in_transaction, observe,
-};
+use idempotency::record::State;
+use idempotency::tx::in_transaction;
+use idempotency::{Context, ErrorAction, ErrorKind, Idempotency, idempotent, with_report};
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 
 use crate::world::{Fault, World, add};
@@ -21,7 +21,7 @@ async fn what_is_committed_is_replayed_and_has_one_effect() -> anyhow::Result<()
     let world = World::new().await?;
     for round in 0..3 {
         let mut transaction = world.begin().await?;
-        let (result, report) = observe(record(&world.engine, &mut transaction, "a")).await;
+        let (result, report) = with_report(record(&world.engine, &mut transaction, "a")).await;
         assert_eq!(result?, "added a");
         assert_eq!(report.expect("the call reports").replayed, round > 0);
         transaction.commit().await?;
@@ -38,7 +38,7 @@ async fn what_the_caller_rolls_back_has_not_happened() -> anyhow::Result<()> {
     let world = World::new().await?;
     for _ in 0..2 {
         let mut transaction = world.begin().await?;
-        let (result, report) = observe(record(&world.engine, &mut transaction, "a")).await;
+        let (result, report) = with_report(record(&world.engine, &mut transaction, "a")).await;
         assert_eq!(result?, "added a");
         assert!(!report.expect("the call reports").replayed);
         transaction.rollback().await?;
@@ -128,7 +128,7 @@ async fn a_stored_error_is_replayed_and_its_effect_is_undone() -> anyhow::Result
     for round in 0..2 {
         let mut transaction = world.begin().await?;
         let (result, report) =
-            observe(record_and_decline(&world.engine, &mut transaction, "a")).await;
+            with_report(record_and_decline(&world.engine, &mut transaction, "a")).await;
         assert!(matches!(result, Err(Decline::Declined)), "{result:?}");
         assert_eq!(report.expect("the call reports").replayed, round > 0);
         transaction.commit().await?;
@@ -142,7 +142,7 @@ async fn a_stored_error_is_replayed_and_its_effect_is_undone() -> anyhow::Result
     ttl = "24h",
     name = "ledger.add",
     engine = engine,
-    on_error = |error: &Fault| if strict && matches!(error, Fault::No) { Unstored::Hold } else { Unstored::Release },
+    on_error = |error: &Fault| if strict && matches!(error, Fault::No) { ErrorAction::Hold } else { ErrorAction::Release },
     tx = tx
 )]
 async fn record_and_judge(

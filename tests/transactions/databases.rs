@@ -42,7 +42,7 @@ impl Database for Sqlite {
             .execute(&pool)
             .await?;
         let store = SqliteStore::builder(url).response_timeout(PATIENCE).open().await?;
-        Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
+        Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()?))
     }
 
     async fn add(
@@ -123,7 +123,7 @@ mod postgres {
             sqlx::query("CREATE TABLE IF NOT EXISTS effects (name text, value text)")
                 .execute(&pool)
                 .await?;
-            Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
+            Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()?))
         }
 
         async fn add(
@@ -227,7 +227,7 @@ mod mysql {
             sqlx::query("CREATE TABLE IF NOT EXISTS effects (name VARCHAR(64), value VARCHAR(64))")
                 .execute(&pool)
                 .await?;
-            Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()))
+            Ok((pool, Idempotency::builder(store).claim_timeout(PATIENCE).build()?))
         }
 
         async fn add(

@@ -2,8 +2,9 @@
 
 use std::cell::Cell;
 
+use idempotency::Idempotency;
 use idempotency::store::SqlTransaction;
-use idempotency::{Idempotency, in_transaction};
+use idempotency::tx::in_transaction;
 use idempotency_test_support::deadline::within;
 use sqlx::{Pool, Transaction};
 use tokio::sync::Barrier;

@@ -1,8 +1,9 @@
 //! Calls in a transaction whose operation is disabled: nothing is recorded, and an error of the
 //! body undoes what it wrote.
 
+use idempotency::ErrorKind;
 use idempotency::store::SqlTransaction;
-use idempotency::{ErrorKind, TransactionDatabase};
+use idempotency::tx::TransactionDatabase;
 use sqlx::Transaction;
 
 use crate::databases;

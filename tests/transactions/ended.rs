@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use idempotency::in_transaction;
+use idempotency::tx::in_transaction;
 use idempotency_test_support::deadline::{eventually_async, within};
 
 use crate::databases;

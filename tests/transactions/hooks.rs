@@ -3,7 +3,8 @@
 use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt as _;
-use idempotency::{Error, ErrorKind, State};
+use idempotency::record::State;
+use idempotency::{Error, ErrorKind};
 use serde::{Deserialize, Serialize};
 
 use crate::world::World;

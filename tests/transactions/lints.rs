@@ -8,7 +8,7 @@
 mod clean {
     use std::time::Duration;
 
-    use idempotency::{Idempotency, OnError, Unstored, idempotent};
+    use idempotency::{ErrorAction, Idempotency, OnError, idempotent};
     use sqlx::{Sqlite, SqliteConnection, Transaction};
 
     use crate::world::{Fault, add};
@@ -78,7 +78,7 @@ mod clean {
     #[idempotent(
         key = entry,
         ttl = "24h",
-        on_error = |_| if strict { Unstored::Hold } else { Unstored::Release },
+        on_error = |_| if strict { ErrorAction::Hold } else { ErrorAction::Release },
         engine = engine,
         tx = tx
     )]

@@ -3,9 +3,11 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::SqliteStore;
 use idempotency::testing::ManualClock;
-use idempotency::{Idempotency, State, Unstored, in_transaction};
+use idempotency::tx::in_transaction;
+use idempotency::{ErrorAction, Idempotency};
 
 use crate::databases;
 use crate::scene::{Database as _, Scene, call};
@@ -61,13 +63,13 @@ async fn the_held_error_of_a_long_body_is_in_doubt_for_as_long_as_that_of_a_shor
     let clock = ManualClock::new();
     let store = SqliteStore::builder(scene.database.url()).clock(clock.clone()).open().await?;
     let engine = Idempotency::builder(store).clock(clock.clone()).in_doubt_retention(DAY);
-    let engine = engine.background_purge(false).build();
+    let engine = engine.background_purge(false).build()?;
     let state = async || {
         let record = engine.record(OPERATION, "a").inspect().await?;
         anyhow::Ok(record.map(|record| record.state))
     };
     let mut transaction = scene.pool.begin_with("BEGIN IMMEDIATE").await?;
-    let call = call(&engine, "a").on_error(Unstored::Hold);
+    let call = call(&engine, "a").on_error(ErrorAction::Hold);
     let failing = call.run_in(&mut transaction, async |connection| {
         databases::Sqlite::add(connection, "a", "value").await?;
         clock.advance(2 * DAY);

@@ -5,10 +5,10 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-#[cfg(feature = "mysql")]
-use idempotency::in_transaction;
 use idempotency::store::SqlTransaction;
-use idempotency::{ErrorKind, OnConflict, observe};
+#[cfg(feature = "mysql")]
+use idempotency::tx::in_transaction;
+use idempotency::{ErrorKind, OnConflict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use sqlx::Transaction;
 use tokio::sync::oneshot;
@@ -34,7 +34,7 @@ macro_rules! behind_a_call_outside {
             let mut transaction = scene.pool.begin_with($begin).await?;
             let calling = call(&scene.engine, "a")
                 .run_in(&mut transaction, async |_| Ok::<_, Fault>("inside".to_owned()));
-            let (result, report) = observe(calling).await;
+            let (result, report) = with_report(calling).await;
             transaction.commit().await?;
             anyhow::Ok((result, report.expect("the call reports")))
         };
@@ -279,7 +279,8 @@ where
     call(&scene.engine, "a").run_in(&mut first, async |_| Ok::<_, Fault>(1)).await?;
     let mut second = scene.pool.begin().await?;
     let hasty = call(&scene.engine, "a").on_conflict(OnConflict::Reject);
-    let (refused, report) = observe(hasty.run_in(&mut second, async |_| Ok::<_, Fault>(2))).await;
+    let (refused, report) =
+        with_report(hasty.run_in(&mut second, async |_| Ok::<_, Fault>(2))).await;
     let Err(Fault::Idempotency(error)) = refused else {
         panic!("another one holds it: {refused:?}")
     };

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use idempotency::record::State;
 use idempotency::store::MySqlStore;
-use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, observe};
+use idempotency::{Call, ErrorKind, Idempotency, OnConflict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
@@ -45,7 +46,7 @@ async fn database(server: &MariaDbServer) -> anyhow::Result<(Idempotency, MySqlP
     sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
     let store = MySqlStore::builder(pool.clone()).response_timeout(PATIENCE).build()?;
     store.migrate().await?;
-    Ok((Idempotency::builder(store).claim_timeout(PATIENCE).build(), pool))
+    Ok((Idempotency::builder(store).claim_timeout(PATIENCE).build()?, pool))
 }
 
 async fn add(connection: &mut MySqlConnection) -> Result<(), Fault> {
@@ -61,7 +62,7 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
         world.call(key).run_in(&mut first, add_in).await?;
         let second = async {
             let mut second = world.pool.begin_with(READ_COMMITTED).await?;
-            let (result, report) = observe(world.call(key).run_in(&mut second, add_in)).await;
+            let (result, report) = with_report(world.call(key).run_in(&mut second, add_in)).await;
             result?;
             let report = report.expect("the call reports");
             // One that rolled back leaves nothing that tells of it.
@@ -112,7 +113,7 @@ async fn a_wait_is_bounded_and_leaves_the_transaction_as_it_was() -> anyhow::Res
     let started = Instant::now();
     let patience = OnConflict::Wait(Duration::from_millis(300));
     let refused = world.call("a").on_conflict(patience).run_in(&mut second, add_in);
-    let (refused, report) = within("the end of the wait", observe(refused)).await?;
+    let (refused, report) = within("the end of the wait", with_report(refused)).await?;
     let Err(Fault::Idempotency(error)) = refused else { panic!("somebody else holds it") };
     assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
     assert!(report.is_some_and(|report| report.waited));
@@ -313,7 +314,7 @@ async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<
     let store = MySqlStore::builder(world.pool.clone())
         .table(format!("{original}.idempotency_records"))
         .build()?;
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build()?;
     engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;
     transaction.commit().await?;
     Ok(())
@@ -330,8 +331,9 @@ async fn a_pool_whose_hook_chooses_the_database_keeps_records_in_its_transaction
         Box::pin(async move { sqlx::raw_sql(statement).execute(connection).await.map(drop) })
     });
     let pool = pool.connect_with(options).await?;
-    let engine =
-        Idempotency::builder(MySqlStore::from_pool(pool.clone())).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(MySqlStore::from_pool(pool.clone()))
+        .claim_timeout(PATIENCE)
+        .build()?;
     for _ in 0..2 {
         let mut transaction = pool.begin().await?;
         engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;

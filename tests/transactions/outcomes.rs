@@ -3,11 +3,10 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt as _;
+use idempotency::record::State;
 use idempotency::store::{Reason, SqliteStore};
-use idempotency::{
-    Context, ErrorKind, Idempotency, OnCrash, OpenTransaction, State, Unstored, Verdict,
-    in_transaction, observe,
-};
+use idempotency::tx::{OpenTransaction, in_transaction};
+use idempotency::{Context, ErrorAction, ErrorKind, Idempotency, OnCrash, Verdict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use sqlx::Sqlite;
 use tokio::sync::Notify;
@@ -23,7 +22,7 @@ async fn what_is_committed_is_replayed_and_has_one_effect() -> anyhow::Result<()
         let call = world
             .call("a")
             .run_in(&mut transaction, async |transaction| add(transaction, "a").await);
-        let (result, report) = observe(call).await;
+        let (result, report) = with_report(call).await;
         assert_eq!(result?, "added a");
         assert_eq!(report.expect("the call reports").replayed, round > 0);
         transaction.commit().await?;
@@ -115,7 +114,7 @@ async fn a_held_error_undoes_the_effect_and_leaves_the_record_in_doubt() -> anyh
     let world = World::new().await?;
     let mut transaction = world.begin().await?;
     let failing =
-        world.call("a").on_error(Unstored::Hold).run_in(&mut transaction, async |transaction| {
+        world.call("a").on_error(ErrorAction::Hold).run_in(&mut transaction, async |transaction| {
             add(transaction, "a").await?;
             Err::<String, _>(Fault::No)
         });
@@ -130,7 +129,7 @@ async fn a_held_error_is_kept_by_who_commits_and_rolled_back_with_a_warning_by_w
 -> anyhow::Result<()> {
     let (world, warnings, runs) = (World::new().await?, Warnings::listen(), AtomicUsize::new(0));
     let hold = async |mut transaction: OpenTransaction<Sqlite>| {
-        let call = world.call("a").on_error(Unstored::Hold).run_in(
+        let call = world.call("a").on_error(ErrorAction::Hold).run_in(
             &mut transaction,
             async |transaction| {
                 runs.fetch_add(1, Ordering::Relaxed);

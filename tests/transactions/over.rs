@@ -4,7 +4,9 @@
 use std::cell::{Cell, RefCell};
 
 use futures::future::select;
-use idempotency::{Error, ErrorKind, State, in_transaction};
+use idempotency::record::State;
+use idempotency::tx::in_transaction;
+use idempotency::{Error, ErrorKind};
 use idempotency_test_support::deadline::within;
 use sqlx::SqliteConnection;
 use tokio::sync::Notify;

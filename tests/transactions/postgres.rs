@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use idempotency::record::State;
 use idempotency::store::PostgresStore;
-use idempotency::{Call, ErrorKind, Idempotency, OnConflict, State, in_transaction, observe};
+use idempotency::tx::in_transaction;
+use idempotency::{Call, ErrorKind, Idempotency, OnConflict, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -41,7 +43,7 @@ async fn database(server: &PostgresServer) -> anyhow::Result<(Idempotency, PgPoo
     sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
     let store = PostgresStore::builder(pool.clone()).response_timeout(PATIENCE).build()?;
     store.migrate().await?;
-    Ok((Idempotency::builder(store).claim_timeout(PATIENCE).build(), pool))
+    Ok((Idempotency::builder(store).claim_timeout(PATIENCE).build()?, pool))
 }
 
 async fn add(connection: &mut PgConnection) -> Result<(), Fault> {
@@ -57,7 +59,7 @@ async fn a_second_transaction_waits_and_replays_or_runs() -> anyhow::Result<()> 
         world.call(key).run_in(&mut first, add_in).await?;
         let second = async {
             let mut second = world.pool.begin().await?;
-            let (result, report) = observe(world.call(key).run_in(&mut second, add_in)).await;
+            let (result, report) = with_report(world.call(key).run_in(&mut second, add_in)).await;
             result?;
             let report = report.expect("the call reports");
             // One that rolled back leaves nothing that tells of it.
@@ -108,7 +110,7 @@ async fn a_wait_is_bounded_and_leaves_the_transaction_as_it_was() -> anyhow::Res
     let started = Instant::now();
     let patience = OnConflict::Wait(Duration::from_millis(300));
     let refused = world.call("a").on_conflict(patience).run_in(&mut second, add_in);
-    let (refused, report) = within("the end of the wait", observe(refused)).await?;
+    let (refused, report) = within("the end of the wait", with_report(refused)).await?;
     let Err(Fault::Idempotency(error)) = refused else { panic!("somebody else holds it") };
     assert_eq!(error.kind(), ErrorKind::InProgress, "{error}");
     assert!(report.is_some_and(|report| report.waited));
@@ -212,7 +214,7 @@ async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<
     }
     let store =
         PostgresStore::builder((*options).clone()).response_timeout(PATIENCE).connect().await?;
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build()?;
     let copy = PgPool::connect_with(copy).await?;
     let mut transaction = copy.begin().await?;
     let refused = engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await;
@@ -242,7 +244,7 @@ async fn a_pool_whose_hook_chooses_the_schema_keeps_records_in_its_transactions(
     let pool = pool.connect(&url).await?;
     let store = PostgresStore::from_pool(pool.clone());
     store.migrate().await?;
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build()?;
     for _ in 0..2 {
         let mut transaction = pool.begin().await?;
         engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add_in).await?;

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use idempotency::record::State;
 use idempotency::store::SqlTransaction;
-use idempotency::{Call, Idempotency, OnConflict, State, TransactionDatabase, in_transaction};
+use idempotency::tx::{TransactionDatabase, in_transaction};
+use idempotency::{Call, Idempotency, OnConflict};
 use sqlx::{Pool, Transaction};
 
 use crate::world::{DAY, Fault, OPERATION};

@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use idempotency::store::SqlTransaction;
-use idempotency::{Idempotency, idempotent};
+use idempotency::{Idempotency, WithEngine as _, idempotent};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::{Sqlite, SqliteConnection, Transaction};
@@ -546,7 +546,7 @@ async fn names_come_from_where_they_are_written() -> anyhow::Result<()> {
     assert_once!(world, ["a"], |tx| from_a_macro::given(engine, &mut tx, "a"));
     assert_once!(world, ["b"], |tx| from_a_macro::own(engine, &mut tx, "b"));
     let mut transaction = world.begin().await?;
-    let result = engine.scope(without_prelude::compiles(&mut transaction, 1)).await;
+    let result = without_prelude::compiles(&mut transaction, 1).with_engine(engine).await;
     assert_eq!(result?, 1);
     Ok(())
 }

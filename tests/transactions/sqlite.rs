@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use idempotency::store::SqliteStore;
-use idempotency::{ErrorKind, Idempotency, OnConflict, in_transaction};
+use idempotency::tx::in_transaction;
+use idempotency::{ErrorKind, Idempotency, OnConflict};
 use idempotency_test_support::deadline::within;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
@@ -80,8 +81,9 @@ async fn a_pool_whose_hook_attaches_the_records_keeps_them_in_its_transactions()
         .connect_with(SqliteConnectOptions::new().filename(&ledger).create_if_missing(true))
         .await?;
     sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
-    let engine =
-        Idempotency::builder(SqliteStore::from_pool(pool.clone())).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(SqliteStore::from_pool(pool.clone()))
+        .claim_timeout(PATIENCE)
+        .build()?;
     for _ in 0..2 {
         let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
         engine.call(OPERATION, "a").ttl(DAY).run_in(&mut transaction, add).await?;

@@ -42,7 +42,7 @@ async fn on_mariadb_a_pool_that_reads_what_is_not_committed_is_refused() -> anyh
     assert_eq!(refused.kind(), StoreErrorKind::Config, "{refused}");
     assert!(refused.to_string().contains("READ UNCOMMITTED"), "{refused}");
 
-    let engine = Idempotency::builder(store().build()?).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store().build()?).claim_timeout(PATIENCE).build()?;
     let mut transaction = scene.pool.begin().await?;
     let first = call(&scene.engine, "a").run_in(&mut transaction, async |connection| {
         MariaDb::add(connection, "a", "first").await?;
@@ -117,10 +117,10 @@ async fn on_sqlite_a_pool_that_reads_what_is_not_committed_is_refused() -> anyho
     sqlx::query("CREATE TABLE ledger (entry TEXT NOT NULL)").execute(&pool).await?;
     let store = SqliteStore::from_pool(pool.clone());
     store.migrate().await?;
-    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build();
+    let engine = Idempotency::builder(store).claim_timeout(PATIENCE).build()?;
     let sees_all = SqlitePoolOptions::new().max_connections(4).connect_with(sees_all).await?;
     let seeing =
-        Idempotency::builder(SqliteStore::from_pool(sees_all)).claim_timeout(PATIENCE).build();
+        Idempotency::builder(SqliteStore::from_pool(sees_all)).claim_timeout(PATIENCE).build()?;
     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
     call(&engine, "a")
         .run_in(&mut transaction, async |connection| add(connection, "a").await)

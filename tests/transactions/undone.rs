@@ -1,7 +1,8 @@
 //! The database has undone a transaction, and its body takes no notice: the commit would be
 //! answered all the same.
 
-use idempotency::{ErrorKind, in_transaction};
+use idempotency::ErrorKind;
+use idempotency::tx::in_transaction;
 
 use crate::databases;
 #[cfg(feature = "mysql")]

@@ -4,8 +4,10 @@
 use std::cell::Cell;
 use std::error::Error as _;
 
+use idempotency::record::State;
 use idempotency::store::SqlTransaction;
-use idempotency::{Error, ErrorKind, Idempotency, State, in_transaction};
+use idempotency::tx::in_transaction;
+use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::proxy::{Action, Fault as NetworkFault, Moment, Planned, Proxy};
 use sqlx::{Pool, Transaction};

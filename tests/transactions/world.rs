@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::SqliteStore;
-use idempotency::{Call, Error, Idempotency, State};
+use idempotency::{Call, Error, Idempotency};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
 use tempfile::TempDir;
@@ -62,7 +63,7 @@ impl World {
 
 async fn engine(path: &Path) -> anyhow::Result<Idempotency> {
     let store = SqliteStore::builder(path).response_timeout(PATIENCE).open().await?;
-    Ok(Idempotency::builder(store).claim_timeout(PATIENCE).build())
+    Ok(Idempotency::builder(store).claim_timeout(PATIENCE).build()?)
 }
 
 /// The effect.

@@ -5,10 +5,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use idempotency::record::{Resolution, State};
 use idempotency::store::MemoryStore;
-use idempotency::{
-    Context, Error, ErrorKind, Idempotency, OnCrash, OnError, Resolution, State, Verdict,
-};
+use idempotency::{Context, Error, ErrorKind, Idempotency, OnCrash, OnError, Verdict};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -184,7 +183,7 @@ async fn operators<T: Stored>(Processes { here, there }: &Processes, value: &T) 
         }
     };
     let view = tokio::time::timeout(PATIENCE, in_doubt).await.expect("the record is in doubt");
-    match record.resolve(&view, Resolution::Completed(value.clone())).await {
+    match record.resolve(&view, Resolution::completed(value.clone())).await {
         Err(error) => Err(error.kind()),
         Ok(()) => {
             shown(there.call("operators", 1).ttl(DAY).run(|| async { Ok(value.clone()) }).await)

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use idempotency::key::digest;
+use idempotency::key::{Fingerprint, digest};
 use idempotency::store::{MemoryStore, Store as _};
-use idempotency::{Error, Fingerprint, Idempotency};
+use idempotency::{Error, Idempotency};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use idempotency::store::{RedisStore, Store};
-use idempotency::{Error, Idempotency, observe};
+use idempotency::{Error, Idempotency, with_report};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 
@@ -16,7 +16,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn engine(store: impl Store) -> Idempotency {
     let builder = Idempotency::builder(store).claim_timeout(Duration::from_secs(20));
-    builder.near_cache(1_000_000).near_cache_ttl(HOUR).build()
+    builder.near_cache(1_000_000).near_cache_ttl(HOUR).build().unwrap()
 }
 
 #[tokio::test]
@@ -32,7 +32,7 @@ async fn what_another_engine_removes_is_replayed_no_more_through_two_wrappers() 
     let charged = async || {
         let body = || async { Ok::<_, Error>(ran.fetch_add(1, Ordering::SeqCst)) };
         let call = here.call("charge", 1).ttl(HOUR).run(body);
-        let (answer, report) = observe(call).await;
+        let (answer, report) = with_report(call).await;
         (answer.expect("the server answers"), report.expect("the call reports"))
     };
     eventually_async("the result to be near", async || charged().await.1.near_cached).await?;

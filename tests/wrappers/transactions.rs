@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use idempotency::store::{MemoryStore, SqliteStore, Store};
-use idempotency::{Error, ErrorKind, Idempotency, OnError, in_transaction};
+use idempotency::tx::in_transaction;
+use idempotency::{Error, ErrorKind, Idempotency, OnError};
 use serde::{Deserialize, Serialize};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
@@ -51,7 +52,7 @@ async fn add(pool: &SqlitePool, engine: &Idempotency, entry: &str) -> Result<Str
 
 /// Two calls of one key add one entry, and both get the answer of the first.
 async fn adds_once(pool: &SqlitePool, store: impl Store) -> anyhow::Result<()> {
-    let engine = Idempotency::builder(store).claim_timeout(Duration::from_secs(20)).build();
+    let engine = Idempotency::builder(store).claim_timeout(Duration::from_secs(20)).build()?;
     anyhow::ensure!(add(pool, &engine, "tea").await? == "added tea");
     anyhow::ensure!(add(pool, &engine, "coffee").await? == "added tea");
     let (entries,): (String,) =

@@ -15,7 +15,7 @@
 //!   the build have enabled.
 //!
 //! The encoding is part of the stored format: a change to it requires a new
-//! [`Fingerprint::VERSION`](crate::Fingerprint).
+//! [`Fingerprint::VERSION`](crate::key::Fingerprint).
 
 mod collection;
 mod number;

@@ -83,7 +83,7 @@ mod tests {
         Claim, Claimed, MemoryStore, Operation, Release, Store as _, StoreErrorKind, Token,
     };
     use crate::testing::{Fault, FaultyStore};
-    use crate::{Error, ErrorKind, Idempotency, Unstored};
+    use crate::{Error, ErrorAction, ErrorKind, Idempotency};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -130,7 +130,7 @@ mod tests {
         store.always(Operation::Park, Some(Fault::Refused(StoreErrorKind::Full)));
         let engine = Idempotency::new(store.clone());
         let _all = engine.inner.bounds.ends.fill();
-        let call = engine.call("payments.charge", 1).ttl(DAY).on_error(Unstored::Hold);
+        let call = engine.call("payments.charge", 1).ttl(DAY).on_error(ErrorAction::Hold);
         let error = call.run(async || Err::<String, _>(Error::config("no answer"))).await;
         assert_eq!(error.unwrap_err().kind(), ErrorKind::Config);
         assert!(engine.inner.keeper.held().is_empty());

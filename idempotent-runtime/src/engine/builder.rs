@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::duplicate::Duplicate;
+use super::duplicate::DuplicateRun;
 use super::settings::Settings;
 use super::{Idempotency, Inner};
 use crate::clock::{Clock, Randomness, SystemClock, SystemRandomness};
@@ -18,13 +18,19 @@ use crate::store::{DynStore, Store};
 ///
 /// ```
 /// use std::time::Duration;
-/// use idempotent_runtime::{Idempotency, OnConflict, store::MemoryStore};
+/// use idempotent_runtime::{Error, Idempotency, OnConflict, store::MemoryStore};
 ///
+/// # fn main() -> Result<(), Error> {
 /// let engine = Idempotency::builder(MemoryStore::new())
 ///     .namespace("shop")
 ///     .lease(Duration::from_secs(30))
 ///     .on_conflict(OnConflict::Wait(Duration::from_secs(10)))
-///     .build();
+///     .build()?;
+///
+/// // A bad setting is an error here, not in a call.
+/// assert!(Idempotency::builder(MemoryStore::new()).lease(Duration::ZERO).build().is_err());
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Clone)]
 #[must_use = "`build` makes the engine"]
@@ -173,21 +179,21 @@ impl Builder {
     /// with another fingerprint is still rejected.
     ///
     /// A cached result can only be wrong if its record was removed, or if an operator's answer was
-    /// corrected. [`forget`](crate::RecordHandle::forget) and
-    /// [`resolve`](crate::RecordHandle::resolve) through this engine take effect at once. Through
-    /// another process they take effect as soon as the store pushes the change, which Redis does
-    /// within milliseconds, and otherwise after [`near_cache_ttl`](Self::near_cache_ttl). By
+    /// corrected. [`forget`](crate::record::RecordHandle::forget) and
+    /// [`resolve`](crate::record::RecordHandle::resolve) through this engine take effect at once.
+    /// Through another process they take effect as soon as the store pushes the change, which Redis
+    /// does within milliseconds, and otherwise after [`near_cache_ttl`](Self::near_cache_ttl). By
     /// default there is no near cache.
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, observe, store::MemoryStore};
+    /// # use idempotent_runtime::{Error, Idempotency, with_report, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
-    /// let engine = Idempotency::builder(MemoryStore::new()).near_cache(64 * 1024 * 1024).build();
+    /// let engine = Idempotency::builder(MemoryStore::new()).near_cache(64 * 1024 * 1024).build()?;
     /// let charge = || engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).run(async || Ok::<_, Error>(1));
     /// charge().await?;
-    /// let (replayed, report) = observe(charge()).await;
+    /// let (replayed, report) = with_report(charge()).await;
     /// assert_eq!(replayed?, 1);
     /// assert!(report.is_some_and(|report| report.near_cached));
     /// # Ok(())
@@ -211,7 +217,7 @@ impl Builder {
     /// Sets a hook that is called when a body finishes after its call had been taken over: its
     /// effect may have happened twice. The hook may take its time: the caller of that body waits
     /// for it, and no lease does.
-    pub fn on_duplicate(mut self, hook: impl Fn(&Duplicate) + Send + Sync + 'static) -> Self {
+    pub fn on_duplicate(mut self, hook: impl Fn(&DuplicateRun) + Send + Sync + 'static) -> Self {
         self.settings.on_duplicate = Some(Arc::new(hook));
         self
     }
@@ -233,7 +239,7 @@ impl Builder {
     ///     .background(|future| {
     ///         tokio::spawn(future);
     ///     })
-    ///     .build();
+    ///     .build()?;
     /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
     /// assert_eq!(call.run(|| async { Ok::<_, Error>(1) }).await?, 1);
     /// # Ok(())
@@ -266,28 +272,19 @@ impl Builder {
         self
     }
 
-    /// Builds the engine. If a setting is out of range, every call fails with
-    /// [`Config`](crate::ErrorKind::Config) and names the setting; [`try_build`](Self::try_build)
-    /// reports it at once.
-    pub fn build(self) -> Idempotency {
-        let validity = self.settings.validate();
-        Idempotency {
-            inner: Arc::new(Inner::new(
-                self.store,
-                self.clock,
-                self.randomness,
-                self.settings,
-                validity,
-            )),
-        }
-    }
-
-    /// Builds the engine, or reports an invalid setting.
+    /// Builds the engine.
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) if a setting is out of range.
-    pub fn try_build(self) -> Result<Idempotency, Error> {
+    /// [`Config`](crate::ErrorKind::Config) if a setting is out of range. The error names the
+    /// setting.
+    pub fn build(self) -> Result<Idempotency, Error> {
         self.settings.validate()?;
-        Ok(self.build())
+        Ok(self.build_valid())
+    }
+
+    /// Builds the engine from settings that are known to be valid, as the default ones are.
+    pub(super) fn build_valid(self) -> Idempotency {
+        let inner = Inner::new(self.store, self.clock, self.randomness, self.settings);
+        Idempotency { inner: Arc::new(inner) }
     }
 }

@@ -8,13 +8,13 @@ use super::instance::Instance;
 use super::operations::Site;
 use super::request::{Conflict, Operation, Request};
 use super::run::{Run, run};
-use super::verify::{Unasked, Verify};
+use super::verify::{NoVerify, Verify};
 use super::{Idempotency, scope};
 use crate::error::Error;
 use crate::fingerprint::Fingerprint;
 use crate::key::{IntoKey, Key};
 use crate::outcome::{CallError, ErrorPolicy, Outcome, StoredValue, Upgrade};
-use crate::policy::{OnConflict, OnCrash, Unstored};
+use crate::policy::{ErrorAction, OnConflict, OnCrash};
 use crate::store::CrashPolicy;
 
 /// One call of an operation, created by [`Idempotency::call`]. Call [`run`](Self::run) to execute
@@ -39,7 +39,7 @@ use crate::store::CrashPolicy;
 /// ```
 #[derive(Debug)]
 #[must_use = "a call does nothing until it runs"]
-pub struct Call<P = Unstored, V = Unasked> {
+pub struct Call<P = ErrorAction, V = NoVerify> {
     pub(crate) request: Request,
     policy: P,
     question: V,
@@ -57,7 +57,7 @@ impl Call {
 
     fn new(engine: Result<Idempotency, Error>, operation: Operation, key: Key) -> Self {
         let request = Request::new(engine, operation, key);
-        Self { request, policy: Unstored::Release, question: Unasked }
+        Self { request, policy: ErrorAction::Release, question: NoVerify }
     }
 
     /// Marks the call as one of a function that the user has not named: its instances do not share
@@ -71,12 +71,13 @@ impl Call {
 }
 
 impl<P, V> Call<P, V> {
-    /// Decides what happens to an `Err` of the body: [`OnError`](crate::OnError), [`Unstored`], or
-    /// a function over the error that returns one of them. The default is [`Unstored::Release`].
+    /// Decides what happens to an `Err` of the body: [`OnError`](crate::OnError), [`ErrorAction`],
+    /// or a function over the error that returns one of them. The default is
+    /// [`ErrorAction::Release`].
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, Unstored, store::MemoryStore};
+    /// # use idempotent_runtime::{Error, Idempotency, ErrorAction, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());
@@ -86,8 +87,8 @@ impl<P, V> Call<P, V> {
     ///     .call("payments.charge", 7)
     ///     .ttl(Duration::from_secs(60))
     ///     .on_error(|error: &PayError| match error {
-    ///         PayError::ProviderTimeout => Unstored::Hold,
-    ///         _ => Unstored::Release,
+    ///         PayError::ProviderTimeout => ErrorAction::Hold,
+    ///         _ => ErrorAction::Release,
     ///     })
     ///     .run(|| async { Err(PayError::ProviderTimeout) })
     ///     .await;
@@ -197,7 +198,7 @@ impl<P, V> Call<P, V> {
             OnCrash::Retry => CrashPolicy::Retry,
             OnCrash::Resume => CrashPolicy::Resume,
         };
-        Call { request: self.request, policy: self.policy, question: Unasked }
+        Call { request: self.request, policy: self.policy, question: NoVerify }
     }
 
     /// Lets the next caller verify with the outside world if this one disappears in the middle of
@@ -306,7 +307,7 @@ impl<P, V> Call<P, V> {
     /// Splits the call into the request, the error policy, which the codec takes, and the
     /// verification callback.
     pub(super) fn parts(self) -> (Call, P, V) {
-        let call = Call { request: self.request, policy: Unstored::Release, question: Unasked };
+        let call = Call { request: self.request, policy: ErrorAction::Release, question: NoVerify };
         (call, self.policy, self.question)
     }
 }
@@ -333,7 +334,7 @@ impl<P> Call<P> {
         E: CallError,
         P: ErrorPolicy<E>,
     {
-        let (call, policy, Unasked) = self.parts();
+        let (call, policy, NoVerify) = self.parts();
         run(call, Result::<T, E>::codec(policy), body)
     }
 
@@ -352,7 +353,7 @@ impl<P> Call<P> {
         E: CallError,
         P: ErrorPolicy<E>,
     {
-        let (call, policy, Unasked) = self.parts();
+        let (call, policy, NoVerify) = self.parts();
         run(call, Result::<T, E>::codec(policy).upgrade(upgrade), body)
     }
 
@@ -401,7 +402,7 @@ impl<P> Call<P> {
         E: CallError + 'static,
         P: ErrorPolicy<E>,
     {
-        let (call, policy, Unasked) = self.parts();
+        let (call, policy, NoVerify) = self.parts();
         run(call, Result::<T, E>::codec(policy).upgrade(upgrade).upgrade_error(upgrade_error), body)
     }
 }

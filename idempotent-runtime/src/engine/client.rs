@@ -16,8 +16,8 @@ use crate::key::KeyHash;
 use crate::paused::explain;
 use crate::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, DynStore, Facets,
-    Operation, Park, Purged, Record, Release, Remove, Renewal, Resolve, StoreError, StoreErrorKind,
-    Token, Watch, Written,
+    Operation, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, StoreError,
+    StoreErrorKind, Token, Watch, Written,
 };
 
 /// The store of an engine, as the engine sees it. Cheap to clone.
@@ -170,6 +170,10 @@ impl StoreClient {
         key: KeyHash,
     ) -> Result<Option<Record>, StoreError> {
         self.repeat(Operation::Read, budget, || self.store.clone().read(key)).await
+    }
+
+    pub(super) async fn scan(&self, budget: Budget, scan: &Scan) -> Result<Page, StoreError> {
+        self.repeat(Operation::Scan, budget, || self.store.clone().scan(scan.clone())).await
     }
 
     pub(super) async fn watch(&self, budget: Budget, key: KeyHash) -> Result<Watch, StoreError> {

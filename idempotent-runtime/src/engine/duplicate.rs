@@ -12,7 +12,7 @@ use crate::key::KeyHash;
 /// sets. `Debug` shows the sizes of the results instead of their contents.
 #[derive(Clone)]
 #[non_exhaustive]
-pub struct Duplicate {
+pub struct DuplicateRun {
     /// The operation's name.
     pub operation: Arc<str>,
     /// The name of the record.
@@ -24,9 +24,9 @@ pub struct Duplicate {
     pub winner: Option<Bytes>,
 }
 
-impl fmt::Debug for Duplicate {
+impl fmt::Debug for DuplicateRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Duplicate")
+        f.debug_struct("DuplicateRun")
             .field("operation", &self.operation)
             .field("key", &self.key)
             .field("result", &format_args!("{} bytes", self.result.len()))
@@ -35,4 +35,4 @@ impl fmt::Debug for Duplicate {
     }
 }
 
-pub(crate) type DuplicateHook = dyn Fn(&Duplicate) + Send + Sync;
+pub(crate) type DuplicateHook = dyn Fn(&DuplicateRun) + Send + Sync;

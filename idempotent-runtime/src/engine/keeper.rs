@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::client::StoreClient;
 use super::lease::{Lease, nanos};
-use super::purge::{Purge, Purging};
+use super::purge::{Purge, PurgeStats};
 use crate::clock::Clock;
 use crate::events::What;
 use crate::near_cache::NearCache;
@@ -194,7 +194,7 @@ impl Keeper {
     }
 
     /// Statistics about what the background has removed.
-    pub(crate) fn purging(&self) -> Purging {
+    pub(crate) fn purge_stats(&self) -> PurgeStats {
         self.purge.as_ref().map(|purge| purge.done()).unwrap_or_default()
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::duplicate::Duplicate;
+use super::duplicate::DuplicateRun;
 use super::finish::{Verdict, conclude};
 use super::request::Checked;
 use super::retry::Budget;
@@ -174,11 +174,11 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
     if let Some(hook) = call.engine.settings.on_duplicate.clone() {
         let winner = winner.map(|record| record.body.clone());
         let (operation, key, result) = (call.operation.clone(), call.key, result.clone());
-        let duplicate = Duplicate { operation, key, result, winner };
+        let duplicate = DuplicateRun { operation, key, result, winner };
         // Called after everything was decided: the hook does not change the outcome.
         keeper::beside(move || {
             if catch_unwind(AssertUnwindSafe(|| hook(&duplicate))).is_err() {
-                let Duplicate { operation, key, .. } = duplicate;
+                let DuplicateRun { operation, key, .. } = duplicate;
                 tracing::error!(%operation, %key, "the hook `on_duplicate` panicked");
             }
         })

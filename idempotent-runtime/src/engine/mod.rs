@@ -27,34 +27,34 @@ pub(crate) mod retry;
 mod run;
 mod running;
 pub(crate) mod scope;
+mod search;
 mod settings;
 mod transaction;
 pub(crate) mod verify;
 mod wait;
 mod window;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub use builder::Builder;
 pub use call::Call;
-pub use duplicate::Duplicate;
+pub use duplicate::DuplicateRun;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub(crate) use lent::{Calls, Lent};
 pub use loan::{Loan, lend};
 pub use operations::Site;
-pub use purge::Purging;
+pub use purge::PurgeStats;
 pub use record::{RecordHandle, RecordView, Resolution, Revision};
-pub use report::{Report, observe};
+pub use report::{Report, with_report};
 #[cfg(feature = "http")]
 pub(crate) use run::run_detached_and;
 pub use run::{Run, run, run_detached};
 pub use transaction::{Begun, InTransaction, begin};
 #[cfg(feature = "http")]
 pub(crate) use verify::verify_detached_and;
-pub use verify::{Asked, Cleared, Unasked, Verified, Verify, verify};
+pub use verify::{Asked, Cleared, NoVerify, Verified, Verify, verify};
 
 use bound::Bounds;
 pub(crate) use client::StoreClient;
@@ -106,7 +106,6 @@ pub(crate) struct Inner {
     pub(crate) clock: Arc<dyn Clock>,
     randomness: Arc<dyn Randomness>,
     pub(crate) settings: Settings,
-    validity: Result<(), Error>,
     /// The ID of the process that created the engine.
     home: u32,
     flights: Arc<Flights>,
@@ -130,7 +129,6 @@ impl Inner {
         clock: Arc<dyn Clock>,
         randomness: Arc<dyn Randomness>,
         settings: Settings,
-        validity: Result<(), Error>,
     ) -> Self {
         let near_cache = settings.near_cache(&clock);
         let observers = Observers::new(&settings.namespace, settings.observers.clone());
@@ -150,7 +148,6 @@ impl Inner {
             clock,
             randomness,
             settings,
-            validity,
             home: std::process::id(),
             flights: Arc::default(),
             near_cache,
@@ -163,10 +160,6 @@ impl Inner {
             duplicates: AtomicU64::new(0),
             observers,
         }
-    }
-
-    fn validity(&self) -> Result<(), Error> {
-        self.validity.clone()
     }
 
     /// Rejects requests to the store from a fork of the process. The fork has its parent's
@@ -324,7 +317,7 @@ const CLOSED: u8 = 2;
 /// The calls that a shutdown left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Drained {
+pub struct ShutdownReport {
     /// The number of calls that had begun and had not ended when the time was up: their body ran,
     /// or their result was not stored yet. They were given up: in doubt under `hold`, and left to
     /// the next caller under the other policies. The outcome of a call in a transaction is that of
@@ -336,7 +329,7 @@ pub struct Drained {
 impl Idempotency {
     /// Creates an engine on `store` with the default settings.
     pub fn new(store: impl Store) -> Self {
-        Self::builder(store).build()
+        Self::builder(store).build_valid()
     }
 
     /// Returns a builder of an engine on `store`.
@@ -364,7 +357,7 @@ impl Idempotency {
     /// # }
     /// ```
     pub async fn connect(url: &str) -> Result<Self, Error> {
-        Ok(Self::connect_builder(url).await?.build())
+        Self::connect_builder(url).await?.build()
     }
 
     /// Like [`connect`](Self::connect), but returns a builder for an engine with settings.
@@ -379,25 +372,13 @@ impl Idempotency {
         Ok(Builder::of(registry::connect(url).await.map_err(refused)?))
     }
 
-    /// Installs this engine for every call in the process that names none and runs in no
-    /// [`scope`](Self::scope).
+    /// Installs this engine for every call in the process that names none and runs in no future
+    /// with an engine of its own ([`with_engine`](crate::WithEngine::with_engine)).
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config) if an engine is already installed, or if the settings
-    /// of this one are invalid.
+    /// [`Config`](crate::ErrorKind::Config) if an engine is already installed.
     pub fn install(self) -> Result<(), Error> {
-        self.inner.validity()?;
         scope::install(self)
-    }
-
-    /// Runs `future` with this engine in place of the installed one. Tests swap the store this way.
-    ///
-    /// Tasks that the future spawns do not inherit it: see
-    /// [`InCurrentScope`](crate::InCurrentScope).
-    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
-        let engine = self.clone();
-        // The future gets the surroundings in which it runs, not those in which it was created.
-        async move { Scope::current().with_engine(engine).wrap(future).await }
     }
 
     /// Returns the number of panics of [observers](Builder::observer).
@@ -416,10 +397,42 @@ impl Idempotency {
         RecordHandle::of_call(self.inner.clone(), operation, Key::of(&key))
     }
 
-    /// Returns a handle to the record with this name: the 64 hexadecimal characters of
-    /// [`KeyHash::to_hex`](crate::key::KeyHash::to_hex), which also stand for the scope.
-    pub fn record_by_hash(&self, hash: &str) -> RecordHandle {
+    /// Returns a handle to the record with this name, which also stands for the scope. It is the
+    /// [`key`](RecordView::key) of a view, one that [`find`](Self::find) returned, or one parsed
+    /// from its 64 hexadecimal digits.
+    pub fn record_by_hash(&self, hash: KeyHash) -> RecordHandle {
         RecordHandle::of_hash(self.inner.clone(), hash)
+    }
+
+    /// Returns the names of the records that begin with `prefix`: 8 to 64 hexadecimal digits, of
+    /// which errors and logs show twelve. Returns at most three, in their order: more than one
+    /// means that more digits are needed. A record that cannot be read is found too.
+    ///
+    /// The store lists its records from `prefix` on. On Redis it goes through all of its keys.
+    ///
+    /// # Errors
+    /// [`InvalidKey`](crate::ErrorKind::InvalidKey) if `prefix` is not 8 to 64 hexadecimal digits.
+    /// The store's errors.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// let engine = Idempotency::new(MemoryStore::new());
+    /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
+    /// call.run(|| async { Ok::<_, Error>(()) }).await?;
+    ///
+    /// // What an error or a line of a log shows.
+    /// let shown = engine.record("payments.charge", 7).hash()?.to_string();
+    /// let [hash] = engine.find(&shown).await?[..] else { panic!("more digits are needed") };
+    /// engine.record_by_hash(hash).forget().await?;
+    /// assert!(engine.find(&shown).await?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn find(&self, prefix: &str) -> Result<Vec<KeyHash>, Error> {
+        search::find(&self.inner, prefix).await
     }
 
     /// Switches off the protection of `operation`, for emergencies. Its bodies run at every call,
@@ -442,8 +455,8 @@ impl Idempotency {
     /// Statistics about the expired records that the background has removed, and whether it keeps
     /// up. All zero where the store's server removes them itself, where
     /// [`background_purge`](Builder::background_purge) is off, and before the first call.
-    pub fn purging(&self) -> Purging {
-        self.inner.keeper.purging()
+    pub fn purge_stats(&self) -> PurgeStats {
+        self.inner.keeper.purge_stats()
     }
 
     /// Stops accepting new calls, waits at most `timeout` for the running bodies, and gives up the
@@ -454,7 +467,7 @@ impl Idempotency {
     /// Calls made by a running body still work until `timeout` has passed. A body that was given up
     /// is not stopped: if it finishes after all and no other caller has taken over, its result is
     /// stored. A claim whose body had not begun is released, and does not count as an attempt.
-    pub async fn shutdown(&self, timeout: Duration) -> Drained {
+    pub async fn shutdown(&self, timeout: Duration) -> ShutdownReport {
         let engine = &self.inner;
         // `fetch_max`: another caller may have shut the engine down already, and CLOSED must not go
         // back to DRAINING.
@@ -499,7 +512,7 @@ impl Idempotency {
             () = engine.keeper.idle() => {}
             () = engine.clock.sleep(engine.settings.claim_timeout) => {}
         }
-        Drained { abandoned }
+        ShutdownReport { abandoned }
     }
 }
 

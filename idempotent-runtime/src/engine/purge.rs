@@ -13,10 +13,10 @@ use crate::store::{Purged, StoreError};
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Statistics of the background purge. Returned by
-/// [`Idempotency::purging`](crate::Idempotency::purging).
+/// [`Idempotency::purge_stats`](crate::Idempotency::purge_stats).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Purging {
+pub struct PurgeStats {
     /// The number of records that this engine has removed.
     pub removed: u64,
     /// The time by which the oldest expired record was overdue at this engine's last sweep; `None`
@@ -32,7 +32,7 @@ pub struct Purging {
 pub(crate) struct Purge {
     interval: Duration,
     batch: usize,
-    done: Mutex<Purging>,
+    done: Mutex<PurgeStats>,
 }
 
 impl Purge {
@@ -43,7 +43,7 @@ impl Purge {
         is_wanted.then(|| Arc::new(Self { interval, batch, done: Mutex::default() }))
     }
 
-    pub(crate) fn done(&self) -> Purging {
+    pub(crate) fn done(&self) -> PurgeStats {
         *self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -26,7 +25,7 @@ use crate::store::{
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, State, store::MemoryStore};
+/// # use idempotent_runtime::{Error, Idempotency, record::State, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// let engine = Idempotency::new(MemoryStore::new());
@@ -48,7 +47,7 @@ pub struct RecordHandle {
 #[derive(Clone)]
 enum Name {
     Call { operation: Arc<str>, key: Key, scope: Option<Key> },
-    Hash(Result<KeyHash, Error>),
+    Hash(KeyHash),
 }
 
 /// The parts of a record that are shown to people: never its key, its body or its result.
@@ -140,10 +139,9 @@ impl RecordView {
     }
 }
 
-/// An operator's answer to a record in doubt.
-///
-/// Read as an enum: `Resolution::Completed(value)`, `Resolution::Failed(error)`,
-/// `Resolution::NotExecuted`.
+/// An operator's answer to a record in doubt: [`completed`](Self::completed),
+/// [`failed`](Self::failed) or [`not_executed`](Self::not_executed).
+#[must_use = "`RecordHandle::resolve` stores it"]
 pub struct Resolution(Kind);
 
 enum Kind {
@@ -166,28 +164,23 @@ impl fmt::Debug for Resolution {
     }
 }
 
-#[allow(
-    non_snake_case,
-    non_upper_case_globals,
-    reason = "they are read as the variants of an enum, which could not take any `Serialize` value"
-)]
 impl Resolution {
-    /// It did not happen: the next call runs the body.
-    pub const NotExecuted: Self = Self(Kind::NotExecuted);
-
-    /// It happened, and this is the result that every caller gets from now on.
-    pub fn Completed<T: Serialize>(value: T) -> Self {
+    /// The effect happened, and `value` is the result that every caller gets from now on.
+    pub fn completed<T: Serialize>(value: T) -> Self {
         Self(Kind::Finished(State::Completed, encode_for_any_reader(&value)))
     }
 
-    /// It failed, and this is the error that every caller gets from now on. The operation must
-    /// store errors (`on_error = store`) to read it.
-    pub fn Failed<E: Serialize>(error: E) -> Self {
+    /// The call failed, and `error` is what every caller gets from now on. The operation must store
+    /// errors (`on_error = store`) to read it.
+    pub fn failed<E: Serialize>(error: E) -> Self {
         Self(Kind::Finished(State::Failed, encode_for_any_reader(&error)))
     }
-}
 
-impl Resolution {
+    /// The effect did not happen: the next call runs the body.
+    pub const fn not_executed() -> Self {
+        Self(Kind::NotExecuted)
+    }
+
     /// A result of a call that encodes its results itself.
     #[cfg(feature = "http")]
     pub(crate) fn finished(state: State, body: Bytes) -> Self {
@@ -206,12 +199,7 @@ impl RecordHandle {
         Self { engine, name: Name::Call { operation: operation.into(), key, scope: None } }
     }
 
-    pub(super) fn of_hash(engine: Arc<Inner>, hash: &str) -> Self {
-        let hash = hash.parse().map_err(|error| {
-            Error::new(ErrorKind::InvalidKey)
-                .with_source(error)
-                .with_detail("not a key hash (expected 64 hexadecimal characters)")
-        });
+    pub(super) fn of_hash(engine: Arc<Inner>, hash: KeyHash) -> Self {
         Self { engine, name: Name::Hash(hash) }
     }
 
@@ -240,10 +228,9 @@ impl RecordHandle {
     /// [`MissingKey`](ErrorKind::MissingKey) and [`InvalidKey`](ErrorKind::InvalidKey).
     pub fn hash(&self) -> Result<KeyHash, Error> {
         match &self.name {
-            Name::Hash(hash) => hash.clone(),
+            Name::Hash(hash) => Ok(*hash),
             Name::Call { operation, key, scope } => {
                 let settings = &self.engine.settings;
-                self.engine.validity()?;
                 let scope = scope
                     .as_ref()
                     .map_or(Ok(&[][..]), |scope| scope.as_scope(settings.max_key_size))?;
@@ -252,7 +239,7 @@ impl RecordHandle {
                 Ok(hash_key(&settings.namespace, scope, operation, &key))
             }
         }
-        .map_err(|error| {
+        .map_err(|error: Error| {
             self.operation().map_or(error.clone(), |operation| error.of_operation(operation))
         })
     }
@@ -312,7 +299,7 @@ impl RecordHandle {
     /// the one exception to "a result never changes": callers may have received the first answer,
     /// and near caches of other processes keep it for
     /// [`near_cache_ttl`](crate::Builder::near_cache_ttl). The result of an owner is never
-    /// corrected. `NotExecuted` is not a correction; [`forget`](Self::forget) lets the next call
+    /// corrected. `not_executed` is not a correction; [`forget`](Self::forget) lets the next call
     /// run.
     ///
     /// The answer has the schema [`version`](crate::Call::version) of the call that left the
@@ -441,12 +428,7 @@ impl RecordHandle {
             let error = Error::new(ErrorKind::TooLarge).with_detail(detail);
             return Err(self.error(key, error.with_text(TOO_LARGE.0, TOO_LARGE.1)));
         }
-        Ok(ResolveAnswer::Finished {
-            state,
-            body,
-            schema: record.schema,
-            ttl: Duration::from_millis(record.linger),
-        })
+        Ok(ResolveAnswer::Finished { state, body, schema: record.schema, ttl: record.linger })
     }
 
     fn changed(&self, key: &KeyHash) -> Error {

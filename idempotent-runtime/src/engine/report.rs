@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::events::{Outcome, Source};
 use crate::key::KeyHash;
 
-/// A report of what one guarded call did. Created by [`observe`].
+/// A report of what one guarded call did. Created by [`with_report`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
@@ -100,21 +100,21 @@ impl fmt::Debug for Receiver {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, observe, store::MemoryStore};
+/// # use idempotent_runtime::{Error, Idempotency, with_report, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// let engine = Idempotency::new(MemoryStore::new());
 /// let charge = || engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).run(|| async { Ok::<_, Error>("paid".to_owned()) });
 ///
-/// let (first, report) = observe(charge()).await;
+/// let (first, report) = with_report(charge()).await;
 /// assert!(!report.unwrap().replayed);
-/// let (second, report) = observe(charge()).await;
+/// let (second, report) = with_report(charge()).await;
 /// assert!(report.unwrap().replayed);
 /// assert_eq!(first?, second?);
 /// # Ok(())
 /// # }
 /// ```
-pub async fn observe<F: Future>(future: F) -> (F::Output, Option<Report>) {
+pub async fn with_report<F: Future>(future: F) -> (F::Output, Option<Report>) {
     let receiver = Receiver::default();
     let output = Scope::current().with_receiver(receiver.clone()).wrap(future).await;
     (output, receiver.take())

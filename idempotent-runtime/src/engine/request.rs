@@ -165,7 +165,6 @@ impl Request {
         };
         let settings = &engine.settings;
         let checked = || -> Result<_, Error> {
-            engine.validity()?;
             if operation.is_empty() {
                 return Err(Error::config("the operation has no name"));
             }

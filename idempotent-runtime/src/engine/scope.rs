@@ -4,6 +4,8 @@
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
+use tokio::task::futures::TaskLocalFuture;
+
 use super::report::Receiver;
 use super::{Idempotency, Inner};
 use crate::context::Context;
@@ -105,12 +107,13 @@ impl Scope {
     }
 
     /// Runs `future` with this scope as the current one, in whatever task polls it.
-    pub(crate) fn wrap<F: Future>(self, future: F) -> impl Future<Output = F::Output> + use<F> {
+    pub(crate) fn wrap<F: Future>(self, future: F) -> TaskLocalFuture<Self, F> {
         SCOPE.scope(self, future)
     }
 }
 
-/// Installs `engine` for every call that names none and runs in no scope.
+/// Installs `engine` for every call that names none and runs in no future with an engine of its
+/// own.
 pub(crate) fn install(engine: Idempotency) -> Result<(), Error> {
     INSTALLED.set(engine).map_err(|_| {
         Error::config(

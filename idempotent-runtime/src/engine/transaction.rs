@@ -560,7 +560,7 @@ impl<P> Call<P> {
     /// [`on_error`](Self::on_error) stores or holds it, that is in the transaction as well: a
     /// caller that returns the error before the commit has rolled it back, and the next call runs.
     /// If the answer to the commit is lost, make the call again with the same key: it replays if
-    /// the commit happened, and runs if not. [`in_transaction`](crate::in_transaction) does all
+    /// the commit happened, and runs if not. [`in_transaction`](crate::tx::in_transaction) does all
     /// that.
     ///
     /// Effects outside of the database still happen once for each attempt.

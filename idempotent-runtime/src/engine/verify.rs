@@ -45,7 +45,7 @@ pub struct Verify<V>(pub(super) V);
 
 /// Marker: the call has no verification callback.
 #[derive(Clone, Copy, Debug)]
-pub struct Unasked;
+pub struct NoVerify;
 
 /// The result of the verification callback of a call that returns `R`.
 pub type Asked<R> = Result<Verdict<<R as Outcome>::Value>, <R as Outcome>::Failure>;

@@ -37,7 +37,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Error> {
 //! let replays = Arc::new(Replays::default());
-//! let engine = Idempotency::builder(MemoryStore::new()).observer(replays.clone()).build();
+//! let engine = Idempotency::builder(MemoryStore::new()).observer(replays.clone()).build()?;
 //! for _ in 0..3 {
 //!     let call = engine.call("payments.charge", 4711).ttl(Duration::from_secs(60));
 //!     call.run(|| async { Ok::<_, Error>("paid".to_owned()) }).await?;

@@ -67,8 +67,8 @@
 //!
 //! ## uncertain
 //! Status 409. The first request started and its outcome is not known, or it was answered with 408
-//! or 5xx. An operator decides with [`RecordHandle::resolve`](crate::RecordHandle::resolve) and
-//! [`Resolution::response`](crate::Resolution::response).
+//! or 5xx. An operator decides with [`RecordHandle::resolve`](crate::record::RecordHandle::resolve)
+//! and [`Resolution::response`](crate::record::Resolution::response).
 //!
 //! ## expired
 //! Status 410. The key was used long ago, and the response is no longer stored.

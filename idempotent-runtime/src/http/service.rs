@@ -33,7 +33,7 @@ use crate::engine::scope::{Scope, current_engine};
 use crate::engine::{Call, Unprotected, run_detached_and, verify_detached_and};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Codec, Outcome as _};
-use crate::policy::{Unstored, Verdict};
+use crate::policy::{ErrorAction, Verdict};
 
 /// A service behind an [`IdempotencyLayer`](super::IdempotencyLayer).
 #[derive(Clone)]
@@ -378,7 +378,7 @@ impl Guard {
         B: Send + 'static,
         R: Readable,
     {
-        let codec: Codec<Handled<S::Error>> = Handled::codec(Unstored::Release);
+        let codec: Codec<Handled<S::Error>> = Handled::codec(ErrorAction::Release);
         let end = handler.end.clone();
         let options = self.options.clone();
         let settled =

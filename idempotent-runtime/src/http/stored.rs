@@ -177,10 +177,11 @@ impl Resolution {
     ///
     /// Headers that are never replayed are left out, and so is the body of a 204, 205 or 304, which
     /// has none. A status of 1xx only announces a response, and
-    /// [`resolve`](crate::RecordHandle::resolve) rejects it ([`Config`](crate::ErrorKind::Config)).
+    /// [`resolve`](crate::record::RecordHandle::resolve) rejects it
+    /// ([`Config`](crate::ErrorKind::Config)).
     ///
     /// ```
-    /// # use idempotent_runtime::{Error, Idempotency, Resolution};
+    /// # use idempotent_runtime::{Error, Idempotency, record::Resolution};
     /// use http::Response;
     ///
     /// /// The provider's books show that the payment was made.

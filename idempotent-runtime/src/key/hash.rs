@@ -93,6 +93,45 @@ impl FromStr for KeyHash {
     }
 }
 
+/// The hashes that begin with the same digits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HashRange {
+    first: KeyHash,
+    last: KeyHash,
+}
+
+impl HashRange {
+    /// The fewest digits that are worth a search.
+    const FEWEST: usize = 8;
+
+    /// The hashes that begin with `prefix`; `None` if it is not 8 to 64 hexadecimal digits.
+    pub(crate) fn of_prefix(prefix: &str) -> Option<Self> {
+        if prefix.len() < Self::FEWEST {
+            return None;
+        }
+        let first = format!("{prefix:0<64}").parse().ok()?;
+        let last = format!("{prefix:f<64}").parse().ok()?;
+        Some(Self { first, last })
+    }
+
+    pub(crate) fn contains(&self, hash: &KeyHash) -> bool {
+        (self.first..=self.last).contains(hash)
+    }
+
+    /// The hash before the first one; `None` if that is the first of all.
+    pub(crate) fn before(&self) -> Option<KeyHash> {
+        let mut bytes = self.first.0;
+        for byte in bytes.iter_mut().rev() {
+            let (less, borrows) = byte.overflowing_sub(1);
+            *byte = less;
+            if !borrows {
+                return Some(KeyHash(bytes));
+            }
+        }
+        None
+    }
+}
+
 fn update_prefixed(hasher: &mut Sha256, bytes: &[u8]) {
     hasher.update((bytes.len() as u64).to_be_bytes());
     hasher.update(bytes);
@@ -133,7 +172,7 @@ pub(crate) fn derive_in_step(key: &KeyHash, step: &str, index: u64, purpose: &st
 
 #[cfg(test)]
 mod tests {
-    use super::{derive, derive_in_step, hash_key};
+    use super::{HashRange, KeyHash, derive, derive_in_step, hash_key};
     use crate::key::Key;
 
     fn canonical(key: &Key) -> Vec<u8> {
@@ -162,6 +201,24 @@ mod tests {
         ];
         for (position, one) in hashes.iter().enumerate() {
             assert!(!hashes[position + 1..].contains(one));
+        }
+    }
+
+    #[test]
+    fn a_range_has_every_hash_that_begins_with_its_digits() {
+        let hash = |text: String| text.parse::<KeyHash>().unwrap();
+        let range = HashRange::of_prefix("00ab00ff1").unwrap();
+        let (first, last) = (format!("{:0<64}", "00ab00ff1"), format!("{:f<64}", "00ab00ff1"));
+        assert!(range.contains(&hash(first)) && range.contains(&hash(last)));
+        let before = format!("{:f<64}", "00ab00ff0");
+        assert!(!range.contains(&hash(before.clone())));
+        assert!(!range.contains(&hash(format!("{:0<64}", "00ab00ff2"))));
+        assert_eq!(range.before(), Some(hash(before)));
+        assert_eq!(HashRange::of_prefix(&"0".repeat(8)).unwrap().before(), None);
+        let whole = HashRange::of_prefix(&"AB".repeat(32)).unwrap();
+        assert!(whole.contains(&hash("ab".repeat(32))));
+        for refused in ["", "1234567", "1234567g", "123 5678", "€€€", &"a".repeat(65)] {
+            assert!(HashRange::of_prefix(refused).is_none(), "{refused}");
         }
     }
 

@@ -33,7 +33,7 @@ use super::{Digest, KeyEncoder, Window};
     message = "`{Self}` cannot be an idempotency key",
     label = "not a key",
     note = "keys are strings, integers, `bool`, `char`, `Uuid`, byte arrays, `Option`s, references and tuples of these",
-    note = "use a field that identifies the request, `key = order.id`; for a whole value write `key = ::idempotency::key::digest(&order)`"
+    note = "write a field that identifies the request, for example `order.id`, or `::idempotency::key::digest(&order)` for a whole value"
 )]
 pub trait IntoKey {
     /// Writes the value by calling one method of `encoder`, once.

@@ -27,7 +27,7 @@ pub use builder::RedisStoreBuilder;
 use link::Link;
 use tracking::Waiters;
 
-use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp};
+use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp, millis};
 use crate::key::{KeyHash, hex};
 use crate::runtime::while_runtime_lives;
 use crate::store::{
@@ -135,11 +135,11 @@ fn placed(mut record: Record, remaining: i64, now: Timestamp) -> Record {
     let now_millis = i128::from(now.as_millis());
     let at =
         |millis: i128| Timestamp::from_millis(u64::try_from(millis.max(0)).unwrap_or(u64::MAX));
-    let left = i128::from(remaining) - i128::from(record.after_expiry);
+    let left = i128::from(remaining) - i128::from(millis(record.after_expiry));
     record.read_at = now;
     record.expires = at(now_millis + left);
     if record.lease_until == BY_EXPIRY && record.state == State::InProgress {
-        record.lease_until = at(now_millis + left - i128::from(record.linger));
+        record.lease_until = at(now_millis + left - i128::from(millis(record.linger)));
     }
     unmarked(record)
 }
@@ -172,7 +172,7 @@ fn decoded(
     }
     record.state = State::Tombstone;
     record.reason = None;
-    record.after_expiry = 0;
+    record.after_expiry = Duration::ZERO;
     record.lease_until = Timestamp::default();
     record.body = Bytes::new();
     Ok(Some(placed(record, remaining, now)))
@@ -184,18 +184,14 @@ fn start_tracking(mut connection: MultiplexedConnection) -> SetupFuture {
     })
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// Returns the record that a first claim writes.
 fn pending(claim: &Claim, created: Timestamp) -> Record {
     let mut record = Record::new(claim.key, claim.token, claim.operation.clone());
     record.fingerprint = claim.fingerprint;
     record.policy = claim.policy;
     record.created = created;
-    record.linger = millis(claim.linger);
-    record.after_expiry = millis(claim.after_expiry);
+    record.linger = Duration::from_millis(millis(claim.linger));
+    record.after_expiry = Duration::from_millis(millis(claim.after_expiry));
     record.lease_until = BY_EXPIRY;
     record.schema = claim.schema;
     record.trace.clone_from(&claim.trace);
@@ -347,7 +343,7 @@ impl Store for RedisStore {
                 .map_err(|error| error.during(OPERATION))?;
             // If a tombstone is to follow, only the key's expiry shows whether the record still
             // counts.
-            if record.state.is_answer() && record.after_expiry == 0 {
+            if record.state.is_answer() && record.after_expiry.is_zero() {
                 let record = if claim.tell_expiry {
                     placed(record, remaining, created)
                 } else {
@@ -504,7 +500,7 @@ impl RedisStore {
         let bytes = Bytes::from(bytes);
         let record =
             envelope::decode(key, bytes.clone(), now).map_err(|error| error.during(operation))?;
-        if record.state.is_answer() && record.after_expiry == 0 {
+        if record.state.is_answer() && record.after_expiry.is_zero() {
             return Ok(Some(unmarked(record)));
         }
         let answer =

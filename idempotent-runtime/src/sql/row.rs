@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sqlx::{ColumnIndex, Decode, Type};
 
 use super::change::{Found, Stored};
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, millis};
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::codes::{self, POLICIES, REASONS, STATES};
@@ -99,8 +99,8 @@ impl Row {
             created_at: integer(record.created.as_millis()),
             attempts: record.attempts.into(),
             reason: reason_code(record.reason),
-            linger: integer(record.linger),
-            after_expiry: integer(record.after_expiry),
+            linger: integer(millis(record.linger)),
+            after_expiry: integer(millis(record.after_expiry)),
             lease_until: integer(record.lease_until.as_millis()),
             expires_at: integer(record.expires.as_millis()),
             purge_at: next_purge(record, purge_at, answer_ends),
@@ -150,18 +150,18 @@ fn next_purge(record: &Record, purge_at: Option<i64>, answer_ends: Option<Timest
     if record.state != State::InProgress {
         return forgotten;
     }
-    let after_expiry = Duration::from_millis(record.after_expiry);
-    let planned = answer_ends.map(|ends| integer((ends + after_expiry).as_millis())).or(purge_at);
+    let planned =
+        answer_ends.map(|ends| integer((ends + record.after_expiry).as_millis())).or(purge_at);
     planned.map_or(forgotten, |purge_at| purge_at.min(forgotten))
 }
 
 /// Returns the time at which nothing is left of the record, not even a tombstone.
 fn forgotten_at(record: &Record) -> i64 {
     let after = match record.state {
-        State::Released | State::Tombstone => 0,
+        State::Released | State::Tombstone => Duration::ZERO,
         _ => record.after_expiry,
     };
-    integer((record.expires + Duration::from_millis(after)).as_millis())
+    integer((record.expires + after).as_millis())
 }
 
 /// The value of a column.
@@ -268,8 +268,8 @@ where
     record.created = timestamp(columns.value()?);
     record.attempts = columns.count("attempts")?;
     record.reason = columns.optional_code("reason", &REASONS)?;
-    record.linger = number(columns.value()?);
-    record.after_expiry = number(columns.value()?);
+    record.linger = Duration::from_millis(number(columns.value()?));
+    record.after_expiry = Duration::from_millis(number(columns.value()?));
     record.lease_until = timestamp(columns.value()?);
     record.expires = timestamp(columns.value()?);
     let purge_at = columns.value()?;

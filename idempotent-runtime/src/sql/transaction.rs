@@ -271,7 +271,7 @@ async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answe
 /// renewed it while the body ran.
 fn prolong(slot: &mut Option<Record>, owner: Token, now: Timestamp) {
     if let Some(record) = slot.as_mut().filter(|record| record.owner == owner) {
-        record.expires = record.expires.max(now + Duration::from_millis(record.linger));
+        record.expires = record.expires.max(now + record.linger);
     }
 }
 

@@ -39,7 +39,7 @@ impl Context {
     /// [`OnCrash::Hold`](crate::OnCrash::Hold), the record is in doubt.
     ///
     /// **Tasks.** A step can run in a task of its own, with
-    /// [`in_current_scope`](crate::InCurrentScope::in_current_scope). If a body returns an error
+    /// [`in_current_call`](crate::InCurrentCall::in_current_call). If a body returns an error
     /// while such a step runs, it is not known what the step will do: the record is not removed in
     /// this case either. A step that comes after the end of the body is rejected. A body that
     /// returns a result must wait for its tasks first: in a later attempt, in which everything else

@@ -34,12 +34,13 @@
 use crate::store::Operation;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 
 use super::codes::{self, POLICIES, REASONS, STATES, code};
 use super::{Record, StoreError, StoreErrorKind, Token};
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, millis};
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 
@@ -76,8 +77,8 @@ pub fn encode(record: &Record) -> Vec<u8> {
     bytes.put_u8(code(&STATES, record.state));
     bytes.put_u128(record.owner.bits());
     bytes.put_u64(record.fence);
-    bytes.put_u64(record.linger);
-    bytes.put_u64(record.after_expiry);
+    bytes.put_u64(millis(record.linger));
+    bytes.put_u64(millis(record.after_expiry));
     bytes.put_u8(record.fingerprint.is_some().into());
     let Fingerprint { version, bits } = record.fingerprint.unwrap_or(NO_FINGERPRINT);
     bytes.put_u8(version);
@@ -153,8 +154,8 @@ pub fn decode(key: KeyHash, bytes: Bytes, read_at: Timestamp) -> Result<Record, 
     let mut record = Record::new(key, owner, Arc::default());
     record.state = state;
     record.fence = reader.u64("fence")?;
-    record.linger = reader.u64("linger")?;
-    record.after_expiry = reader.u64("after_expiry")?;
+    record.linger = Duration::from_millis(reader.u64("linger")?);
+    record.after_expiry = Duration::from_millis(reader.u64("after_expiry")?);
     let has_fingerprint = reader.flag("fingerprint")?;
     let fingerprint = Fingerprint {
         version: reader.u8("fingerprint")?,
@@ -292,6 +293,7 @@ impl std::error::Error for EnvelopeError {}
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use bytes::Bytes;
     use proptest::prelude::*;
@@ -326,8 +328,8 @@ mod tests {
         );
         record.state = State::InDoubt;
         record.fence = 3;
-        record.linger = 0x1111;
-        record.after_expiry = 0x2222;
+        record.linger = Duration::from_millis(0x1111);
+        record.after_expiry = Duration::from_millis(0x2222);
         record.fingerprint = Some(Fingerprint { version: 1, bits: 0xfeed });
         record.policy = CrashPolicy::Verify;
         record.created = Timestamp::from_millis(0x3333);
@@ -519,8 +521,8 @@ mod tests {
         ) -> Record {
             let mut record = Record::new(KEY, Token::from_bits(owner), "".into());
             record.fence = fence;
-            record.linger = linger;
-            record.after_expiry = after_expiry;
+            record.linger = Duration::from_millis(linger);
+            record.after_expiry = Duration::from_millis(after_expiry);
             record.created = Timestamp::from_millis(created);
             record.attempts = attempts;
             record.lease_until = Timestamp::from_millis(lease_until);

@@ -133,9 +133,10 @@ pub trait Store: Send + Sync + 'static {
     ///   the attempts are counted up. The stricter policy and the caller's schema version, lease,
     ///   linger, `after_expiry` and trace are written; the checkpoint is kept. The fingerprint
     ///   stays, the reason is cleared, `taken_over` is the state before, and the expiry does not
-    ///   shrink. Not if the fingerprints [contradict](crate::Fingerprint::contradicts) each other:
-    ///   they differ in version or bits, or only one of the two exists. And not if the stricter
-    ///   policy is verify and the caller's is another one: such a caller has no way to verify.
+    ///   shrink. Not if the fingerprints [contradict](crate::key::Fingerprint::contradicts) each
+    ///   other: they differ in version or bits, or only one of the two exists. And not if the
+    ///   stricter policy is verify and the caller's is another one: such a caller has no way to
+    ///   verify.
     /// - In progress, lease expired, and the stricter policy is hold: the record is put in doubt
     ///   with [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
     /// - In doubt, `lease_until` has passed, the caller's policy is verify and the record's is not

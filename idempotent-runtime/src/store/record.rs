@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -155,10 +156,12 @@ pub struct Record {
     pub attempts: u32,
     /// The reason for the state, if there is more to say than the state.
     pub reason: Option<Reason>,
-    /// Milliseconds for which an unfinished record is kept after its lease (`in_doubt_retention`).
-    pub linger: u64,
-    /// Milliseconds for which a tombstone rejects late retries after expiry; zero leaves none.
-    pub after_expiry: u64,
+    /// The time for which an unfinished record is kept after its lease (`in_doubt_retention`), in
+    /// whole milliseconds.
+    pub linger: Duration,
+    /// The time for which a tombstone rejects late retries after expiry, in whole milliseconds; zero
+    /// leaves none.
+    pub after_expiry: Duration,
     /// The end of the lease, or another time that depends on the state. In progress: the end of the
     /// lease, zero once the owner has given it up. In doubt under [`CrashPolicy::Verify`]: the time
     /// from which the outside world may be queried again. Tombstone: the end of the lease of the
@@ -225,8 +228,8 @@ impl Record {
             created: Timestamp::default(),
             attempts: 1,
             reason: None,
-            linger: 0,
-            after_expiry: 0,
+            linger: Duration::ZERO,
+            after_expiry: Duration::ZERO,
             lease_until: Timestamp::default(),
             expires: Timestamp::default(),
             read_at: Timestamp::default(),

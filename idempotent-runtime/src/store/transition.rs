@@ -34,7 +34,7 @@ use super::{
     Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record,
     Release, Remove, Renewal, Resolve, ResolveAnswer, State, Token, Written,
 };
-use crate::clock::Timestamp;
+use crate::clock::{Timestamp, millis};
 use crate::fingerprint::Fingerprint;
 
 /// The `lease_until` of a lease that was given up. Not the time at which that happened: a clock
@@ -48,7 +48,7 @@ const GIVEN_UP: Timestamp = Timestamp::from_millis(0);
 /// requests.
 pub fn expire(slot: &mut Option<Record>, now: Timestamp) {
     if let Some(record) = slot.as_mut().filter(|record| record.expires <= now) {
-        let ends = record.expires + Duration::from_millis(record.after_expiry);
+        let ends = record.expires + record.after_expiry;
         if matches!(record.state, State::Released | State::Tombstone) || ends <= now {
             *slot = None;
         } else {
@@ -381,15 +381,14 @@ fn take_over(record: &mut Record, claim: &Claim, policy: CrashPolicy, now: Times
 }
 
 fn retention(record: &mut Record, claim: &Claim) {
-    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    record.linger = millis(claim.linger);
-    record.after_expiry = millis(claim.after_expiry);
+    record.linger = Duration::from_millis(millis(claim.linger));
+    record.after_expiry = Duration::from_millis(millis(claim.after_expiry));
 }
 
 /// Starts the lease now, and keeps the record for its linger beyond that.
 fn lease(record: &mut Record, lease: Duration, now: Timestamp) {
     record.lease_until = now + lease;
-    record.expires = record.expires.max(record.lease_until + Duration::from_millis(record.linger));
+    record.expires = record.expires.max(record.lease_until + record.linger);
 }
 
 fn answer(record: &mut Record, state: State, body: &Bytes, schema: u32, expires: Timestamp) {

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use idempotent_runtime::Fingerprint;
 use idempotent_runtime::clock::Timestamp;
+use idempotent_runtime::key::Fingerprint;
 use idempotent_runtime::store::{CrashPolicy, Reason, Record, State, Token};
 
 use super::violation::{Rule, Violation};

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use idempotency::clock::{Clock, Timestamp};
-use idempotency::key::KeyHash;
+use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Facets, Page,
     Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token,
     Watch, Written, transition,
 };
-use idempotency::{Fingerprint, testing::ManualClock};
+use idempotency::testing::ManualClock;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 

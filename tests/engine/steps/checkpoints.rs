@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use idempotency::record::State;
+use idempotency::step::StepRetry;
 use idempotency::store::{
     Checkpoint, Claim, CrashPolicy, Operation, Release, Store as _, StoreErrorKind, Token,
 };
-use idempotency::{Context, Error, ErrorKind, State, StepRetry};
+use idempotency::{Context, Error, ErrorKind};
 
 use super::hang;
 use crate::faults::{Fault, Gate};

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::{Operation, Reason};
-use idempotency::{Context, Error, ErrorKind, OnCrash, State, Unstored};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash};
 
 use super::hang;
 use crate::faults::{Fault, Gate};
@@ -97,7 +98,7 @@ async fn an_error_after_a_step_was_dropped_in_its_middle_is_not_taken_for_nothin
 #[tokio::test]
 async fn a_held_error_keeps_the_steps_in_doubt() {
     let world = World::new();
-    let call = world.fulfil().on_error(Unstored::Hold).run(async || {
+    let call = world.fulfil().on_error(ErrorAction::Hold).run(async || {
         world.step("reserve").await?;
         Err::<(), _>(NoTruck)
     });
@@ -140,7 +141,7 @@ async fn a_step_whose_caller_is_gone_is_recorded_before_the_next_attempt_begins(
 }
 
 /// A body that returns an error while the checkpoint of a step is under way which it has dropped.
-async fn fail_with_a_step_on_its_way(world: &World, policy: Unstored) {
+async fn fail_with_a_step_on_its_way(world: &World, policy: ErrorAction) {
     let gate = Gate::new();
     world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
     let mut failing = Box::pin(world.fulfil().on_error(policy).run(async || {
@@ -169,7 +170,7 @@ async fn fail_with_a_step_on_its_way(world: &World, policy: Unstored) {
 #[tokio::test]
 async fn an_error_of_the_body_waits_for_a_step_that_is_on_its_way_to_the_record() {
     let world = World::new();
-    fail_with_a_step_on_its_way(&world, Unstored::Release).await;
+    fail_with_a_step_on_its_way(&world, ErrorAction::Release).await;
     assert_eq!(
         world.fulfil().run(async || world.step("reserve").await).await.unwrap(),
         "reserve done"
@@ -180,7 +181,7 @@ async fn an_error_of_the_body_waits_for_a_step_that_is_on_its_way_to_the_record(
 #[tokio::test]
 async fn a_held_error_waits_for_a_step_that_is_on_its_way_to_the_record() {
     let world = World::new();
-    fail_with_a_step_on_its_way(&world, Unstored::Hold).await;
+    fail_with_a_step_on_its_way(&world, ErrorAction::Hold).await;
     assert_eq!(world.record(1).await.unwrap().state, State::InDoubt);
     assert_eq!(world.ledger.charges(), ["reserve"]);
 }

@@ -1,6 +1,7 @@
 //! What a step is recognised by, and what becomes of steps that the code does not have any more.
 
-use idempotency::{Context, Error, ErrorKind, OnError, State};
+use idempotency::record::State;
+use idempotency::{Context, Error, ErrorKind, OnError};
 
 use super::hang;
 use crate::world::World;

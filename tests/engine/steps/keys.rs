@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use idempotency::{Context, Error, InCurrentScope as _};
+use idempotency::{Context, Error, InCurrentCall as _};
 
 use super::hang;
 use crate::world::{World, eventually, poll_once};
@@ -13,7 +13,7 @@ async fn key(context: &Context) -> Result<String, Error> {
     tokio::task::yield_now().await;
     assert_eq!(Context::current().derive_key("provider"), key);
     let spawned =
-        tokio::spawn(async { Context::current().derive_key("provider") }.in_current_scope()).await;
+        tokio::spawn(async { Context::current().derive_key("provider") }.in_current_call()).await;
     assert_eq!(spawned.unwrap(), key);
     assert!(key.len() <= 64);
     Ok(key)

@@ -1,7 +1,8 @@
 //! Steps that run at most once.
 
+use idempotency::record::{Resolution, State};
 use idempotency::store::Operation;
-use idempotency::{Context, Error, ErrorKind, Resolution, State};
+use idempotency::{Context, Error, ErrorKind};
 use tokio::sync::Notify;
 
 use super::checkpoints::impatient;
@@ -65,7 +66,7 @@ async fn an_operator_ends_a_call_whose_step_was_interrupted() {
     assert_eq!(interrupted.kind(), ErrorKind::StepInterrupted);
     let record = world.engine.record(OPERATION, 1_u64);
     let view = record.inspect().await.unwrap().unwrap();
-    record.resolve(&view, Resolution::Completed("from the provider's books")).await.unwrap();
+    record.resolve(&view, Resolution::completed("from the provider's books")).await.unwrap();
     let call = world.fulfil().run(async || world.charge_once().await);
     assert_eq!(call.await.unwrap(), "from the provider's books");
     assert_eq!(world.ledger.charges(), ["charge"]);

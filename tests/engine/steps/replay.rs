@@ -1,7 +1,9 @@
 //! A later attempt goes on where an earlier one ended.
 
+use idempotency::record::State;
+use idempotency::step::StepRetry;
 use idempotency::store::Operation;
-use idempotency::{Context, Error, ErrorKind, OnCrash, State, StepRetry};
+use idempotency::{Context, Error, ErrorKind, OnCrash};
 use serde::{Deserialize, Serialize};
 
 use super::hang;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use idempotency::record::State;
 use idempotency::store::{Operation, Reason};
-use idempotency::{Context, Error, ErrorKind, InCurrentScope as _, OnCrash, State, Unstored};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, InCurrentCall as _, OnCrash};
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -49,7 +50,7 @@ impl Charge {
             });
             step.await
         };
-        let task = tokio::spawn(task.in_current_scope());
+        let task = tokio::spawn(task.in_current_call());
         self.begins.notified().await;
         task
     }
@@ -103,7 +104,7 @@ async fn an_error_that_takes_a_join_set_with_steps_along_is_in_doubt() {
                 });
                 step.await
             };
-            steps.spawn(step.in_current_scope());
+            steps.spawn(step.in_current_call());
             eventually("the effect", async || world.ledger.count() == 1).await;
             Err::<String, _>(Declined)
         });
@@ -127,7 +128,7 @@ async fn a_step_that_meets_the_end_of_the_body_runs_in_one_attempt() {
                 let charge = async || there.effect(key);
                 Context::current().step("charge", charge).await
             };
-            *tasks.lock().await = Some(tokio::spawn(step.in_current_scope()));
+            *tasks.lock().await = Some(tokio::spawn(step.in_current_call()));
             for _ in 0..key % 8 {
                 tokio::task::yield_now().await;
             }
@@ -160,7 +161,7 @@ async fn a_step_that_comes_after_the_end_of_the_body_is_refused_before_its_effec
                 body_ended.wait().await;
                 world.step("charge").await
             };
-            *tasks.lock().await = Some(tokio::spawn(late.in_current_scope()));
+            *tasks.lock().await = Some(tokio::spawn(late.in_current_call()));
             returns.clone().map_err(|()| Declined)
         });
         assert_eq!(call.await.is_ok(), returns.is_ok());
@@ -188,9 +189,9 @@ async fn a_step_that_waits_between_two_tries_when_the_body_ends_is_not_tried_aga
                 failing.notify_one();
                 async { Err::<(), _>(Declined) }
             });
-            step.retry(idempotency::StepRetry::tries(2)).await
+            step.retry(idempotency::step::StepRetry::tries(2)).await
         };
-        *tasks.lock().await = Some(tokio::spawn(step.in_current_scope()));
+        *tasks.lock().await = Some(tokio::spawn(step.in_current_call()));
         failed.notified().await;
         // The pause is over when the clock is moved.
         world.clock.wait_for_sleepers(1).await;
@@ -267,7 +268,7 @@ async fn a_step_that_runs_at_most_once_in_a_task_is_interrupted_for_the_next_cal
             });
             step.at_most_once().await
         };
-        tokio::spawn(step.in_current_scope());
+        tokio::spawn(step.in_current_call());
         begins.notified().await;
         Err::<String, _>(Declined)
     });
@@ -299,7 +300,7 @@ async fn a_result_while_a_step_runs_in_a_task_is_the_result() {
 #[tokio::test]
 async fn a_held_error_while_a_step_runs_in_a_task_is_in_doubt() {
     let (world, charge) = (world(), Charge::new());
-    let call = world.fulfil().on_error(Unstored::Hold).run(async || {
+    let call = world.fulfil().on_error(ErrorAction::Hold).run(async || {
         charge.spawn(&world).await;
         Err::<String, _>(Declined)
     });
@@ -320,7 +321,7 @@ async fn after_a_body_was_dropped_its_steps_in_tasks_begin_no_more() {
                     body_ended.wait().await;
                     world.step("charge").await
                 };
-                tasks.lock().unwrap().spawn(late.in_current_scope());
+                tasks.lock().unwrap().spawn(late.in_current_call());
                 hang::<Result<String, Error>>().await
             }));
             assert!(poll_once(&mut call).is_pending());
@@ -406,7 +407,7 @@ async fn a_guarded_call_in_a_task_of_a_body_that_fails_has_its_effect_once() {
                     });
                 inner.await
             };
-            tasks.lock().await.push(tokio::spawn(inner.in_current_scope()));
+            tasks.lock().await.push(tokio::spawn(inner.in_current_call()));
             Err::<String, _>(Declined)
         })
     };
@@ -428,7 +429,7 @@ async fn a_body_that_does_not_wait_for_a_recorded_step_of_a_task_is_decode_until
         let world = world.clone();
         world.clone().fulfil().run(async move || {
             let there = world.clone();
-            let task = tokio::spawn(async move { there.step("email").await }.in_current_scope());
+            let task = tokio::spawn(async move { there.step("email").await }.in_current_call());
             if waits {
                 task.await.unwrap()?;
             }

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use idempotency::clock::Clock as _;
-use idempotency::{Context, Error, ErrorKind, OnCrash, State, StepRetry};
+use idempotency::record::State;
+use idempotency::step::StepRetry;
+use idempotency::{Context, Error, ErrorKind, OnCrash};
 
 use super::hang;
 use crate::world::{World, eventually, poll_once};

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use idempotency::__private::End;
-use idempotency::State;
 use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
+use idempotency::record::State;
 use idempotency::store::{Claim, Claimed, CrashPolicy, Record, Token, Written, transition};
 use idempotency_test_support::history::{Request, Rule, Transition};
 use tokio::sync::Notify;

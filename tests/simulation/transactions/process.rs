@@ -56,7 +56,8 @@ impl Process {
             .randomness(Tokens::new(random.fork()))
             .background(move |future| keeper.spawn(future))
             .background_purge(false)
-            .build();
+            .build()
+            .unwrap();
         let pool = Pool {
             database: world.database.clone(),
             clock,

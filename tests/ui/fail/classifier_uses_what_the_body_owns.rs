@@ -1,6 +1,6 @@
-use idempotency::{Error, Unstored, idempotent};
+use idempotency::{Error, ErrorAction, idempotent};
 
-#[idempotent(key = id, ttl = "24h", on_error = |_| if note.is_empty() { Unstored::Hold } else { Unstored::Release })]
+#[idempotent(key = id, ttl = "24h", on_error = |_| if note.is_empty() { ErrorAction::Hold } else { ErrorAction::Release })]
 async fn charge(id: u64, note: String) -> Result<String, Error> {
     Ok(format!("{id}{note}"))
 }

@@ -75,7 +75,7 @@
 //! has.
 //!
 //! The running call is determined where [`call`](tower_service::Service::call) is called: in the
-//! body, and in tasks that run [`in_current_scope`](crate::InCurrentScope::in_current_scope). Put a
+//! body, and in tasks that run [`in_current_call`](crate::InCurrentCall::in_current_call). Put a
 //! buffer or a queue behind the layer, and everything that retries on its own as well. In front of
 //! it, each retry is a request of its own, with a new key unless it has one of the first two.
 //!

@@ -73,7 +73,7 @@ pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
     let before = scene.record().await;
     let shorter = Claim { linger: scene.leases(2), ..scene.claim_under(2, CrashPolicy::Retry) };
     let record = scene.mine(&shorter, rule).await.record;
-    assert_eq!(u128::from(record.linger), scene.leases(2).as_millis(), "{rule}");
+    assert_eq!(record.linger, scene.leases(2), "{rule}");
     assert!(record.expires + scene.leases(1) > before.expires, "{rule}");
     scene.pass(2).await;
     let longer = Claim {
@@ -82,8 +82,8 @@ pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
         ..scene.claim_under(3, CrashPolicy::Retry)
     };
     let record = scene.mine(&longer, rule).await.record;
-    assert_eq!(u128::from(record.linger), scene.leases(64).as_millis(), "{rule}");
-    assert_eq!(u128::from(record.after_expiry), scene.leases(32).as_millis(), "{rule}");
+    assert_eq!(record.linger, scene.leases(64), "{rule}");
+    assert_eq!(record.after_expiry, scene.leases(32), "{rule}");
     scene.kept_for(&record, scene.leases(65), rule);
 }
 

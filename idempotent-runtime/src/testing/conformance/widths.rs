@@ -137,8 +137,8 @@ pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
         let record = scene.record().await;
         lasts(record.lease_until.saturating_duration_since(record.read_at), time, rule);
         lasts(kept(&record), time * 2, rule);
-        lasts(Duration::from_millis(record.linger), time, rule);
-        lasts(Duration::from_millis(record.after_expiry), time, rule);
+        lasts(record.linger, time, rule);
+        lasts(record.after_expiry, time, rule);
         assert_eq!(scene.renew(1, time * 2).await, Written::Applied, "{rule}");
         let record = scene.record().await;
         lasts(record.lease_until.saturating_duration_since(record.read_at), time * 2, rule);
