@@ -246,7 +246,11 @@ proptest! {
                 Some(time) => setting.1(builder, *time),
                 None => builder,
             };
-            let world = World::with(|builder| TIMES.iter().zip(&settings).fold(builder, set));
+            let world = World::try_with(|builder| TIMES.iter().zip(&settings).fold(builder, set));
+            let world = match world {
+                Ok(world) => world,
+                Err(error) => return assert_eq!(error.kind(), ErrorKind::Config, "{error}"),
+            };
             let charge = async || {
                 let call = world.engine.call(OPERATION, 1).ttl(ttl);
                 let call = if is_plain { call } else { call.lease(lease).after_expiry(after).on_conflict(OnConflict::Wait(wait)) };

@@ -39,12 +39,15 @@ impl World {
     }
 
     pub fn with(configure: impl FnOnce(Builder) -> Builder) -> Self {
+        Self::try_with(configure).expect("the settings are valid")
+    }
+
+    pub fn try_with(configure: impl FnOnce(Builder) -> Builder) -> Result<Self, Error> {
         let clock = ManualClock::new();
         let memory = MemoryStore::with_clock(clock.clone());
         let store = FaultyStore::new(memory.clone());
-        let engine =
-            configure(Idempotency::builder(store.clone()).clock(clock.clone())).build().unwrap();
-        Self { clock, memory, store, engine, ledger: Arc::new(Ledger::new()) }
+        let engine = configure(Idempotency::builder(store.clone()).clock(clock.clone())).build()?;
+        Ok(Self { clock, memory, store, engine, ledger: Arc::new(Ledger::new()) })
     }
 
     /// Another process on the same store.
