@@ -6,13 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::retry::Budget;
-use super::running::{Running, give_up};
-use super::{claim, late, owed};
+use super::running::{Running, leave};
+use super::settle::{Cause, Left, Settlement, Steps, settle};
+use super::{late, owed};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, What};
 use crate::outcome::{Answer, Ending};
-use crate::store::{Adoption, Commit, Park, Reason, Record, Release, State, StoreError, Written};
+use crate::store::{Adoption, Commit, Reason, Record, Release, State, StoreError, Written};
 
 /// The result that the caller gets.
 pub(crate) enum Verdict {
@@ -40,61 +41,98 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
     // A shutdown waits for the lease, which is forgotten before the last word of some ends is
     // written. Without this, it would return in between, and the process could end.
     let _busy = running.call.engine.keeper.busy();
-    let (state, body, ttl) = match ending {
-        Ending::Answer { state, body, ttl } => {
-            if let Some(error) = running.journal.as_ref().and_then(|journal| journal.unasked()) {
-                let was_lost = running.lease.is_lost();
-                let written = leave(&running, Reason::NotStored).await;
-                let own = Verdict::refused(error);
-                return late::with_held_error(running, own, was_lost, written).await;
-            }
-            (state, body, ttl)
+    let cause = cause_of(&ending);
+    match cause {
+        Cause::NotBegun => running.has_run = false,
+        // From here on, a shutdown puts the record in doubt too, whatever the policy.
+        Cause::Held => running.lease.hold(),
+        _ => {}
+    }
+    // Before the first await: a lease that ends while this waits for steps had not ended when the
+    // body did.
+    let was_lost = running.lease.is_lost();
+    let steps = running.what_steps_say(cause).await;
+    let may_be_taken_over = running.lease.may_be_taken_over();
+    let settlement = settle(running.came_to(), cause, may_be_taken_over, steps);
+    match (settlement, ending) {
+        (Settlement::Commit, Ending::Answer { state, body, ttl }) => {
+            store_answer(running, state, body, ttl).await
         }
-        Ending::Release => {
-            let was_lost = running.lease.is_lost();
-            if tells_of_effects(&running).await {
-                let written = leave(&running, Reason::Error).await;
-                return late::with_held_error(running, Verdict::Own, was_lost, written).await;
-            }
-            let written = release(&running, own_release(&running)).await;
-            return late::with_own_error(running, was_lost, written).await;
-        }
-        #[cfg(feature = "http")]
-        Ending::NotBegun => {
-            running.has_run = false;
-            let was_lost = running.lease.is_lost();
-            let written =
-                release(&running, Release::unused(running.lease.key, running.lease.token)).await;
-            return late::with_own_error(running, was_lost, written).await;
-        }
-        Ending::Hold => {
-            // From here on, a shutdown puts the record in doubt too, whatever the policy.
-            running.lease.hold();
-            let was_lost = running.lease.is_lost();
-            steps_are_settled(&running).await;
-            return match park(&running, Reason::Error, Duration::ZERO).await {
-                Ok(written) => {
-                    late::with_held_error(running, Verdict::Own, was_lost, Some(written)).await
-                }
-                Err(error) => not_held(running, &error),
-            };
-        }
-        #[cfg(feature = "http")]
-        Ending::GiveUp => {
-            let was_lost = running.lease.is_lost();
-            let written = leave(&running, Reason::Error).await;
-            return late::with_unknown_outcome(running, was_lost, written).await;
-        }
-        Ending::Unknown { reason, ask_again_after } => {
-            if let Err(error) = park(&running, reason, ask_again_after).await {
+        (Settlement::AskAgain(reason), Ending::Unknown { ask_again_after, .. }) => {
+            if let Err(error) = running.park(reason, ask_again_after).await {
                 tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error, %reason,
                     "a record could not be marked as in doubt; its policy applies when the lease \
                      expires");
             }
-            return conclude(&mut running, Verdict::Own, None, Outcome::Held);
+            conclude(&mut running, Verdict::Own, None, Outcome::Held)
         }
-    };
-    let (mut commit, marker) = commit(&running, state, body);
+        (Settlement::Hold, _) => match running.park(Reason::Error, Duration::ZERO).await {
+            Ok(written) => {
+                late::with_held_error(running, Verdict::Own, was_lost, Some(written)).await
+            }
+            Err(error) => not_held(running, &error),
+        },
+        (Settlement::Release, _) => {
+            let written = running.release(running.own_release()).await;
+            late::with_own_error(running, was_lost, written).await
+        }
+        (Settlement::ReleaseUnused, _) => {
+            let unused = Release::unused(running.lease.key, running.lease.token);
+            let written = running.release(unused).await;
+            late::with_own_error(running, was_lost, written).await
+        }
+        (Settlement::Leave(reason, left), _) => {
+            let written = running.leave(reason, left).await;
+            leave_as(running, cause, was_lost, written).await
+        }
+        // An ending and its cause agree, so this is not reached. It would lose a result.
+        (Settlement::Commit | Settlement::AskAgain(_), _) => {
+            let written = running.leave(Reason::NotStored, Left::InDoubt).await;
+            late::with_held_error(running, Verdict::Own, was_lost, written).await
+        }
+    }
+}
+
+fn cause_of(ending: &Ending) -> Cause {
+    match ending {
+        Ending::Answer { .. } => Cause::Answered,
+        Ending::Release => Cause::Failed,
+        #[cfg(feature = "http")]
+        Ending::NotBegun => Cause::NotBegun,
+        Ending::Hold => Cause::Held,
+        #[cfg(feature = "http")]
+        Ending::GiveUp => Cause::GivenUp,
+        Ending::Unknown { reason, .. } => Cause::Unanswered(*reason),
+    }
+}
+
+/// Ends a body whose record was left to the next call, or in doubt.
+async fn leave_as(
+    running: Box<Running>,
+    cause: Cause,
+    was_lost: bool,
+    written: Option<Written>,
+) -> Verdict {
+    match cause {
+        #[cfg(feature = "http")]
+        Cause::GivenUp => late::with_unknown_outcome(running, was_lost, written).await,
+        Cause::Answered => {
+            let left_out = running.journal.as_ref().and_then(|journal| journal.unasked());
+            let own = left_out.map_or(Verdict::Own, Verdict::refused);
+            late::with_held_error(running, own, was_lost, written).await
+        }
+        _ => late::with_held_error(running, Verdict::Own, was_lost, written).await,
+    }
+}
+
+/// Stores the answer of the body.
+async fn store_answer(
+    mut running: Box<Running>,
+    state: State,
+    body: Result<Bytes, NotEncodable>,
+    ttl: Option<Duration>,
+) -> Verdict {
+    let (mut commit, marker) = running.commit(state, body);
     let own = match (&marker, state) {
         (Some(_), _) => Outcome::Unkept,
         (None, State::Failed) => Outcome::Failed,
@@ -105,14 +143,14 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
     // Begun before the commit is sent: if the record is removed or corrected after that, the near
     // cache notices, and does not keep this result.
     let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(commit.key));
-    match store(&running, &commit).await {
+    match running.store(&commit).await {
         Ok(written) if written.is_done() => {
             if written == Written::Adopted {
                 tracing::warn!(operation = %running.call.operation, key = %running.call.key,
                     "the record had vanished and was written again: the store loses records");
                 running.call.tell(What::Adopted);
             }
-            let record = Arc::new(answered(&running, &commit));
+            let record = Arc::new(running.answered(&commit));
             if let Some(near_cache) = near_cache {
                 near_cache.keep(&record, commit.ttl);
             }
@@ -139,142 +177,139 @@ pub(super) fn conclude(
     verdict
 }
 
-/// Returns the commit, and the error for the caller if a marker is stored in place of the result.
-fn commit(
-    running: &Running,
-    state: State,
-    body: Result<Bytes, NotEncodable>,
-) -> (Commit, Option<Error>) {
-    let (call, record) = (&running.call, &running.grant.record);
-    let limit = call.engine.settings.max_result_size;
-    let mut commit = Commit::new(record.key, record.owner, Bytes::new(), call.ttl);
-    commit.state = state;
-    commit.schema = call.version;
-    let marker = match body {
-        Ok(body) if body.len() <= limit => {
-            commit.body = body;
-            None
-        }
-        Ok(body) => {
-            commit.reason = Some(Reason::TooLarge);
-            let detail = format!("it takes {} bytes and the limit is {limit}", body.len());
-            Some(call.refused(ErrorKind::TooLarge).with_detail(detail))
-        }
-        Err(error) => {
-            commit.reason = Some(Reason::NotEncodable);
-            let detail = format!(
-                "{error}; the body ran and its result is lost; it will not run again for this key"
-            );
-            Some(call.refused(ErrorKind::Encode).with_detail(detail).with_source(error))
-        }
-    };
-    (commit, marker)
-}
-
-/// Returns the record as it is stored now, for the followers of this call.
-fn answered(running: &Running, commit: &Commit) -> Record {
-    let mut record = running.grant.record.clone();
-    record.state = commit.state;
-    record.body = commit.body.clone();
-    record.schema = commit.schema;
-    record.reason = commit.reason;
-    record
-}
-
-async fn store(running: &Running, commit: &Commit) -> Result<Written, StoreError> {
-    let engine = &running.call.engine;
-    let budget = Budget::of(engine.settings.commit_timeout);
-    engine.store.complete(budget, || to_store(running, commit)).await
-}
-
-/// Returns the commit as it is sent now.
-fn to_store(running: &Running, commit: &Commit) -> Commit {
-    let mut commit = commit.clone();
-    commit.adopt = (!running.lease.is_lost()).then(|| adoption(running, commit.ttl));
-    commit
-}
-
-/// Returns the permission to write a vanished record again, and the time at which it ends. Once the
-/// lease may have expired, the next record in that place may be another owner's. And a delayed
-/// duplicate of this commit may arrive `ttl` after it, when its result has expired and must not be
-/// written again.
-fn adoption(running: &Running, ttl: Duration) -> Arc<Adoption> {
-    let mut adoption = running.adoption.clone();
-    // On the store's clock, which showed this time or a later one when the answer to the claim
-    // arrived.
-    adoption.ends = running.grant.record.read_at + running.lease.lasts().min(ttl);
-    Arc::new(adoption)
-}
-
-/// Waits for steps that are still being written. A step that was dropped may be on its way to the
-/// record, which accepts it only while this owner holds the record.
-async fn steps_are_settled(running: &Running) {
-    if let Some(journal) = &running.journal {
-        journal.settled(&running.call.engine, running.call.engine.settings.commit_timeout).await;
-    }
-}
-
-/// Returns true if the steps of the call contradict an error that means that nothing happened.
-async fn tells_of_effects(running: &Running) -> bool {
-    steps_are_settled(running).await;
-    running.journal.as_ref().is_some_and(|journal| journal.tells_of_effects())
-}
-
-/// Leaves the record with its steps to the next caller, or in doubt, depending on its policy.
-async fn leave(running: &Running, reason: Reason) -> Option<Written> {
-    steps_are_settled(running).await;
-    let engine = &running.call.engine;
-    // Forgotten first: otherwise a renewal could bring back the lease that is being given up.
-    engine.keeper.forget(&running.lease);
-    give_up(engine, &running.lease, reason, engine.settings.commit_timeout).await
-}
-
-fn own_release(running: &Running) -> Release {
-    let mut release = Release::new(running.grant.record.key, running.grant.record.owner);
-    release.keep_attempts = running.call.count_attempts;
-    release
-}
-
-/// Returns `None` if the store has not answered.
-async fn release(running: &Running, release: Release) -> Option<Written> {
-    let engine = &running.call.engine;
-    match engine.store.release(Budget::of(engine.settings.commit_timeout), release).await {
-        // First this release, which may count the attempt, then one for a late duplicate of the
-        // claim, which is not a further attempt.
-        Err(error) => {
-            owed::add(engine, release, running.repeated, &error);
-            None
-        }
-        Ok(written) => {
-            if running.repeated {
-                let engine = engine.clone();
-                let (keeper, budget) = (engine.keeper.clone(), running.call.lease);
-                let unused = Release::unused(release.key, release.token);
-                keeper.spawn(async move { claim::give_back(&engine, unused, budget, true).await });
+impl Running {
+    /// Returns what the recorded steps say about an attempt that ended for `cause`. Waits for those
+    /// that are being written, where that could change it.
+    async fn what_steps_say(&self, cause: Cause) -> Steps {
+        let Some(journal) = &self.journal else { return Steps::Silent };
+        match cause {
+            Cause::Answered if journal.unasked().is_some() => Steps::LeftOut,
+            Cause::Failed | Cause::Held => {
+                self.steps_are_settled().await;
+                if journal.tells_of_effects() { Steps::HadEffects } else { Steps::Silent }
             }
-            Some(written)
+            _ => Steps::Silent,
         }
     }
-}
 
-fn parking(running: &Running, reason: Reason, ask_again_after: Duration) -> Park {
-    let mut park = Park::own(running.grant.record.key, running.grant.record.owner, reason);
-    park.ask_again_after = ask_again_after;
-    park
-}
-
-async fn park(
-    running: &Running,
-    reason: Reason,
-    ask_again_after: Duration,
-) -> Result<Written, StoreError> {
-    let engine = &running.call.engine;
-    let parking = parking(running, reason, ask_again_after);
-    let parked = engine.store.park(Budget::of(engine.settings.commit_timeout), parking).await;
-    if parked.as_ref().is_ok_and(|written| written.is_done()) {
-        running.call.tell(What::InDoubt { reason });
+    /// Returns the commit, and the error for the caller if a marker is stored in place of the
+    /// result.
+    fn commit(&self, state: State, body: Result<Bytes, NotEncodable>) -> (Commit, Option<Error>) {
+        let (call, record) = (&self.call, &self.grant.record);
+        let limit = call.engine.settings.max_result_size;
+        let mut commit = Commit::new(record.key, record.owner, Bytes::new(), call.ttl);
+        commit.state = state;
+        commit.schema = call.version;
+        let marker = match body {
+            Ok(body) if body.len() <= limit => {
+                commit.body = body;
+                None
+            }
+            Ok(body) => {
+                commit.reason = Some(Reason::TooLarge);
+                let detail = format!("it takes {} bytes and the limit is {limit}", body.len());
+                Some(call.refused(ErrorKind::TooLarge).with_detail(detail))
+            }
+            Err(error) => {
+                commit.reason = Some(Reason::NotEncodable);
+                let detail = format!(
+                    "{error}; the body ran and its result is lost; it will not run again for this \
+                     key"
+                );
+                Some(call.refused(ErrorKind::Encode).with_detail(detail).with_source(error))
+            }
+        };
+        (commit, marker)
     }
-    parked
+
+    /// Returns the record as it is stored now, for the followers of this call.
+    fn answered(&self, commit: &Commit) -> Record {
+        let mut record = self.grant.record.clone();
+        record.state = commit.state;
+        record.body = commit.body.clone();
+        record.schema = commit.schema;
+        record.reason = commit.reason;
+        record
+    }
+
+    async fn store(&self, commit: &Commit) -> Result<Written, StoreError> {
+        let engine = &self.call.engine;
+        let budget = Budget::of(engine.settings.commit_timeout);
+        engine.store.complete(budget, || self.to_store(commit)).await
+    }
+
+    /// Returns the commit as it is sent now.
+    fn to_store(&self, commit: &Commit) -> Commit {
+        let mut commit = commit.clone();
+        commit.adopt = (!self.lease.is_lost()).then(|| self.adoption_for(commit.ttl));
+        commit
+    }
+
+    /// Returns the permission to write a vanished record again, and the time at which it ends. Once
+    /// the lease may have expired, the next record in that place may be another owner's. And a
+    /// delayed duplicate of this commit may arrive `ttl` after it, when its result has expired and
+    /// must not be written again.
+    fn adoption_for(&self, ttl: Duration) -> Arc<Adoption> {
+        let mut adoption = self.adoption.clone();
+        // On the store's clock, which showed this time or a later one when the answer to the claim
+        // arrived.
+        adoption.ends = self.grant.record.read_at + self.lease.lasts().min(ttl);
+        Arc::new(adoption)
+    }
+
+    /// Waits for steps that are still being written. A step that was dropped may be on its way to
+    /// the record, which accepts it only while this owner holds the record.
+    async fn steps_are_settled(&self) {
+        if let Some(journal) = &self.journal {
+            journal.settled(&self.call.engine, self.call.engine.settings.commit_timeout).await;
+        }
+    }
+
+    /// Leaves the record with its steps to the next caller, or in doubt.
+    async fn leave(&self, reason: Reason, left: Left) -> Option<Written> {
+        self.steps_are_settled().await;
+        let engine = &self.call.engine;
+        // Forgotten first: otherwise a renewal could bring back the lease that is being given up.
+        engine.keeper.forget(&self.lease);
+        leave(engine, &self.lease, (reason, left), engine.settings.commit_timeout).await
+    }
+
+    async fn park(&self, reason: Reason, ask_again_after: Duration) -> Result<Written, StoreError> {
+        let engine = &self.call.engine;
+        let parking = self.parking(reason, ask_again_after);
+        let budget = Budget::of(engine.settings.commit_timeout);
+        let parked = engine.store.park(budget, parking).await;
+        if parked.as_ref().is_ok_and(|written| written.is_done()) {
+            self.call.tell(What::InDoubt { reason });
+        }
+        parked
+    }
+
+    fn own_release(&self) -> Release {
+        let mut release = Release::new(self.grant.record.key, self.grant.record.owner);
+        release.keep_attempts = self.call.count_attempts;
+        release
+    }
+
+    /// Returns `None` if the store has not answered.
+    async fn release(&self, release: Release) -> Option<Written> {
+        let engine = &self.call.engine;
+        match engine.store.release(Budget::of(engine.settings.commit_timeout), release).await {
+            // First this release, which may count the attempt, then one for a late duplicate of the
+            // claim, which is not a further attempt.
+            Err(error) => {
+                owed::add(engine, release, self.repeated, &error);
+                None
+            }
+            Ok(written) => {
+                if self.repeated {
+                    let unused = Release::unused(release.key, release.token);
+                    engine.release_later(unused, self.call.lease);
+                }
+                Some(written)
+            }
+        }
+    }
 }
 
 /// Returns the error to the caller while the background keeps trying to hold the record. Its effect
@@ -294,7 +329,7 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
         "a record in doubt could not be held; this continues in the background");
     keeper.spawn(async move {
         let _place = place;
-        let park = parking(&running, Reason::Error, Duration::ZERO);
+        let park = running.parking(Reason::Error, Duration::ZERO);
         match engine.store.park(Budget::until_done(engine.settings.background_commit), park).await {
             // The caller has its answer. The duplicate is still to be counted and reported.
             Ok(written) if late::is_overtaken(&running, false, Some(written)) => {
@@ -337,7 +372,7 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
     keeper.spawn(async move {
         let _place = place;
         let budget = Budget::until_done(engine.settings.background_commit);
-        match engine.store.complete(budget, || to_store(&running, &commit)).await {
+        match engine.store.complete(budget, || running.to_store(&commit)).await {
             Ok(written) if written.is_done() => {
                 tracing::info!(key = %lease.key, "a result was stored in the background");
                 let after = engine.clock.monotonic().saturating_sub(ended);
@@ -351,7 +386,16 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
                 call.tell(What::NeverStored);
                 engine.keeper.forget(&lease);
                 let budget = running.call.lease;
-                let written = give_up(&engine, &lease, Reason::NotStored, budget).await;
+                let cause = Cause::Cut(Reason::NotStored);
+                let may_be_taken_over = lease.may_be_taken_over();
+                let settlement =
+                    settle(running.came_to(), cause, may_be_taken_over, Steps::Silent);
+                let written = match settlement {
+                    Settlement::Leave(reason, left) => {
+                        leave(&engine, &lease, (reason, left), budget).await
+                    }
+                    _ => None,
+                };
                 if late::is_overtaken(&running, false, written) {
                     late::overtaken(&mut running, commit.token, &commit.body, true).await;
                 }

@@ -29,6 +29,7 @@ mod running;
 pub(crate) mod scope;
 mod search;
 mod settings;
+mod settle;
 mod transaction;
 pub(crate) mod verify;
 mod wait;
@@ -66,6 +67,7 @@ use owed::Owed;
 use purge::Purge;
 use scope::Scope;
 use settings::Settings;
+use settle::{Cause, Phase, Settlement, Steps, settle};
 
 use crate::clock::{Clock, Randomness};
 use crate::context::Context;
@@ -228,7 +230,7 @@ impl Inner {
         self.release_later(Release::unused(claim.key, claim.token), claim.lease);
     }
 
-    fn release_later(self: &Arc<Self>, release: Release, lease: Duration) {
+    pub(super) fn release_later(self: &Arc<Self>, release: Release, lease: Duration) {
         let engine = self.clone();
         self.keeper.spawn(async move { claim::give_back(&engine, release, lease, true).await });
     }
@@ -492,16 +494,16 @@ impl Idempotency {
             let (keeper, engine) = (&engine.keeper, engine.clone());
             keeper.finish(async move {
                 let budget = engine.settings.claim_timeout;
-                if has_begun {
-                    running::give_up(&engine, &lease, Reason::ShutDown, budget).await;
-                } else {
-                    claim::give_back(
-                        &engine,
-                        Release::unused(lease.key, lease.token),
-                        budget,
-                        false,
-                    )
-                    .await;
+                let phase = if has_begun { Phase::Begun } else { Phase::Claimed };
+                let cause = Cause::Cut(Reason::ShutDown);
+                match settle(phase, cause, lease.may_be_taken_over(), Steps::Silent) {
+                    Settlement::Leave(reason, left) => {
+                        running::leave(&engine, &lease, (reason, left), budget).await;
+                    }
+                    _ => {
+                        let release = Release::unused(lease.key, lease.token);
+                        claim::give_back(&engine, release, budget, false).await;
+                    }
                 }
             });
         }

@@ -17,6 +17,7 @@ use super::lease::Lease;
 use super::request::Checked;
 use super::retry::Budget;
 use super::scope::Scope;
+use super::settle::{self, Cause, Left, Settlement, Steps, settle};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, What};
@@ -120,7 +121,7 @@ impl Running {
     /// Returns the scope for the body, if it may start: the engine is not closing, and enough of
     /// the lease is left.
     pub(crate) fn start(&mut self) -> Result<Scope, Error> {
-        self.started().inspect_err(|error| self.leave(Outcome::Refused(error.kind())))
+        self.started().inspect_err(|error| self.exits(Outcome::Refused(error.kind())))
     }
 
     fn started(&mut self) -> Result<Scope, Error> {
@@ -154,7 +155,7 @@ impl Running {
     /// Returns the scope and the context for verifying an earlier attempt, if that is still
     /// possible.
     pub(super) fn ask(&mut self) -> Result<(Scope, Context), Error> {
-        self.asking().inspect_err(|error| self.leave(Outcome::Refused(error.kind())))
+        self.asking().inspect_err(|error| self.exits(Outcome::Refused(error.kind())))
     }
 
     fn asking(&mut self) -> Result<(Scope, Context), Error> {
@@ -231,11 +232,11 @@ impl Running {
             }
             Verdict::Own | Verdict::Instead(Answer::Refused(_)) => own,
         };
-        self.leave(outcome);
+        self.exits(outcome);
     }
 
     /// Reports the end of the call, once.
-    fn leave(&mut self, outcome: Outcome) {
+    fn exits(&mut self, outcome: Outcome) {
         if let Some(exit) = self.exit.take() {
             exit.end(outcome);
         }
@@ -263,6 +264,23 @@ impl Running {
         }
     }
 
+    /// How far the attempt came.
+    pub(super) fn came_to(&self) -> settle::Phase {
+        match self.phase {
+            Phase::Granted => settle::Phase::Claimed,
+            Phase::Asking => settle::Phase::Asking,
+            Phase::Started | Phase::Panicked | Phase::Ended | Phase::Concluded => {
+                settle::Phase::Begun
+            }
+        }
+    }
+
+    pub(super) fn parking(&self, reason: Reason, ask_again_after: Duration) -> Park {
+        let mut park = Park::own(self.grant.record.key, self.grant.record.owner, reason);
+        park.ask_again_after = ask_again_after;
+        park
+    }
+
     fn reason(&self) -> Reason {
         match self.phase {
             // The shutdown has written this reason to the record.
@@ -284,7 +302,7 @@ impl Drop for Running {
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
         let kept = Kept(engine.clone(), lease.clone());
-        self.leave(if self.phase == Phase::Panicked {
+        self.exits(if self.phase == Phase::Panicked {
             Outcome::Panicked
         } else {
             Outcome::Dropped
@@ -293,55 +311,55 @@ impl Drop for Running {
         // then. Otherwise the next of them could query the store first, and find a claim that is
         // still held.
         let leader = self.leader.take();
-        if self.phase == Phase::Granted {
-            let keeper = engine.keeper.clone();
-            let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
-            keeper.finish(async move {
-                drop(kept);
-                claim::give_back(&engine, release, budget, false).await;
-                drop(leader);
-                if repeated {
-                    claim::give_back(&engine, release, budget, true).await;
-                }
-            });
-            return;
-        }
-        if self.phase == Phase::Asking {
-            let (key, token) = (lease.key, lease.token);
-            let keeper = engine.keeper.clone();
-            let rest = self.rest();
-            keeper.finish(async move {
-                drop(kept);
-                let mut park = Park::own(key, token, Reason::Unverified);
-                park.ask_again_after = rest;
-                if let Err(error) = engine.store.park(Budget::of(budget), park).await {
-                    tracing::warn!(%key, %error,
-                        "a question without an answer could not be recorded; the next caller asks \
-                         when the lease has expired");
-                }
-                drop(leader);
-            });
-            return;
-        }
-        let reason = self.reason();
-        tracing::warn!(operation = %self.call.operation, key = %self.call.key, %reason, "the outcome of a body is unknown");
-        let (keeper, journal) = (engine.keeper.clone(), self.journal.take());
-        let waits = journal.as_ref().is_some_and(|journal| !journal.is_settled());
-        let rest = async move {
-            if let Some(journal) = journal {
-                journal.settled(&engine, engine.settings.commit_timeout).await;
+        let (reason, keeper) = (self.reason(), engine.keeper.clone());
+        let may_be_taken_over = lease.may_be_taken_over();
+        match settle(self.came_to(), Cause::Cut(reason), may_be_taken_over, Steps::Silent) {
+            Settlement::AskAgain(reason) => {
+                let park = self.parking(reason, self.rest());
+                keeper.finish(async move {
+                    drop(kept);
+                    if let Err(error) = engine.store.park(Budget::of(budget), park).await {
+                        tracing::warn!(key = %park.key, %error,
+                            "a question without an answer could not be recorded; the next caller \
+                             asks when the lease has expired");
+                    }
+                    drop(leader);
+                });
             }
-            // Dropped before the lease is given up: otherwise a renewal could bring it back.
-            drop(kept);
-            if let Some(_place) = engine.bounds.ends.place() {
-                give_up(&engine, &lease, reason, budget).await;
+            Settlement::Leave(reason, left) => {
+                tracing::warn!(operation = %self.call.operation, key = %self.call.key, %reason, "the outcome of a body is unknown");
+                let journal = self.journal.take();
+                let waits = journal.as_ref().is_some_and(|journal| !journal.is_settled());
+                let rest = async move {
+                    if let Some(journal) = journal {
+                        journal.settled(&engine, engine.settings.commit_timeout).await;
+                    }
+                    // Dropped before the lease is given up: otherwise a renewal could bring it
+                    // back.
+                    drop(kept);
+                    if let Some(_place) = engine.bounds.ends.place() {
+                        leave(&engine, &lease, (reason, left), budget).await;
+                    }
+                    drop(leader);
+                };
+                if waits {
+                    keeper.spawn(rest);
+                } else {
+                    keeper.finish(rest);
+                }
             }
-            drop(leader);
-        };
-        if waits {
-            keeper.spawn(rest);
-        } else {
-            keeper.finish(rest);
+            // Nothing has begun.
+            _ => {
+                let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
+                keeper.finish(async move {
+                    drop(kept);
+                    claim::give_back(&engine, release, budget, false).await;
+                    drop(leader);
+                    if repeated {
+                        claim::give_back(&engine, release, budget, true).await;
+                    }
+                });
+            }
         }
     }
 }
@@ -357,12 +375,12 @@ impl Drop for Kept {
     }
 }
 
-/// Leaves a record whose outcome is unknown to its policy, at once. If that fails, the lease
-/// expires. Returns `None` if the store has not answered.
-pub(super) async fn give_up(
+/// Leaves a record whose outcome is unknown to the next call, or in doubt, at once. If that fails,
+/// the lease expires. Returns `None` if the store has not answered.
+pub(super) async fn leave(
     engine: &super::Inner,
     lease: &Lease,
-    reason: Reason,
+    (reason, left): (Reason, Left),
     budget: Duration,
 ) -> Option<Written> {
     let (key, token) = (lease.key, lease.token);
@@ -371,12 +389,12 @@ pub(super) async fn give_up(
         journal.close();
         journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
     }
-    let written = if lease.may_be_taken_over() {
-        engine.store.abandon(Budget::of(budget), Abandon::new(key, token, reason)).await
-    } else {
-        engine.store.park(Budget::of(budget), Park::own(key, token, reason)).await
+    let budget = Budget::of(budget);
+    let written = match left {
+        Left::ToTheNextCall => engine.store.abandon(budget, Abandon::new(key, token, reason)).await,
+        Left::InDoubt => engine.store.park(budget, Park::own(key, token, reason)).await,
     };
-    if !lease.may_be_taken_over() && written.as_ref().is_ok_and(|written| written.is_done()) {
+    if left == Left::InDoubt && written.as_ref().is_ok_and(|written| written.is_done()) {
         engine.observers.tell(None, Some(&key), What::InDoubt { reason });
     }
     let failed = |error: &StoreError| {
