@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::busy::Busy;
 use super::client::Answered;
 use super::exit::{self, Exit};
 use super::flight::{Flight, Leader, Seat, Stage};
-use super::keeper::Busy;
 use super::lent::is_in_body_of;
 use super::report::Report;
 use super::request::{Checked, Request};

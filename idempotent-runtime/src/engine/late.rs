@@ -11,7 +11,7 @@ use super::finish::{Verdict, conclude};
 use super::request::Checked;
 use super::retry::Budget;
 use super::running::Running;
-use super::{Waiting, keeper, wait};
+use super::{Waiting, beside, wait};
 use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, What};
 use crate::outcome::{Answer, StoredAnswer, stored};
@@ -176,7 +176,7 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
         let (operation, key, result) = (call.operation.clone(), call.key, result.clone());
         let duplicate = DuplicateRun { operation, key, result, winner };
         // Called after everything was decided: the hook does not change the outcome.
-        keeper::beside(move || {
+        beside::beside(move || {
             if catch_unwind(AssertUnwindSafe(|| hook(&duplicate))).is_err() {
                 let DuplicateRun { operation, key, .. } = duplicate;
                 tracing::error!(%operation, %key, "the hook `on_duplicate` panicked");

@@ -1,8 +1,10 @@
 //! The engine: takes a call to its answer.
 
 mod admission;
+mod beside;
 mod bound;
 mod builder;
+mod busy;
 mod call;
 mod claim;
 mod client;
@@ -21,6 +23,7 @@ mod operations;
 mod owed;
 mod purge;
 mod record;
+mod renewals;
 mod report;
 mod request;
 pub(crate) mod retry;
@@ -58,10 +61,11 @@ pub(crate) use verify::verify_detached_and;
 pub use verify::{Asked, Cleared, NoVerify, Verified, Verify, verify};
 
 use bound::Bounds;
+use busy::Busy;
 pub(crate) use client::StoreClient;
 use flight::Flights;
 use followed::Followed;
-use keeper::{Busy, Keeper};
+use keeper::Keeper;
 use operations::Operations;
 use owed::Owed;
 use purge::Purge;

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::keeper::Busy;
+use super::busy::Busy;
 use super::{Inner, retry};
 use crate::store::{Release, StoreError};
 

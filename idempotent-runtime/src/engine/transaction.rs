@@ -11,9 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::admission::{Judged, judge, new_claim};
+use super::busy::Busy;
 use super::call::Call;
 use super::exit::Exit;
-use super::keeper::Busy;
 use super::lent::{Calls, Mark, calls_at};
 use super::report::Report;
 use super::request::{Checked, Request};

@@ -1,0 +1,177 @@
+//! Renews the leases of this process, in batches.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::client::StoreClient;
+use super::lease::{Lease, nanos};
+use crate::clock::Clock;
+use crate::events::What;
+use crate::store::{Renewal, Token, Written};
+
+/// The maximum number of leases that one request to the store renews.
+const BATCH: usize = 1000;
+
+/// The leases that are renewed.
+pub(super) struct Renewals {
+    store: StoreClient,
+    clock: Arc<dyn Clock>,
+    leases: Mutex<Leases>,
+    earlier: Notify,
+    goes_on: AtomicBool,
+}
+
+struct Leases {
+    /// Sorted, so that a simulation renews in the same order again.
+    by_token: BTreeMap<Token, Arc<Lease>>,
+    /// The time of the next scheduled look, in monotonic nanoseconds.
+    next_look: u64,
+}
+
+impl Renewals {
+    pub(super) fn new(store: StoreClient, clock: Arc<dyn Clock>) -> Self {
+        let leases = Mutex::new(Leases { by_token: BTreeMap::new(), next_look: u64::MAX });
+        let (earlier, goes_on) = (Notify::new(), AtomicBool::new(true));
+        Self { store, clock, leases, earlier, goes_on }
+    }
+
+    fn leases(&self) -> std::sync::MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renews `lease` from now on.
+    pub(super) fn keep(&self, lease: &Arc<Lease>) {
+        let mut leases = self.leases();
+        leases.by_token.insert(lease.token, lease.clone());
+        if lease.due() < leases.next_look {
+            self.earlier.notify_one();
+        }
+    }
+
+    /// Ends the renewals of `lease`.
+    pub(super) fn forget(&self, lease: &Lease) {
+        self.leases().by_token.remove(&lease.token);
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Lease>> {
+        self.leases().by_token.values().cloned().collect()
+    }
+
+    pub(super) fn are_none(&self) -> bool {
+        self.leases().by_token.is_empty()
+    }
+
+    /// Ends [`run`](Self::run).
+    pub(super) fn end(&self) {
+        self.goes_on.store(false, Ordering::Release);
+        self.earlier.notify_one();
+    }
+
+    /// Renews what is due, until [`end`](Self::end).
+    pub(super) async fn run(self: Arc<Self>) {
+        while self.goes_on.load(Ordering::Acquire) {
+            for batch in self.due() {
+                tokio::spawn(self.clone().renew(batch));
+            }
+            let next_look = self.leases().next_look;
+            let pause =
+                Duration::from_nanos(next_look.saturating_sub(nanos(self.clock.monotonic())));
+            let sleep = self.clock.sleep(pause);
+            if nanos(self.clock.monotonic()) >= next_look {
+                // The clock has moved since `pause` was computed, so the sleep would be late.
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = self.earlier.notified() => {}
+                () = sleep, if next_look < u64::MAX => {}
+            }
+        }
+    }
+
+    /// Returns the leases to renew now: those that are due, and those that will be soon. Only
+    /// leases of the same length share a batch, because the batch waits for the store for as long
+    /// as they allow.
+    fn due(&self) -> Vec<Vec<Arc<Lease>>> {
+        let mut leases = self.leases();
+        let now = self.clock.monotonic();
+        for lease in leases.by_token.values().filter(|lease| lease.is_renewed_no_more(now)) {
+            lease.stop_renewal();
+        }
+        let next = |leases: &Leases| {
+            leases.by_token.values().map(|lease| lease.due()).min().unwrap_or(u64::MAX)
+        };
+        let mut due: BTreeMap<Duration, Vec<Arc<Lease>>> = BTreeMap::new();
+        if next(&leases) <= nanos(now) {
+            let soon = |lease: &&Arc<Lease>| lease.due() <= nanos(now + lease.length() / 6);
+            for lease in leases.by_token.values().filter(soon) {
+                // Until the answer determines when the next renewal is due.
+                lease.stop_renewal();
+                due.entry(lease.length()).or_default().push(lease.clone());
+            }
+        }
+        leases.next_look = next(&leases);
+        due.values().flat_map(|leases| leases.chunks(BATCH)).map(<[_]>::to_vec).collect()
+    }
+
+    /// Renews leases that have the same length.
+    async fn renew(self: Arc<Self>, batch: Vec<Arc<Lease>>) {
+        let renewals = batch
+            .iter()
+            .map(|lease| Renewal::new(lease.key, lease.token, lease.length()))
+            .collect();
+        let patience = batch.first().map(|lease| lease.length() / 3).unwrap_or_default();
+        let sent = self.clock.monotonic();
+        let (written, error) = match self.store.renew(patience, renewals).await {
+            Ok(written) => (written, None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        let answers = written.into_iter().chain(std::iter::repeat(Written::Unanswered));
+        let mut unanswered = 0;
+        for (lease, written) in batch.iter().zip(answers) {
+            if written == Written::Unanswered {
+                unanswered += 1;
+                lease.retry_renewal(self.clock.monotonic());
+            } else {
+                self.note(lease, written, sent);
+            }
+        }
+        if unanswered > 0 {
+            let error = error.map_or_else(
+                || "their records could not be reached".to_owned(),
+                |error| error.to_string(),
+            );
+            tracing::warn!(
+                store = self.store.name(),
+                leases = unanswered,
+                error,
+                "leases could not be renewed"
+            );
+        }
+        let leases = batch.len();
+        self.store.observers().tell(None, None, What::Renewed { leases, unanswered });
+        self.earlier.notify_one();
+    }
+
+    fn note(&self, lease: &Lease, written: Written, sent: Duration) {
+        if written.is_done() {
+            lease.renewed(sent);
+        } else {
+            lease.stop_renewal();
+            // A record that is gone has no owner: the claim stays valid for the rest of the lease.
+            let still_owned = self.leases().by_token.contains_key(&lease.token);
+            if written == Written::Lost && still_owned {
+                // The owner's own commit gets the same answer.
+                if !lease.has_body_ended() {
+                    tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
+                    self.store.observers().tell(None, Some(&lease.key), What::LeaseLost);
+                }
+                lease.give_up();
+            }
+        }
+    }
+}
