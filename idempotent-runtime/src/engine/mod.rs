@@ -500,14 +500,14 @@ impl Idempotency {
                 let budget = engine.settings.claim_timeout;
                 let phase = if has_begun { Phase::Begun } else { Phase::Claimed };
                 let cause = Cause::Cut(Reason::ShutDown);
-                match settle(phase, cause, lease.may_be_taken_over(), Steps::Silent) {
-                    Settlement::Leave(reason, left) => {
-                        running::leave(&engine, &lease, (reason, left), budget).await;
-                    }
-                    _ => {
-                        let release = Release::unused(lease.key, lease.token);
-                        claim::give_back(&engine, release, budget, false).await;
-                    }
+                let may_be_taken_over = lease.may_be_taken_over();
+                if let Settlement::Leave(reason, left) =
+                    settle(phase, cause, may_be_taken_over, Steps::Silent)
+                {
+                    running::leave(&engine, &lease, (reason, left), budget).await;
+                } else {
+                    let release = Release::unused(lease.key, lease.token);
+                    claim::give_back(&engine, release, budget, false).await;
                 }
             });
         }
