@@ -87,6 +87,8 @@ impl Statements {
             COLUMNS.iter().zip(&places).map(|(column, place)| first_value(column, place)).collect();
         let late: Vec<_> =
             COLUMNS.iter().zip(&places).map(|(column, place)| late_value(column, place)).collect();
+        // The values of a guard follow those of a row.
+        let (owner, revision) = (COLUMNS.len() + 1, COLUMNS.len() + 2);
         let statement = |text: String| Statement::from(text);
         Self {
             // Two branches of one snapshot: a row that `found` does not see and `claimed` cannot
@@ -120,7 +122,7 @@ impl Statements {
                 "UPDATE {table} SET fence = greatest(fence, {MICROS}) WHERE key_hash = $4 AND owner = $5 RETURNING fence"
             ),
             replace: statement(format!(
-                "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = $23 AND revision = $24 AND {bound} RETURNING 1",
+                "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = ${owner} AND revision = ${revision} AND {bound} RETURNING 1",
                 assignments.join(", ")
             )),
             delete: statement(format!(

@@ -16,10 +16,10 @@ use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::codes::{self, POLICIES, REASONS, STATES};
 use crate::store::envelope::{self, EnvelopeError};
-use crate::store::{Operation, Reason, Record, State, StoreError, StoreErrorKind, Token};
+use crate::store::{Operation, Reason, Record, State, StoreError, StoreErrorKind, Token, texts};
 
 /// The columns, in the order in which [`Row::values`] lists and [`found`] reads them.
-pub(crate) const COLUMNS: [&str; 22] = [
+pub(crate) const COLUMNS: [&str; 24] = [
     "key_hash",
     "format",
     "state",
@@ -27,6 +27,8 @@ pub(crate) const COLUMNS: [&str; 22] = [
     "fence",
     "revision",
     "operation",
+    "namespace",
+    "holder",
     "fingerprint",
     "policy",
     "created_at",
@@ -60,6 +62,8 @@ pub(crate) struct Row {
     fence: i64,
     revision: i64,
     operation: Arc<str>,
+    namespace: Arc<str>,
+    holder: Arc<str>,
     fingerprint: Option<[u8; 17]>,
     policy: i16,
     created_at: i64,
@@ -94,6 +98,8 @@ impl Row {
             fence: integer(record.fence),
             revision,
             operation: record.operation.clone(),
+            namespace: record.namespace.clone(),
+            holder: record.holder.clone(),
             fingerprint: record.fingerprint.map(fingerprint_bytes),
             policy: codes::code(&POLICIES, record.policy).into(),
             created_at: integer(record.created.as_millis()),
@@ -122,6 +128,8 @@ impl Row {
             Value::Integer(self.fence),
             Value::Integer(self.revision),
             Value::Text(Some(&self.operation)),
+            Value::Text(Some(&self.namespace)),
+            Value::Text(Some(&self.holder)),
             Value::Bytes(self.fingerprint.as_ref().map(|bytes| &bytes[..])),
             Value::Small(self.policy),
             Value::Integer(self.created_at),
@@ -257,7 +265,9 @@ where
     let owner = Token::from_bits(u128::from_be_bytes(columns.exactly("owner", owner)?));
     let fence = number(columns.value()?);
     let revision = columns.value()?;
-    let mut record = Record::new(key, owner, Arc::from(columns.value::<&str>()?));
+    let mut record = Record::new(key, owner, texts::shared(columns.value()?));
+    record.namespace = texts::shared(columns.value()?);
+    record.holder = texts::shared(columns.value()?);
     record.state = state;
     record.fence = fence;
     record.fingerprint = match columns.value::<Option<Vec<u8>>>()? {

@@ -60,6 +60,8 @@ impl Statements {
                 "SELECT ?1, {columns}, gone, {shows_all} FROM {gone} LEFT JOIN {table} ON key_hash = ?2"
             ))
         };
+        // The values of a guard follow those of a row.
+        let (owner, revision) = (COLUMNS.len() + 1, COLUMNS.len() + 2);
         let statement = |text: String| Statement::from(text);
         Self {
             read: read("0"),
@@ -72,7 +74,7 @@ impl Statements {
                 places.join(", ")
             )),
             replace: statement(format!(
-                "UPDATE {table} SET {} WHERE key_hash = ?1 AND owner = ?23 AND revision = ?24",
+                "UPDATE {table} SET {} WHERE key_hash = ?1 AND owner = ?{owner} AND revision = ?{revision}",
                 assignments.join(", ")
             )),
             delete: statement(format!("DELETE FROM {table} WHERE key_hash = ?1 AND owner = ?2 AND revision = ?3")),

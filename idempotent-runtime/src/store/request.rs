@@ -27,6 +27,11 @@ pub struct Claim {
     pub token: Token,
     /// The operation's name, kept on the record for people to read.
     pub operation: Arc<str>,
+    /// The caller's namespace, at most 64 bytes. Kept on the record that the claim creates; a claim
+    /// that takes over leaves it as it is.
+    pub namespace: Arc<str>,
+    /// The process that makes the claim, at most 64 bytes. Kept on the record with every owner.
+    pub holder: Arc<str>,
     /// The fingerprint that a retry must repeat.
     pub fingerprint: Option<Fingerprint>,
     /// The policy for the claim of a dead owner. The stricter of this and the record's applies.
@@ -47,7 +52,8 @@ pub struct Claim {
     /// True to return a result with the time at which its record expires, even if that costs the
     /// store more. Without it, [`Record::expires`] of a result may be zero.
     pub tell_expiry: bool,
-    /// Trace context to keep on the record.
+    /// Trace context of the caller (W3C `traceparent`), at most 64 bytes. Kept on the record with
+    /// every owner, like the holder.
     pub trace: Option<Arc<str>>,
 }
 
@@ -59,6 +65,8 @@ impl Claim {
             key,
             token,
             operation,
+            namespace: Arc::default(),
+            holder: Arc::default(),
             fingerprint: None,
             policy: CrashPolicy::Hold,
             schema: 0,
