@@ -124,6 +124,8 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
             "  {} {name}: {reason}; attempt {}, first claimed {age}s ago",
             view.operation, view.attempts
         );
+        // The process that died, by its host and its ID: its logs say how far it came.
+        println!("  held by {}", view.holder);
 
         let was_charged = books.lines().any(|line| line == format!("charged {payment}"));
         let (answer, words) = if was_charged {
