@@ -15,6 +15,7 @@ use crate::encoding::{NotEncodable, encode_for_any_reader};
 use crate::error::{Error, ErrorKind};
 use crate::events::What;
 use crate::key::{IntoKey, Key, KeyHash, hash_key};
+use crate::steps::{self, StepView};
 use crate::store::{
     Changed, CrashPolicy, Operation, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State,
     StoreError, Token,
@@ -96,6 +97,7 @@ pub struct RecordView {
     /// Identifies exactly what was seen: [`resolve`](RecordHandle::resolve) rejects it if the
     /// record has changed since.
     pub revision: Revision,
+    steps: Option<Vec<StepView>>,
 }
 
 /// Identifies the observed state of a record. Opaque.
@@ -143,6 +145,7 @@ impl fmt::Debug for Revision {
 impl RecordView {
     fn new(record: &Record) -> Self {
         let (state, reason) = shown(record);
+        let is_unfinished = matches!(state, State::InProgress | State::InDoubt);
         Self {
             key: record.key,
             operation: record.operation.clone(),
@@ -161,7 +164,15 @@ impl RecordView {
             schema: record.schema,
             checkpoints: record.checkpoints,
             revision: Revision::of(record, (state, reason)),
+            steps: if is_unfinished { steps::shown(&record.body) } else { Some(Vec::new()) },
         }
+    }
+
+    /// The recorded [steps](crate::Context::step) of a call that is in progress or in doubt, by
+    /// name and index, without their results. They say how far the body came. `None` if another
+    /// release has recorded them in a form that this one does not know, or they are damaged.
+    pub fn steps(&self) -> Option<&[StepView]> {
+        self.steps.as_deref()
     }
 }
 
