@@ -140,15 +140,36 @@ async fn change_row<A>(
     retention: Option<Duration>,
     mut transition: impl FnMut(&mut Option<Record>, Timestamp) -> A + Send,
 ) -> Result<A, StoreError> {
+    if let Some(answer) = without_change(&found, &mut transition) {
+        return Ok(answer);
+    }
+    // Boxed: several kilobytes, and most requests write nothing.
+    Box::pin(write_row(rows, operation, found, key, retention, transition)).await
+}
+
+/// Returns the answer of a decision that changes nothing. In a function of its own: what it clones
+/// would otherwise be a part of the future of every request.
+fn without_change<A>(
+    found: &Found,
+    transition: &mut impl FnMut(&mut Option<Record>, Timestamp) -> A,
+) -> Option<A> {
     let before = found.stored.as_ref().map(|stored| &stored.record);
     let mut slot = before.cloned();
     let answer = transition(&mut slot, found.now);
-    if slot.as_ref() == before {
-        return Ok(answer);
-    }
+    (slot.as_ref() == before).then_some(answer)
+}
+
+/// Leases a connection, decides on what was found, and writes the decision.
+async fn write_row<A>(
+    rows: &impl Rows,
+    operation: Operation,
+    found: Found,
+    key: KeyHash,
+    retention: Option<Duration>,
+    transition: impl FnMut(&mut Option<Record>, Timestamp) -> A + Send,
+) -> Result<A, StoreError> {
     let mut table = rows.table(operation).await?;
-    // Boxed: several kilobytes, and most requests write nothing.
-    let changing = Box::pin(change(&mut table, operation, key, Some(found), retention, transition));
+    let changing = change(&mut table, operation, key, Some(found), retention, transition);
     let result = in_time(operation, rows.response_timeout(), changing).await;
     rows.end(table, result.as_ref().err()).await;
     result
