@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::waits::ReadBound;
 use crate::key::KeyHash;
-use crate::sql::{COLUMNS, TableName};
+use crate::sql::{COLUMNS, TableName, filter};
 use crate::store::Token;
 
 /// The server's time in milliseconds, the same in every time zone and `sql_mode` of a session.
@@ -141,7 +141,8 @@ impl Statements {
             release: statement(format!("DELETE FROM {table} WHERE {is_own} AND taken_over = 0")),
             page: statement(format!(
                 "{select} {NOW}, {without_body} FROM {table} FORCE INDEX (PRIMARY)
-                 WHERE key_hash > ? ORDER BY key_hash LIMIT ?"
+                 WHERE key_hash > ? AND {} ORDER BY key_hash LIMIT ?",
+                filter::condition(NOW, ["?"; 5])
             )),
             purge_index: name.purge_index('`'),
             table,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sql::{COLUMNS, TableName};
+use crate::sql::{COLUMNS, TableName, filter};
 
 /// The server's time in milliseconds. It advances within a statement: one that waited for a lock
 /// sees the time after the wait.
@@ -159,7 +159,11 @@ impl Statements {
             )),
             page: statement(format!(
                 "SELECT now, {without_body} FROM ({CLOCK}) AS clock CROSS JOIN {table}
-                 WHERE key_hash > $1 ORDER BY key_hash LIMIT $2"
+                 WHERE key_hash > $1 AND {} ORDER BY key_hash LIMIT $2",
+                filter::condition(
+                    "now",
+                    ["$3::smallint", "$4::smallint", "$5::text", "$6::text", "$7::bigint"]
+                )
             )),
             seen: statement(format!(
                 "SELECT key_hash, owner, state, lease_until FROM {table}

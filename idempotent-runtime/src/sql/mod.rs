@@ -17,6 +17,7 @@ mod change;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod demoted;
 mod fences;
+pub(crate) mod filter;
 mod in_transaction;
 mod lease;
 mod name;
@@ -50,11 +51,11 @@ pub(crate) use purge_mark::{Batch, Place, PurgeMark, purge_from_mark};
 pub(crate) use renewal::not_renewed;
 #[cfg(feature = "postgres")]
 pub(crate) use row::Value;
-#[cfg(any(feature = "mysql", feature = "sqlite"))]
-pub(crate) use row::bind;
 #[cfg(feature = "mysql")]
 pub(crate) use row::bind_values;
 pub(crate) use row::{COLUMNS, Listed, Row, found, integer, listed, reason_code, state_code};
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(crate) use row::{bind, bind_all};
 #[cfg(feature = "postgres")]
 pub(crate) use store::First;
 #[cfg(feature = "sqlite")]

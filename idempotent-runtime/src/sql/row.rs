@@ -207,7 +207,23 @@ where
     for<'t> i16: sqlx::Encode<'t, DB> + Type<DB>,
     for<'t> i64: sqlx::Encode<'t, DB> + Type<DB>,
 {
-    row.values().into_iter().skip(1).fold(query, |query, value| match value {
+    bind_all(query, row.values().into_iter().skip(1))
+}
+
+/// Binds `values` in their order.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(crate) fn bind_all<'q, 'v, DB>(
+    query: Bound<'q, DB>,
+    values: impl IntoIterator<Item = Value<'v>>,
+) -> Bound<'q, DB>
+where
+    DB: sqlx::Database,
+    for<'t> Option<&'t [u8]>: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> Option<&'t str>: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> i16: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> i64: sqlx::Encode<'t, DB> + Type<DB>,
+{
+    values.into_iter().fold(query, |query, value| match value {
         Value::Small(value) => query.bind(value),
         Value::Integer(value) => query.bind(value),
         Value::Bytes(value) => query.bind(value),

@@ -79,10 +79,11 @@ pub(crate) trait Rows: Send + Sync + 'static {
     /// changes nothing if that is not there.
     fn commit_own(&self, commit: &Commit) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Lists records after a key in the order of the keys, expired ones included, without their
-    /// bodies.
+    /// Lists the records that `scan` may include, after a key in the order of the keys, expired ones
+    /// and those of another format included, without their bodies.
     fn page(
         &self,
+        scan: &Scan,
         after: Option<KeyHash>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Listed>, StoreError>> + Send;
@@ -300,7 +301,7 @@ pub(crate) async fn scan(rows: &impl Rows, scan: Scan) -> Result<Page, StoreErro
     let limit = if scan.limit == 0 { DEFAULT_PAGE } else { scan.limit };
     let (mut records, mut unreadable, mut after) = (Vec::new(), Vec::new(), scan.after);
     loop {
-        let listed = rows.page(after, limit).await?;
+        let listed = rows.page(&scan, after, limit).await?;
         let is_last = listed.len() < limit;
         for Listed { key, found } in listed {
             after = Some(key);

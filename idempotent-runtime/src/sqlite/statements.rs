@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::sql::{COLUMNS, TableName};
+use crate::sql::{COLUMNS, TableName, filter};
 
 /// The state of a record that was claimed.
 const IN_PROGRESS: i16 = 1;
@@ -98,7 +98,8 @@ impl Statements {
                  RETURNING key_hash, owner"
             )),
             page: statement(format!(
-                "SELECT ?1, {without_body} FROM {table} WHERE key_hash > ?2 ORDER BY key_hash LIMIT ?3"
+                "SELECT ?1, {without_body} FROM {table} WHERE key_hash > ?2 AND {} ORDER BY key_hash LIMIT ?3",
+                filter::condition("?1", ["?4", "?5", "?6", "?7", "?8"])
             )),
             seen: statement(format!(
                 "SELECT key_hash, owner, state, lease_until FROM {table}

@@ -56,8 +56,8 @@ pub use facets::{ChangeFeed, ChangeListener, Facets, LocalResults, Moment};
 pub use operation::Operation;
 pub use record::{CrashPolicy, Reason, Record, State, Token};
 pub use request::{
-    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged,
-    Release, Remove, Renewal, Resolve, ResolveAnswer, Scan, Watch, Written,
+    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Only, Page, Park,
+    Purged, Release, Remove, Renewal, Resolve, ResolveAnswer, Scan, Watch, Written,
 };
 
 pub use transaction::SqlTransaction;

@@ -11,8 +11,8 @@ use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Facets, Grant,
-    Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError,
-    Token, Watch, Written, transition,
+    Only, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store,
+    StoreError, Token, Watch, Written, transition,
 };
 use idempotency::testing::ManualClock;
 use tokio::sync::Notify;
@@ -479,6 +479,10 @@ impl Store for BrokenStore {
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
+        let mut scan = scan;
+        if self.has(Flaw::ScansOfEveryNamespace) {
+            scan.namespace = None;
+        }
         let limit = if scan.limit == 0 { 100 } else { scan.limit };
         let mut records: Vec<Record> = Vec::new();
         for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after))
@@ -487,7 +491,10 @@ impl Store for BrokenStore {
             let Some(mut record) = transition::read(&mut self.find(key, By::Operator), now) else {
                 continue;
             };
-            if !scan.includes(&record) {
+            let is_overlooked = self.has(Flaw::ScansOverlookOrphans)
+                && scan.only == Only::InDoubt
+                && record.state != State::InDoubt;
+            if !scan.includes(&record) || is_overlooked {
                 continue;
             }
             if records.len() == limit {

@@ -181,7 +181,9 @@ macro_rules! __conformance_list {
                 a_record_removed_by_force_does_not_come_back
                 a_tombstone_is_removed
                 a_scan_lists_every_record_once
-                a_scan_lists_what_was_asked_for;
+                a_scan_lists_what_was_asked_for
+                a_scan_lists_what_somebody_has_to_look_at
+                a_scan_lists_records_of_a_namespace_and_an_age;
             retention:
                 an_expired_result_is_absent
                 an_expired_unfinished_record_is_absent
