@@ -1,8 +1,9 @@
 //! The part of a scan that the server decides, so that a page costs what is on it and not what was
 //! left out.
 
+use super::conditions::IN_PROGRESS;
 use super::row::{FORMAT, Value, integer, state_code};
-use crate::store::codes::{self, POLICIES};
+use crate::store::codes::policy_code;
 use crate::store::{CrashPolicy, Only, Scan, State};
 
 /// The values of a filter: the state, what is listed only, operation, namespace, and the time
@@ -37,13 +38,12 @@ pub(crate) fn condition(
     now: &str,
     [state, only, operation, namespace, before]: [&str; 5],
 ) -> String {
-    let (in_progress, in_doubt) = (state_code(State::InProgress), state_code(State::InDoubt));
-    let hold = codes::code(&POLICIES, CrashPolicy::Hold);
+    let (in_doubt, hold) = (state_code(State::InDoubt), policy_code(CrashPolicy::Hold));
     format!(
         "(format <> {FORMAT} OR (
              ({state} = 0 OR state = {state} OR expires_at <= {now})
              AND ({only} = 0 OR ({only} = 1 AND state = {in_doubt})
-                 OR (state = {in_progress} AND lease_until <= {now} AND ({only} = 2 OR policy = {hold})))
+                 OR (state = {IN_PROGRESS} AND lease_until <= {now} AND ({only} = 2 OR policy = {hold})))
              AND ({operation} IS NULL OR operation = {operation})
              AND ({namespace} IS NULL OR namespace = {namespace})
              AND created_at < {before}

@@ -14,6 +14,7 @@
 
 mod abandoned;
 mod change;
+mod conditions;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod demoted;
 mod fences;
@@ -38,6 +39,7 @@ mod watchers;
 
 pub(crate) use abandoned::Abandoned;
 pub(crate) use change::{Found, Guard, Table};
+pub(crate) use conditions::{FORGOTTEN, IN_PROGRESS, UNFINISHED};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use demoted::Demotions;
 pub(crate) use fences::Fences;
@@ -53,7 +55,9 @@ pub(crate) use renewal::not_renewed;
 pub(crate) use row::Value;
 #[cfg(feature = "mysql")]
 pub(crate) use row::bind_values;
-pub(crate) use row::{COLUMNS, Listed, Row, found, integer, listed, reason_code, state_code};
+pub(crate) use row::{
+    COLUMNS, FORMAT, Listed, Row, found, integer, listed, reason_code, state_code,
+};
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 pub(crate) use row::{bind, bind_all};
 #[cfg(feature = "postgres")]

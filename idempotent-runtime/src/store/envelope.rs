@@ -116,6 +116,10 @@ pub fn encode(record: &Record) -> Vec<u8> {
 #[cfg(feature = "redis")]
 pub(crate) const FIELDS: usize = 116;
 
+/// The place of the lengths of texts and body, which follow all other fields.
+#[cfg(feature = "redis")]
+pub(crate) const LENGTHS: usize = 99;
+
 /// The number of bytes at the end of a record that contain its texts, unless a name is longer than
 /// any reasonable one.
 #[cfg(feature = "redis")]
@@ -126,7 +130,7 @@ pub(crate) const LONGEST_WORDS: usize = 4096;
 #[cfg(feature = "redis")]
 pub(crate) fn without_body(fields: &[u8], end: &[u8]) -> Result<(Vec<u8>, u64), EnvelopeError> {
     let fields = fields.get(..FIELDS).ok_or(EnvelopeError::Truncated("body"))?;
-    let mut lengths = Bytes::copy_from_slice(&fields[99..]);
+    let mut lengths = Bytes::copy_from_slice(&fields[LENGTHS..]);
     let mut words = u64::from(lengths.get_u32());
     for _ in 0..3 {
         words += u64::from(lengths.get_u8());
