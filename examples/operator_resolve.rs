@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, ensure};
 use idempotency::record::{RecordView, Resolution, State};
-use idempotency::store::{Scan, SqliteStore, Store as _};
+use idempotency::store::{Only, Scan, SqliteStore, Store as _};
 use idempotency::{Error, ErrorKind, Idempotency, idempotent};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
@@ -81,10 +81,10 @@ async fn worker(directory: &Path, payment: u32, until: Option<&str>) -> anyhow::
 }
 
 /// Lists the records in doubt, including those that no caller has noticed yet. A list shows hashes:
-/// the store does not know the keys.
+/// the store does not know the keys. What an operator resolves is the view of one record.
 async fn in_doubt(store: &SqliteStore, engine: &Idempotency) -> anyhow::Result<Vec<RecordView>> {
     let (mut scan, mut found) = (Scan::default(), Vec::new());
-    scan.operation = Some(OPERATION.into());
+    (scan.only, scan.operation) = (Only::InDoubt, Some(OPERATION.into()));
     loop {
         let page = store.scan(scan.clone()).await?;
         for record in page.records {
@@ -124,6 +124,8 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
             "  {} {name}: {reason}; attempt {}, first claimed {age}s ago",
             view.operation, view.attempts
         );
+        // The process that died, by its host and its ID: its logs say how far it came.
+        println!("  held by {}", view.holder);
 
         let was_charged = books.lines().any(|line| line == format!("charged {payment}"));
         let (answer, words) = if was_charged {

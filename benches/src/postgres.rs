@@ -15,8 +15,8 @@ const COPY: &str = "CREATE TABLE reference (LIKE idempotency_records INCLUDING A
     ALTER TABLE reference SET (fillfactor = 70);
     INSERT INTO reference SELECT * FROM idempotency_records";
 const SELECT: &str = "SELECT body FROM reference WHERE key_hash = $1";
-const INSERT: &str = "INSERT INTO reference SELECT $1, format, 1, owner, fence, revision, operation, fingerprint, policy, \
-    created_at, attempts, reason, linger, after_expiry, lease_until, expires_at, purge_at, schema_version, checkpoints, \
+const INSERT: &str = "INSERT INTO reference SELECT $1, format, 1, owner, fence, revision, operation, namespace, holder, \
+    fingerprint, policy, created_at, attempts, reason, linger, after_expiry, lease_until, expires_at, purge_at, schema_version, checkpoints, \
     taken_over, trace, '' FROM reference WHERE key_hash = $2";
 const UPDATE: &str =
     "UPDATE reference SET state = 3, body = $2, expires_at = $3, purge_at = $3 WHERE key_hash = $1";

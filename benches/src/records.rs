@@ -134,8 +134,8 @@ async fn in_postgres() -> anyhow::Result<Row> {
         charge(&engine, &Order::new(HOT)).await?;
         let fill = format!(
             "INSERT INTO idempotency_records SELECT sha256(number::text::bytea), format, state, owner, fence, revision,
-                operation, fingerprint, policy, created_at, attempts, reason, linger, after_expiry, lease_until,
-                expires_at, purge_at, schema_version, checkpoints, taken_over, trace, body
+                operation, namespace, holder, fingerprint, policy, created_at, attempts, reason, linger, after_expiry,
+                lease_until, expires_at, purge_at, schema_version, checkpoints, taken_over, trace, body
             FROM idempotency_records, generate_series(1, {records}) AS number"
         );
         server.sql_at(&url, &fill).await?;

@@ -69,7 +69,8 @@ pub mod error_policy {
 
 /// Records, as operators see and resolve them.
 pub mod record {
-    pub use crate::engine::{RecordHandle, RecordView, Resolution, Revision};
+    pub use crate::engine::{RecordHandle, RecordView, Resolution, Revision, TraceContext};
+    pub use crate::steps::{StepOutcome, StepView};
     pub use crate::store::{Reason, State};
 }
 

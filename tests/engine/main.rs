@@ -23,6 +23,7 @@ mod limits;
 mod memory;
 #[cfg(feature = "near-cache")]
 mod near_cache;
+mod origins;
 mod panics;
 mod reasons;
 mod records;

@@ -491,6 +491,11 @@ fn operator_resolve_answers_once_for_each_payment_in_doubt() {
         assert_eq!(told.clone().filter(|line| line.contains(part)).count(), 2, "{part}: {text}");
     }
     assert!(text.contains("in doubt are 2 payments\n"), "{text}");
+    let mut holders: Vec<_> =
+        text.lines().filter_map(|line| line.strip_prefix("  held by ")).collect();
+    assert!(holders.iter().all(|holder| holder.contains('/')), "{text}");
+    holders.dedup();
+    assert_eq!(holders.len(), 2, "each was held by a worker of its own: {text}");
     assert_eq!((count("  Ada "), count("  Bob answers too late: ")), (2, 2), "{text}");
     let (_, afterwards) =
         text.rsplit_once("payment 7, a worker starts\n").expect("it is called again");

@@ -29,7 +29,7 @@ async fn expired(world: &World, count: usize, same: usize) -> anyhow::Result<()>
     world
         .sql(&format!(
             "INSERT INTO idempotency_records
-             SELECT UNHEX(SHA2(seq, 256)), 1, 3, UNHEX(MD5(seq)), seq, 1, 'payments.charge', NULL, 0, 1, 1, 0, 0, 0, 0,
+             SELECT UNHEX(SHA2(seq, 256)), 1, 3, UNHEX(MD5(seq)), seq, 1, 'payments.charge', '', '', NULL, 0, 1, 1, 0, 0, 0, 0,
                  {over}, {over}, 1, 0, 0, NULL, 'receipt' FROM seq_1_to_{count};
              ANALYZE TABLE idempotency_records"
         ))

@@ -34,6 +34,7 @@ fn golden() -> Vec<Record> {
         State::InProgress,
     );
     progress.fence = 1_700_000_000_000_000;
+    (progress.namespace, progress.holder) = ("shop".into(), "shop-6c9f/1234".into());
     progress.fingerprint =
         Some(Fingerprint { version: 1, bits: 0xffee_ddcc_bbaa_9988_7766_5544_3322_1100 });
     progress.policy = CrashPolicy::Verify;
@@ -50,6 +51,7 @@ fn golden() -> Vec<Record> {
 
     let mut doubt = record(0xa2, u128::MAX, "möbel.größe 🪑", State::InDoubt);
     (doubt.fence, doubt.reason) = (1, Some(Reason::Crashed));
+    (doubt.namespace, doubt.holder) = ("default".into(), "büro 🪑/7".into());
 
     let other = |byte, state, policy, attempts, reason, body| {
         let mut record = record(byte, 1, "a", state);

@@ -22,6 +22,8 @@ fn full() -> Record {
     let mut full = Record::new(FULL, OWNER, "payments.charge".into());
     full.state = State::InDoubt;
     full.fence = 1_699_999_000_000_001;
+    full.namespace = "shop".into();
+    full.holder = "shop-6c9f/1234".into();
     full.fingerprint = Some(Fingerprint { version: 1, bits: 0xfeed });
     full.policy = CrashPolicy::Verify;
     full.created = Timestamp::from_millis(1_699_999_000_000);

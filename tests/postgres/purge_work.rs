@@ -31,8 +31,8 @@ async fn expired(
 ) -> anyhow::Result<()> {
     let records = format!(
         "INSERT INTO idempotency_records
-         SELECT sha256(number::text::bytea), format, state, owner, fence, revision, operation, fingerprint, policy,
-             created_at, attempts, reason, linger, 0, lease_until, over, over, schema_version, checkpoints, taken_over,
+         SELECT sha256(number::text::bytea), format, state, owner, fence, revision, operation, namespace, holder,
+             fingerprint, policy, created_at, attempts, reason, linger, 0, lease_until, over, over, schema_version, checkpoints, taken_over,
              trace, body
          FROM (SELECT * FROM idempotency_records ORDER BY key_hash LIMIT 1) AS record, (
              SELECT number, 1000000 + number::bigint * 7919 % 1000003 AS over

@@ -126,8 +126,8 @@ async fn several_purge_at_once_and_none_twice() -> anyhow::Result<()> {
     world
         .sql(
             "INSERT INTO idempotency_records
-             SELECT sha256(number::text::bytea), format, state, owner, fence, revision, operation, fingerprint, policy,
-                 created_at, attempts, reason, linger, after_expiry, lease_until, expires_at, purge_at, schema_version,
+             SELECT sha256(number::text::bytea), format, state, owner, fence, revision, operation, namespace, holder,
+                 fingerprint, policy, created_at, attempts, reason, linger, after_expiry, lease_until, expires_at, purge_at, schema_version,
                  checkpoints, taken_over, trace, body
              FROM idempotency_records, generate_series(1, 1999) AS number",
         )

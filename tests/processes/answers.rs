@@ -40,12 +40,17 @@ const TABLE: [(&str, Left); 7] = [
     (AFTER_RESOLVE, Left::Answer),
 ];
 
-/// An owner that dies. It had its effect if `point` says so.
+/// An owner that dies, and that the record names. It had its effect if `point` says so.
 async fn dead_owner(scene: &Scene, key: &str, policy: Policy, point: &str) -> anyhow::Result<()> {
     let _room = Scene::room().await?;
     let mut owner = scene.steady(Work::Pay { key: String::from(key), policy }, &[point]).await?;
     owner.wait_for_point(point).await?;
-    owner.kill().await
+    let process = format!("/{}", owner.pid());
+    owner.kill().await?;
+    let record = scene.record_of(PAY, key).await?.context("the record of the dead owner")?;
+    let holder = &record.holder;
+    ensure!(holder.ends_with(&process), "it was held by {holder}, and {process} has died");
+    Ok(())
 }
 
 /// An operator that dies at `point`. What it sent there has arrived.

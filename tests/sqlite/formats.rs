@@ -29,6 +29,8 @@ async fn golden_rows_of_format_1_are_read() -> anyhow::Result<()> {
     );
     full.state = State::InDoubt;
     full.fence = 1_699_999_000_000_001;
+    full.namespace = "shop".into();
+    full.holder = "shop-6c9f/1234".into();
     full.fingerprint = Some(Fingerprint { version: 1, bits: 0xfeed });
     full.policy = CrashPolicy::Verify;
     full.created = Timestamp::from_millis(1_699_999_000_000);

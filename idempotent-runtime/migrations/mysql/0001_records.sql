@@ -14,6 +14,8 @@ CREATE TABLE IF NOT EXISTS idempotency_records (
     fence          BIGINT        NOT NULL,
     revision       BIGINT        NOT NULL,
     operation      MEDIUMTEXT    CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+    namespace      VARCHAR(64)   CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+    holder         VARCHAR(64)   CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
     fingerprint    VARBINARY(17),
     policy         SMALLINT      NOT NULL,
     created_at     BIGINT        NOT NULL,

@@ -15,6 +15,8 @@ CREATE TABLE IF NOT EXISTS idempotency_records (
     fence          bigint   NOT NULL,
     revision       bigint   NOT NULL,
     operation      text     NOT NULL,
+    namespace      text     NOT NULL,
+    holder         text     NOT NULL,
     fingerprint    bytea,
     policy         smallint NOT NULL,
     created_at     bigint   NOT NULL,

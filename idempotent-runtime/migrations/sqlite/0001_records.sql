@@ -12,6 +12,8 @@ CREATE TABLE IF NOT EXISTS idempotency_records (
     fence          INTEGER NOT NULL,
     revision       INTEGER NOT NULL,
     operation      TEXT    NOT NULL,
+    namespace      TEXT    NOT NULL,
+    holder         TEXT    NOT NULL,
     fingerprint    BLOB,
     policy         INTEGER NOT NULL,
     created_at     INTEGER NOT NULL,

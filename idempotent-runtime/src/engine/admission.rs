@@ -395,6 +395,9 @@ pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
             .with_source(error)
     })?;
     let mut claim = Claim::new(call.key, token, call.operation.clone());
+    claim.namespace = call.engine.settings.namespace.clone();
+    claim.holder = call.engine.settings.instance.clone();
+    claim.trace = call.engine.trace();
     claim.fingerprint = call.fingerprint;
     claim.policy = call.policy;
     claim.schema = call.version;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::duplicate::DuplicateRun;
+use super::origin::TraceContext;
 use super::settings::Settings;
 use super::{Idempotency, Inner};
 use crate::clock::{Clock, Randomness, SystemClock, SystemRandomness};
@@ -67,7 +68,38 @@ impl Builder {
     /// services that share a store, and the keys that they [derive](crate::Context::derive_key) for
     /// a service that both of them call. The default is `"default"`.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
-        self.settings.namespace = namespace.into();
+        self.settings.namespace = namespace.into().into();
+        self
+    }
+
+    /// Sets the name of this process on the records of its claims: 1 to 64 bytes without control
+    /// characters, such as the name of its pod. It tells operators whose logs to read when a call
+    /// is in doubt, see [`RecordView::holder`](crate::record::RecordView::holder), and is never compared.
+    /// The default is the host name and the process ID, such as `shop-6c9f/1234`.
+    pub fn instance(mut self, instance: impl Into<String>) -> Self {
+        self.settings.instance = instance.into().into();
+        self
+    }
+
+    /// Sets where the trace of a call is taken from. Each claim writes it on its record, where
+    /// operators find it as [`RecordView::trace`](crate::record::RecordView::trace). A text that is longer
+    /// than 64 bytes or has control characters is left out. By default, records have no trace.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// let traceparent = || Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
+    /// let engine = Idempotency::builder(MemoryStore::new()).trace_context(traceparent).build()?;
+    /// engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).run(async || Ok::<_, Error>(1)).await?;
+    /// let view = engine.record("payments.charge", 7).inspect().await?;
+    /// assert_eq!(view.and_then(|view| view.trace), traceparent());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn trace_context(mut self, context: impl TraceContext) -> Self {
+        self.settings.trace_context = Some(Arc::new(context));
         self
     }
 

@@ -15,9 +15,10 @@ use crate::encoding::{NotEncodable, encode_for_any_reader};
 use crate::error::{Error, ErrorKind};
 use crate::events::What;
 use crate::key::{IntoKey, Key, KeyHash, hash_key};
+use crate::steps::{self, StepView};
 use crate::store::{
-    Changed, Operation, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State, StoreError,
-    Token,
+    Changed, CrashPolicy, Operation, Park, Reason, Record, Remove, Resolve, ResolveAnswer, State,
+    StoreError, Token,
 };
 
 /// A handle to the record of one call. Created by
@@ -58,6 +59,8 @@ pub struct RecordView {
     pub key: KeyHash,
     /// The operation's name.
     pub operation: Arc<str>,
+    /// The [namespace](crate::Builder::namespace) of the call.
+    pub namespace: Arc<str>,
     /// The state. A record whose lease has expired under the policy `hold` is shown as in doubt,
     /// which it is. Under the other policies it stays in progress until a call takes it over or an
     /// operator resolves it; `reason` shows that its owner is gone.
@@ -74,9 +77,27 @@ pub struct RecordView {
     pub size: usize,
     /// The reason for the record's state, if there is more to say than the state.
     pub reason: Option<Reason>,
+    /// What the next caller does if the owner is gone. The stricter of this and the caller's own
+    /// policy applies.
+    pub policy: CrashPolicy,
+    /// The end of the owner's lease, in the store's time; for other states than in progress see
+    /// [`Record::lease_until`].
+    pub lease_until: Timestamp,
+    /// The [process](crate::Builder::instance) that holds the claim, or held it last. A result
+    /// keeps the one that produced it.
+    pub holder: Arc<str>,
+    /// The [trace](crate::Builder::trace_context) of the call that made the owner's claim (W3C
+    /// `traceparent`), if there was any.
+    pub trace: Option<Arc<str>>,
+    /// The schema version of the stored result, or of the one to come.
+    pub schema: u32,
+    /// The number of checkpoints that the call has written in all attempts, one or two for each
+    /// step.
+    pub checkpoints: u32,
     /// Identifies exactly what was seen: [`resolve`](RecordHandle::resolve) rejects it if the
     /// record has changed since.
     pub revision: Revision,
+    steps: Option<Vec<StepView>>,
 }
 
 /// Identifies the observed state of a record. Opaque.
@@ -124,9 +145,11 @@ impl fmt::Debug for Revision {
 impl RecordView {
     fn new(record: &Record) -> Self {
         let (state, reason) = shown(record);
+        let is_unfinished = matches!(state, State::InProgress | State::InDoubt);
         Self {
             key: record.key,
             operation: record.operation.clone(),
+            namespace: record.namespace.clone(),
             state,
             created: record.created,
             expires: record.expires,
@@ -134,8 +157,22 @@ impl RecordView {
             fence: record.fence,
             size: record.body.len(),
             reason,
+            policy: record.policy,
+            lease_until: record.lease_until,
+            holder: record.holder.clone(),
+            trace: record.trace.clone(),
+            schema: record.schema,
+            checkpoints: record.checkpoints,
             revision: Revision::of(record, (state, reason)),
+            steps: if is_unfinished { steps::shown(&record.body) } else { Some(Vec::new()) },
         }
+    }
+
+    /// The recorded [steps](crate::Context::step) of a call that is in progress or in doubt, by
+    /// name and index, without their results. They say how far the body came. `None` if another
+    /// release has recorded them in a form that this one does not know, or they are damaged.
+    pub fn steps(&self) -> Option<&[StepView]> {
+        self.steps.as_deref()
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::duplicate::DuplicateHook;
 use super::keeper::Spawn;
+use super::origin::{LONGEST, TraceContext, check_instance, this_process};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::events::Observer;
@@ -21,11 +22,11 @@ const BATCH_CEILING: usize = 100_000;
 const SHORTEST: Duration = Duration::from_millis(1);
 /// A hundred years. A longer time is meant as for ever, and causes an error in one of the stores,
 /// where times are added.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+const LONGEST_TIME: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// Checks that a time set by the user is one that every store can count.
 pub(crate) fn check_time(name: &str, time: Duration) -> Result<(), Error> {
-    if (SHORTEST..=LONGEST).contains(&time) {
+    if (SHORTEST..=LONGEST_TIME).contains(&time) {
         return Ok(());
     }
     Err(Error::config(format!("`{name}` is {time:?}; it must be from {SHORTEST:?} to 100 years")))
@@ -53,7 +54,9 @@ fn check_size(name: &str, size: usize, largest: usize) -> Result<(), Error> {
 
 #[derive(Clone)]
 pub(crate) struct Settings {
-    pub(crate) namespace: String,
+    pub(crate) namespace: Arc<str>,
+    /// The name of this process on the records of its claims.
+    pub(super) instance: Arc<str>,
     pub(crate) lease: Duration,
     pub(crate) on_conflict: OnConflict,
     pub(crate) claim_timeout: Duration,
@@ -75,6 +78,7 @@ pub(crate) struct Settings {
     pub(crate) near_cache: Option<u64>,
     #[cfg(feature = "near-cache")]
     pub(crate) near_cache_ttl: Duration,
+    pub(super) trace_context: Option<Arc<dyn TraceContext>>,
     /// `None` runs it on a thread of its own.
     pub(super) background: Option<Arc<Spawn>>,
 }
@@ -83,6 +87,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             namespace: "default".into(),
+            instance: this_process(),
             lease: Duration::from_secs(15),
             on_conflict: OnConflict::Wait(Self::WAIT),
             claim_timeout: Duration::from_secs(5),
@@ -103,6 +108,7 @@ impl Default for Settings {
             near_cache: None,
             #[cfg(feature = "near-cache")]
             near_cache_ttl: Duration::from_secs(5),
+            trace_context: None,
             background: None,
         }
     }
@@ -116,11 +122,12 @@ impl Settings {
         let allowed =
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
         if self.namespace.is_empty()
-            || self.namespace.len() > 64
+            || self.namespace.len() > LONGEST
             || !self.namespace.bytes().all(allowed)
         {
             return Err(Error::config("a namespace must be 1 to 64 characters of `a-z 0-9 . _ -`"));
         }
+        check_instance(&self.instance)?;
         for (name, time) in [
             ("lease", self.lease),
             ("claim_timeout", self.claim_timeout),

@@ -141,7 +141,7 @@ impl Shard {
     ) {
         let start = scan.after.map_or(Bound::Unbounded, Bound::Excluded);
         let found = self.slots.range((start, Bound::Unbounded)).filter_map(|(_, slot)| {
-            let mut record = slot.clone();
+            let mut record = slot.as_ref().filter(|record| scan.is_about(record)).cloned();
             let record = transition::read(&mut record, now)?;
             scan.includes(&record).then_some(Record { body: Bytes::new(), ..record })
         });

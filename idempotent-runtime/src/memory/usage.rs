@@ -1,6 +1,7 @@
 //! The size of the records, and its limits.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::store::{Claim, Record};
@@ -18,17 +19,20 @@ pub(super) struct Cost {
 
 impl Cost {
     pub(super) fn of_claim(claim: &Claim) -> Self {
-        Self::with_parts(&claim.operation, claim.trace.as_deref(), 0)
+        let texts = [&claim.operation, &claim.namespace, &claim.holder];
+        Self::with_parts(texts, claim.trace.as_deref(), 0)
     }
 
     pub(super) fn of_slot(slot: Option<&Record>) -> Self {
         slot.map_or_else(Self::default, |record| {
-            Self::with_parts(&record.operation, record.trace.as_deref(), record.body.len())
+            let texts = [&record.operation, &record.namespace, &record.holder];
+            Self::with_parts(texts, record.trace.as_deref(), record.body.len())
         })
     }
 
-    fn with_parts(operation: &str, trace: Option<&str>, body: usize) -> Self {
-        Self { records: 1, bytes: OVERHEAD + operation.len() + trace.map_or(0, str::len) + body }
+    fn with_parts(texts: [&Arc<str>; 3], trace: Option<&str>, body: usize) -> Self {
+        let texts = texts.map(|text| text.len()).iter().sum::<usize>() + trace.map_or(0, str::len);
+        Self { records: 1, bytes: OVERHEAD + texts + body }
     }
 }
 

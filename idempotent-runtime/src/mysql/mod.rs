@@ -32,7 +32,7 @@ use crate::sql::{
     self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, PurgeMark, Row, Rows, Table,
     TableName, Watchers, in_time, integer, reason_code, state_code, store_of_rows,
 };
-use crate::store::{Capabilities, Commit, Operation, Release, StoreError, Token};
+use crate::store::{Capabilities, Commit, Operation, Release, Scan, StoreError, Token};
 
 /// Records in a table of a MySQL or MariaDB server.
 ///
@@ -266,11 +266,12 @@ impl Rows for MySqlStore {
         Ok(self.0.connections.write(Operation::Release, releasing).await? == 1)
     }
 
-    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
+    async fn page(&self, scan: &Scan, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
         const OPERATION: Operation = Operation::Scan;
         let after = after.as_ref().map(key_of).unwrap_or_default();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let statement = query(&self.0.statements.page).bind(after).bind(limit);
+        let statement = query(&self.0.statements.page).bind(after);
+        let statement = sql::bind_all(statement, sql::filter::values_in_order(scan)).bind(limit);
         let rows = self.0.connections.rows(OPERATION, statement).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
     }

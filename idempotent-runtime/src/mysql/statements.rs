@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::waits::ReadBound;
 use crate::key::KeyHash;
-use crate::sql::{COLUMNS, TableName};
+use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter};
 use crate::store::Token;
 
 /// The server's time in milliseconds, the same in every time zone and `sql_mode` of a session.
@@ -22,11 +22,6 @@ const MICROS: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIME
 pub(super) const ISOLATION: &str =
     "CASE CONCAT('=' /*M!100100 , @@tx_isolation */ /*!80000 , @@transaction_isolation */)
     WHEN '=READ-UNCOMMITTED' THEN 1 WHEN '=SERIALIZABLE' THEN 2 ELSE 0 END";
-/// The states in which a record is unfinished: in progress and in doubt.
-const UNFINISHED: &str = "state IN (1, 2)";
-/// The time at which nothing is left of a record: released ones and tombstones have no tombstone of
-/// their own.
-const FORGOTTEN: &str = "(expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END)";
 /// The maximum number of records that one statement names.
 pub(super) const MOST: usize = 512;
 /// The maximum number of values in one list. MariaDB converts a list of a thousand values to a
@@ -101,8 +96,9 @@ impl Statements {
         let columns = columns.join(", ");
         let without_body = columns.replace(", `body`", ", X''");
         let is_not_over = bound.map_or(String::from("TRUE"), |_| format!("expires_at > {NOW}"));
-        let is_own =
-            format!("key_hash = ? AND owner = ? AND {UNFINISHED} AND {is_not_over} AND format = 1");
+        let is_own = format!(
+            "key_hash = ? AND owner = ? AND {UNFINISHED} AND {is_not_over} AND format = {FORMAT}"
+        );
         let select = select(bound);
         let read = format!(
             "{select} server.micros DIV 1000, {columns}, server.micros, {ISOLATION} FROM (SELECT {MICROS} AS micros) AS server
@@ -141,7 +137,8 @@ impl Statements {
             release: statement(format!("DELETE FROM {table} WHERE {is_own} AND taken_over = 0")),
             page: statement(format!(
                 "{select} {NOW}, {without_body} FROM {table} FORCE INDEX (PRIMARY)
-                 WHERE key_hash > ? ORDER BY key_hash LIMIT ?"
+                 WHERE key_hash > ? AND {} ORDER BY key_hash LIMIT ?",
+                filter::condition(NOW, ["?"; 5])
             )),
             purge_index: name.purge_index('`'),
             table,
@@ -194,7 +191,7 @@ impl Statements {
             "UPDATE {table} FORCE INDEX (PRIMARY)
              SET expires_at = GREATEST(expires_at, {NOW} + ? + linger), lease_until = {NOW} + ?, revision = revision + 1
              WHERE {keys} AND {pairs}
-                 AND state = 1 AND lease_until > 0 AND expires_at > {NOW} AND format = 1",
+                 AND state = {IN_PROGRESS} AND lease_until > 0 AND expires_at > {NOW} AND format = {FORMAT}",
             table = self.table
         ))
     }
@@ -238,7 +235,7 @@ impl Statements {
         };
         format!(
             "SELECT key_hash, purge_at FROM {table}{index}
-             WHERE (purge_at > ? OR (purge_at = ? AND key_hash > ?)) AND purge_at <= {NOW} AND format = 1
+             WHERE (purge_at > ? OR (purge_at = ? AND key_hash > ?)) AND purge_at <= {NOW} AND format = {FORMAT}
              ORDER BY purge_at, key_hash",
             table = self.table
         )
@@ -250,7 +247,7 @@ impl Statements {
     pub(super) fn purge(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "DELETE kept FROM {table} AS kept FORCE INDEX (PRIMARY)
-             WHERE {keys} AND format = 1 AND {FORGOTTEN} <= {NOW}",
+             WHERE {keys} AND format = {FORMAT} AND {FORGOTTEN} <= {NOW}",
             table = self.table,
             keys = is_in("key_hash", "?", keys)
         ))
@@ -260,7 +257,7 @@ impl Statements {
     pub(super) fn put_off(&self, keys: usize) -> Statement {
         Statement::from(format!(
             "UPDATE {table} FORCE INDEX (PRIMARY) SET purge_at = {FORGOTTEN}
-             WHERE {keys} AND purge_at <= {NOW} AND format = 1 AND {FORGOTTEN} > {NOW}",
+             WHERE {keys} AND purge_at <= {NOW} AND format = {FORMAT} AND {FORGOTTEN} > {NOW}",
             table = self.table,
             keys = is_in("key_hash", "?", keys)
         ))

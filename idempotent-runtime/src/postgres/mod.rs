@@ -36,8 +36,8 @@ use crate::sql::{
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
-    Capabilities, Claim, Claimed, Commit, Operation, Record, Release, StoreError, StoreErrorKind,
-    Token, transition,
+    Capabilities, Claim, Claimed, Commit, Operation, Record, Release, Scan, StoreError,
+    StoreErrorKind, Token, transition,
 };
 
 /// Records in a table of a PostgreSQL database, version 13 or later.
@@ -249,11 +249,14 @@ impl Rows for PostgresStore {
         Ok(!self.0.sessions.written(Operation::Release, request).await?.is_empty())
     }
 
-    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
+    async fn page(&self, scan: &Scan, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
         const OPERATION: Operation = Operation::Scan;
         let after = after.as_ref().map_or(&[][..], |key| &key.as_bytes()[..]);
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let request = Request::new(&self.0.statements.page).bytes(after).integer(limit);
+        let request = Request::new(&self.0.statements.page)
+            .bytes(after)
+            .integer(limit)
+            .values(sql::filter::values(scan));
         let rows = self.0.sessions.rows(OPERATION, request).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sql::{COLUMNS, TableName};
+use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter};
 
 /// The server's time in milliseconds. It advances within a statement: one that waited for a lock
 /// sees the time after the wait.
@@ -15,11 +15,6 @@ const RECEIVED: &str = "floor(extract(epoch FROM statement_timestamp()) * 100000
 /// A row with the server's time in milliseconds and microseconds, the same for the whole statement.
 const CLOCK: &str = "SELECT micros / 1000 AS now, micros
     FROM (SELECT floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS micros) AS tick";
-/// The states in which a record is unfinished: in progress and in doubt.
-const UNFINISHED: &str = "state IN (1, 2)";
-/// The time at which nothing is left of a record: released ones and tombstones have no tombstone of
-/// their own.
-const FORGOTTEN: &str = "expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END";
 /// The columns of a first claim that are times, or derived from the time. The claim is built for
 /// time zero, and the server adds its own.
 const TIMES: [&str; 4] = ["created_at", "lease_until", "expires_at", "purge_at"];
@@ -87,6 +82,8 @@ impl Statements {
             COLUMNS.iter().zip(&places).map(|(column, place)| first_value(column, place)).collect();
         let late: Vec<_> =
             COLUMNS.iter().zip(&places).map(|(column, place)| late_value(column, place)).collect();
+        // The values of a guard follow those of a row.
+        let (owner, revision) = (COLUMNS.len() + 1, COLUMNS.len() + 2);
         let statement = |text: String| Statement::from(text);
         Self {
             // Two branches of one snapshot: a row that `found` does not see and `claimed` cannot
@@ -120,7 +117,7 @@ impl Statements {
                 "UPDATE {table} SET fence = greatest(fence, {MICROS}) WHERE key_hash = $4 AND owner = $5 RETURNING fence"
             ),
             replace: statement(format!(
-                "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = $23 AND revision = $24 AND {bound} RETURNING 1",
+                "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = ${owner} AND revision = ${revision} AND {bound} RETURNING 1",
                 assignments.join(", ")
             )),
             delete: statement(format!(
@@ -129,14 +126,14 @@ impl Statements {
             commit: statement(format!(
                 "UPDATE {table} SET state = $3, body = $4, schema_version = $5, reason = $6, expires_at = {NOW} + $7,
                      revision = revision + 1, purge_at = least(purge_at, {NOW} + $7 + after_expiry)
-                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND {is_not_over} AND format = 1
+                 WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND {is_not_over} AND format = {FORMAT}
                      AND {bound}
                  RETURNING 1"
             )),
             release: statement(format!(
                 "DELETE FROM {table}
                  WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND taken_over = 0 AND expires_at > {NOW}
-                     AND format = 1 AND {bound}
+                     AND format = {FORMAT} AND {bound}
                  RETURNING 1"
             )),
             // A row that another transaction has locked must not keep the others waiting until
@@ -148,8 +145,8 @@ impl Statements {
                      SELECT key, token, lease FROM unnest($1, $2, $3) AS renewal (key, token, lease)
                      JOIN {table} AS held ON held.key_hash = key FOR UPDATE OF held SKIP LOCKED
                  ) AS free
-                 WHERE key_hash = key AND owner = token AND state = 1 AND lease_until > 0 AND expires_at > {NOW}
-                     AND format = 1 AND {bound}
+                 WHERE key_hash = key AND owner = token AND state = {IN_PROGRESS} AND lease_until > 0 AND expires_at > {NOW}
+                     AND format = {FORMAT} AND {bound}
                  RETURNING key_hash, owner"
             )),
             renewed: statement(format!(
@@ -157,7 +154,11 @@ impl Statements {
             )),
             page: statement(format!(
                 "SELECT now, {without_body} FROM ({CLOCK}) AS clock CROSS JOIN {table}
-                 WHERE key_hash > $1 ORDER BY key_hash LIMIT $2"
+                 WHERE key_hash > $1 AND {} ORDER BY key_hash LIMIT $2",
+                filter::condition(
+                    "now",
+                    ["$3::smallint", "$4::smallint", "$5::text", "$6::text", "$7::bigint"]
+                )
             )),
             seen: statement(format!(
                 "SELECT key_hash, owner, state, lease_until FROM {table}
@@ -180,7 +181,7 @@ fn purge(table: &str) -> String {
         "WITH clock AS MATERIALIZED ({CLOCK}),
          due AS MATERIALIZED (
              SELECT key_hash AS key, purge_at AS due_at FROM {table}
-             WHERE purge_at >= $2 AND purge_at <= (SELECT now FROM clock) AND format = 1
+             WHERE purge_at >= $2 AND purge_at <= (SELECT now FROM clock) AND format = {FORMAT}
              ORDER BY purge_at LIMIT $1 FOR UPDATE SKIP LOCKED
          ),
          removed AS (
@@ -193,7 +194,7 @@ fn purge(table: &str) -> String {
          SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM put_off), (SELECT count(*) FROM due),
              (SELECT max(due_at) FROM due), now, (
                  SELECT purge_at FROM {table}
-                 WHERE purge_at >= $2 AND purge_at <= now AND format = 1
+                 WHERE purge_at >= $2 AND purge_at <= now AND format = {FORMAT}
                      AND key_hash NOT IN (SELECT key FROM due)
                  ORDER BY purge_at LIMIT 1
              )

@@ -194,6 +194,8 @@ fn pending(claim: &Claim, created: Timestamp) -> Record {
     record.after_expiry = Duration::from_millis(millis(claim.after_expiry));
     record.lease_until = BY_EXPIRY;
     record.schema = claim.schema;
+    record.namespace = claim.namespace.clone();
+    record.holder = claim.holder.clone();
     record.trace.clone_from(&claim.trace);
     record
 }

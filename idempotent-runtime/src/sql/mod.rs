@@ -14,9 +14,11 @@
 
 mod abandoned;
 mod change;
+mod conditions;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod demoted;
 mod fences;
+pub(crate) mod filter;
 mod in_transaction;
 mod lease;
 mod name;
@@ -37,6 +39,7 @@ mod watchers;
 
 pub(crate) use abandoned::Abandoned;
 pub(crate) use change::{Found, Guard, Table};
+pub(crate) use conditions::{FORGOTTEN, IN_PROGRESS, UNFINISHED};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use demoted::Demotions;
 pub(crate) use fences::Fences;
@@ -50,11 +53,13 @@ pub(crate) use purge_mark::{Batch, Place, PurgeMark, purge_from_mark};
 pub(crate) use renewal::not_renewed;
 #[cfg(feature = "postgres")]
 pub(crate) use row::Value;
-#[cfg(any(feature = "mysql", feature = "sqlite"))]
-pub(crate) use row::bind;
 #[cfg(feature = "mysql")]
 pub(crate) use row::bind_values;
-pub(crate) use row::{COLUMNS, Listed, Row, found, integer, listed, reason_code, state_code};
+pub(crate) use row::{
+    COLUMNS, FORMAT, Listed, Row, found, integer, listed, reason_code, state_code,
+};
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(crate) use row::{bind, bind_all};
 #[cfg(feature = "postgres")]
 pub(crate) use store::First;
 #[cfg(feature = "sqlite")]

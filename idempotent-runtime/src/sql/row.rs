@@ -16,10 +16,10 @@ use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::codes::{self, POLICIES, REASONS, STATES};
 use crate::store::envelope::{self, EnvelopeError};
-use crate::store::{Operation, Reason, Record, State, StoreError, StoreErrorKind, Token};
+use crate::store::{Operation, Reason, Record, State, StoreError, StoreErrorKind, Token, texts};
 
 /// The columns, in the order in which [`Row::values`] lists and [`found`] reads them.
-pub(crate) const COLUMNS: [&str; 22] = [
+pub(crate) const COLUMNS: [&str; 24] = [
     "key_hash",
     "format",
     "state",
@@ -27,6 +27,8 @@ pub(crate) const COLUMNS: [&str; 22] = [
     "fence",
     "revision",
     "operation",
+    "namespace",
+    "holder",
     "fingerprint",
     "policy",
     "created_at",
@@ -60,6 +62,8 @@ pub(crate) struct Row {
     fence: i64,
     revision: i64,
     operation: Arc<str>,
+    namespace: Arc<str>,
+    holder: Arc<str>,
     fingerprint: Option<[u8; 17]>,
     policy: i16,
     created_at: i64,
@@ -94,6 +98,8 @@ impl Row {
             fence: integer(record.fence),
             revision,
             operation: record.operation.clone(),
+            namespace: record.namespace.clone(),
+            holder: record.holder.clone(),
             fingerprint: record.fingerprint.map(fingerprint_bytes),
             policy: codes::code(&POLICIES, record.policy).into(),
             created_at: integer(record.created.as_millis()),
@@ -122,6 +128,8 @@ impl Row {
             Value::Integer(self.fence),
             Value::Integer(self.revision),
             Value::Text(Some(&self.operation)),
+            Value::Text(Some(&self.namespace)),
+            Value::Text(Some(&self.holder)),
             Value::Bytes(self.fingerprint.as_ref().map(|bytes| &bytes[..])),
             Value::Small(self.policy),
             Value::Integer(self.created_at),
@@ -199,7 +207,23 @@ where
     for<'t> i16: sqlx::Encode<'t, DB> + Type<DB>,
     for<'t> i64: sqlx::Encode<'t, DB> + Type<DB>,
 {
-    row.values().into_iter().skip(1).fold(query, |query, value| match value {
+    bind_all(query, row.values().into_iter().skip(1))
+}
+
+/// Binds `values` in their order.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+pub(crate) fn bind_all<'q, 'v, DB>(
+    query: Bound<'q, DB>,
+    values: impl IntoIterator<Item = Value<'v>>,
+) -> Bound<'q, DB>
+where
+    DB: sqlx::Database,
+    for<'t> Option<&'t [u8]>: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> Option<&'t str>: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> i16: sqlx::Encode<'t, DB> + Type<DB>,
+    for<'t> i64: sqlx::Encode<'t, DB> + Type<DB>,
+{
+    values.into_iter().fold(query, |query, value| match value {
         Value::Small(value) => query.bind(value),
         Value::Integer(value) => query.bind(value),
         Value::Bytes(value) => query.bind(value),
@@ -257,7 +281,9 @@ where
     let owner = Token::from_bits(u128::from_be_bytes(columns.exactly("owner", owner)?));
     let fence = number(columns.value()?);
     let revision = columns.value()?;
-    let mut record = Record::new(key, owner, Arc::from(columns.value::<&str>()?));
+    let mut record = Record::new(key, owner, texts::shared(columns.value()?));
+    record.namespace = texts::shared(columns.value()?);
+    record.holder = texts::shared(columns.value()?);
     record.state = state;
     record.fence = fence;
     record.fingerprint = match columns.value::<Option<Vec<u8>>>()? {

@@ -79,10 +79,11 @@ pub(crate) trait Rows: Send + Sync + 'static {
     /// changes nothing if that is not there.
     fn commit_own(&self, commit: &Commit) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Lists records after a key in the order of the keys, expired ones included, without their
-    /// bodies.
+    /// Lists the records that `scan` may include, after a key in the order of the keys, expired ones
+    /// and those of another format included, without their bodies.
     fn page(
         &self,
+        scan: &Scan,
         after: Option<KeyHash>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Listed>, StoreError>> + Send;
@@ -140,15 +141,36 @@ async fn change_row<A>(
     retention: Option<Duration>,
     mut transition: impl FnMut(&mut Option<Record>, Timestamp) -> A + Send,
 ) -> Result<A, StoreError> {
+    if let Some(answer) = without_change(&found, &mut transition) {
+        return Ok(answer);
+    }
+    // Boxed: several kilobytes, and most requests write nothing.
+    Box::pin(write_row(rows, operation, found, key, retention, transition)).await
+}
+
+/// Returns the answer of a decision that changes nothing. In a function of its own: what it clones
+/// would otherwise be a part of the future of every request.
+fn without_change<A>(
+    found: &Found,
+    transition: &mut impl FnMut(&mut Option<Record>, Timestamp) -> A,
+) -> Option<A> {
     let before = found.stored.as_ref().map(|stored| &stored.record);
     let mut slot = before.cloned();
     let answer = transition(&mut slot, found.now);
-    if slot.as_ref() == before {
-        return Ok(answer);
-    }
+    (slot.as_ref() == before).then_some(answer)
+}
+
+/// Leases a connection, decides on what was found, and writes the decision.
+async fn write_row<A>(
+    rows: &impl Rows,
+    operation: Operation,
+    found: Found,
+    key: KeyHash,
+    retention: Option<Duration>,
+    transition: impl FnMut(&mut Option<Record>, Timestamp) -> A + Send,
+) -> Result<A, StoreError> {
     let mut table = rows.table(operation).await?;
-    // Boxed: several kilobytes, and most requests write nothing.
-    let changing = Box::pin(change(&mut table, operation, key, Some(found), retention, transition));
+    let changing = change(&mut table, operation, key, Some(found), retention, transition);
     let result = in_time(operation, rows.response_timeout(), changing).await;
     rows.end(table, result.as_ref().err()).await;
     result
@@ -279,7 +301,7 @@ pub(crate) async fn scan(rows: &impl Rows, scan: Scan) -> Result<Page, StoreErro
     let limit = if scan.limit == 0 { DEFAULT_PAGE } else { scan.limit };
     let (mut records, mut unreadable, mut after) = (Vec::new(), Vec::new(), scan.after);
     loop {
-        let listed = rows.page(after, limit).await?;
+        let listed = rows.page(&scan, after, limit).await?;
         let is_last = listed.len() < limit;
         for Listed { key, found } in listed {
             after = Some(key);

@@ -32,7 +32,7 @@ use crate::sql::{
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
-    Capabilities, Commit, Operation, Release, StoreClock, StoreError, StoreErrorKind, Token,
+    Capabilities, Commit, Operation, Release, Scan, StoreClock, StoreError, StoreErrorKind, Token,
 };
 
 /// Records in a table of an SQLite database: a durable store for one machine, without a server.
@@ -344,11 +344,12 @@ impl Rows for SqliteStore {
         Ok(self.0.write(Operation::Release, statement).await? == 1)
     }
 
-    async fn page(&self, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
+    async fn page(&self, scan: &Scan, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
         const OPERATION: Operation = Operation::Scan;
         let after = after.map(|key| key.as_bytes().to_vec()).unwrap_or_default();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let statement = query(&self.0.statements.page).bind(self.0.now()).bind(after).bind(limit);
+        let statement = sql::bind_all(statement, sql::filter::values(scan));
         let rows = self.0.readers.rows(OPERATION, statement).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
     }

@@ -2,15 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::sql::{COLUMNS, TableName};
-
-/// The state of a record that was claimed.
-const IN_PROGRESS: i16 = 1;
-/// The states in which a record is unfinished: in progress and in doubt.
-const UNFINISHED: &str = "state IN (1, 2)";
-/// The time at which nothing is left of a record: released ones and tombstones have no tombstone of
-/// their own.
-const FORGOTTEN: &str = "expires_at + CASE WHEN state IN (5, 6) THEN 0 ELSE after_expiry END";
+use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter};
 
 type Statement = Arc<str>;
 
@@ -46,7 +38,7 @@ impl Statements {
             .map(|(column, place)| format!("{column} = {place}"))
             .collect();
         let due = format!(
-            "SELECT key_hash FROM {table} WHERE purge_at <= ?1 AND format = 1 ORDER BY purge_at LIMIT ?2"
+            "SELECT key_hash FROM {table} WHERE purge_at <= ?1 AND format = {FORMAT} ORDER BY purge_at LIMIT ?2"
         );
         let meta = name.with_suffix("meta");
         // One row, whatever is in the table.
@@ -60,6 +52,8 @@ impl Statements {
                 "SELECT ?1, {columns}, gone, {shows_all} FROM {gone} LEFT JOIN {table} ON key_hash = ?2"
             ))
         };
+        // The values of a guard follow those of a row.
+        let (owner, revision) = (COLUMNS.len() + 1, COLUMNS.len() + 2);
         let statement = |text: String| Statement::from(text);
         Self {
             read: read("0"),
@@ -72,18 +66,18 @@ impl Statements {
                 places.join(", ")
             )),
             replace: statement(format!(
-                "UPDATE {table} SET {} WHERE key_hash = ?1 AND owner = ?23 AND revision = ?24",
+                "UPDATE {table} SET {} WHERE key_hash = ?1 AND owner = ?{owner} AND revision = ?{revision}",
                 assignments.join(", ")
             )),
             delete: statement(format!("DELETE FROM {table} WHERE key_hash = ?1 AND owner = ?2 AND revision = ?3")),
             commit: statement(format!(
                 "UPDATE {table} SET state = ?4, body = ?5, schema_version = ?6, reason = ?7, expires_at = ?8,
                      revision = revision + 1, purge_at = min(purge_at, ?8 + after_expiry)
-                 WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND expires_at > ?3 AND format = 1"
+                 WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND expires_at > ?3 AND format = {FORMAT}"
             )),
             release: statement(format!(
                 "DELETE FROM {table}
-                 WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND taken_over = 0 AND expires_at > ?3 AND format = 1"
+                 WHERE key_hash = ?1 AND owner = ?2 AND {UNFINISHED} AND taken_over = 0 AND expires_at > ?3 AND format = {FORMAT}"
             )),
             renew: statement(format!(
                 "WITH renewal (key, token, until) AS MATERIALIZED (
@@ -91,12 +85,13 @@ impl Statements {
                  )
                  UPDATE {table} SET lease_until = until, expires_at = max(expires_at, until + linger), revision = revision + 1
                  FROM renewal
-                 WHERE key_hash = key AND owner = token AND state = 1 AND lease_until > 0 AND expires_at > ?2
-                     AND format = 1
+                 WHERE key_hash = key AND owner = token AND state = {IN_PROGRESS} AND lease_until > 0 AND expires_at > ?2
+                     AND format = {FORMAT}
                  RETURNING key_hash, owner"
             )),
             page: statement(format!(
-                "SELECT ?1, {without_body} FROM {table} WHERE key_hash > ?2 ORDER BY key_hash LIMIT ?3"
+                "SELECT ?1, {without_body} FROM {table} WHERE key_hash > ?2 AND {} ORDER BY key_hash LIMIT ?3",
+                filter::condition("?1", ["?4", "?5", "?6", "?7", "?8"])
             )),
             seen: statement(format!(
                 "SELECT key_hash, owner, state, lease_until FROM {table}
@@ -104,7 +99,7 @@ impl Statements {
             )),
             purge: statement(format!("DELETE FROM {table} WHERE key_hash IN ({due}) AND {FORGOTTEN} <= ?1")),
             put_off: statement(format!("UPDATE {table} SET purge_at = {FORGOTTEN} WHERE key_hash IN ({due}) AND {FORGOTTEN} > ?1")),
-            lag: statement(format!("SELECT min(purge_at) FROM {table} WHERE purge_at <= ?1 AND format = 1")),
+            lag: statement(format!("SELECT min(purge_at) FROM {table} WHERE purge_at <= ?1 AND format = {FORMAT}")),
             identity: statement(format!(
                 "SELECT identity, coalesce((
                      SELECT file FROM pragma_table_list('{}') AS found JOIN pragma_database_list AS open

@@ -7,15 +7,18 @@ mod journal;
 mod policy;
 mod run;
 mod underway;
+mod view;
 
 use std::fmt;
 use std::time::Duration;
 
 pub use policy::StepRetry;
 pub use run::{StepBody, StepOnce, StepRetried, StepRun};
+pub use view::{StepOutcome, StepView};
 
 pub(crate) use identity::StepId;
 pub(crate) use journal::Journal;
+pub(crate) use view::shown;
 
 use underway::{Plan, admit};
 

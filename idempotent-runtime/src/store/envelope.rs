@@ -24,12 +24,17 @@
 //! | 90 | 4 | schema |
 //! | 94 | 4 | checkpoints |
 //! | 98 | 1 | the state from which the claim was taken over, or 0 |
-//! | 99 | 4 + 4 + 8 | lengths of operation, trace context and body |
-//! | 115 | | body, operation and trace context (UTF-8; no trace context has no bytes) |
+//! | 99 | 4 | length of the operation |
+//! | 103 | 1 + 1 + 1 | lengths of namespace, holder and trace context |
+//! | 106 | 2 | length of the padding |
+//! | 108 | 8 | length of the body |
+//! | 116 | | body, operation, namespace, holder, trace context (UTF-8; no trace context has no bytes) and padding (zeros) |
 //!
 //! All but the last row have a fixed place, so that a store's own scripts can read and write them.
-//! The operation and the trace context follow the body: a store that replaces the body puts the
-//! same texts after the new one, and need not know where the body comes from.
+//! The texts follow the body: a store that replaces the body puts the same texts after the new one,
+//! and need not know where the body comes from. Those that change with the owner come last, so that
+//! a takeover writes them in place and does not move the body either; what is left of longer ones
+//! becomes padding. `encode` writes none.
 
 use crate::store::Operation;
 use std::fmt;
@@ -39,7 +44,7 @@ use std::time::Duration;
 use bytes::{Buf as _, BufMut as _, Bytes};
 
 use super::codes::{self, POLICIES, REASONS, STATES, code};
-use super::{Record, StoreError, StoreErrorKind, Token};
+use super::{Record, StoreError, StoreErrorKind, Token, texts};
 use crate::clock::{Timestamp, millis};
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
@@ -69,9 +74,12 @@ fn value<T: Copy>(table: &[(T, u8)], code: u8, field: &'static str) -> Result<T,
 /// # Ok::<(), envelope::EnvelopeError>(())
 /// ```
 pub fn encode(record: &Record) -> Vec<u8> {
-    let variable = record.operation.len()
-        + record.trace.as_ref().map_or(0, |trace| trace.len())
-        + record.body.len();
+    let operation = beginning(&record.operation, u32::MAX as usize);
+    let [namespace, holder, trace] =
+        [&*record.namespace, &*record.holder, record.trace.as_deref().unwrap_or_default()]
+            .map(|text| beginning(text, u8::MAX.into()));
+    let variable =
+        operation.len() + namespace.len() + holder.len() + trace.len() + record.body.len();
     let mut bytes = Vec::with_capacity(128 + variable);
     bytes.put_u8(VERSION);
     bytes.put_u8(code(&STATES, record.state));
@@ -92,50 +100,54 @@ pub fn encode(record: &Record) -> Vec<u8> {
     bytes.put_u32(record.schema);
     bytes.put_u32(record.checkpoints);
     bytes.put_u8(record.taken_over.map_or(0, |state| code(&STATES, state)));
-    let operation = beginning(&record.operation);
-    let trace = record.trace.as_deref().map_or(&[][..], beginning);
-    bytes.put_u32(length(operation));
-    bytes.put_u32(length(trace));
+    bytes.put_u32(u32::try_from(operation.len()).unwrap_or(u32::MAX));
+    for text in [namespace, holder, trace] {
+        bytes.put_u8(u8::try_from(text.len()).unwrap_or(u8::MAX));
+    }
+    bytes.put_u16(0);
     bytes.put_u64(record.body.len() as u64);
-    bytes.extend_from_slice(&record.body);
-    bytes.extend_from_slice(operation);
-    bytes.extend_from_slice(trace);
+    for part in [&record.body, operation, namespace, holder, trace] {
+        bytes.extend_from_slice(part);
+    }
     bytes
 }
 
 /// The number of bytes of the fields with a fixed place.
 #[cfg(feature = "redis")]
-pub(crate) const FIELDS: usize = 115;
+pub(crate) const FIELDS: usize = 116;
 
-/// The number of bytes at the end of a record that contain its operation and trace context, unless
-/// a name is longer than any reasonable one.
+/// The place of the lengths of texts and body, which follow all other fields.
+#[cfg(feature = "redis")]
+pub(crate) const LENGTHS: usize = 99;
+
+/// The number of bytes at the end of a record that contain its texts, unless a name is longer than
+/// any reasonable one.
 #[cfg(feature = "redis")]
 pub(crate) const LONGEST_WORDS: usize = 4096;
 
 /// Returns a record without its body, and the length of the body. `fields` begins with the first
-/// [`FIELDS`] bytes of the record; `end` is enough of its end to contain the operation and the
-/// trace context.
+/// [`FIELDS`] bytes of the record; `end` is enough of its end to contain its texts.
 #[cfg(feature = "redis")]
 pub(crate) fn without_body(fields: &[u8], end: &[u8]) -> Result<(Vec<u8>, u64), EnvelopeError> {
     let fields = fields.get(..FIELDS).ok_or(EnvelopeError::Truncated("body"))?;
-    let mut lengths = Bytes::copy_from_slice(&fields[99..]);
-    let words = u64::from(lengths.get_u32()) + u64::from(lengths.get_u32());
+    let mut lengths = Bytes::copy_from_slice(&fields[LENGTHS..]);
+    let mut words = u64::from(lengths.get_u32());
+    for _ in 0..3 {
+        words += u64::from(lengths.get_u8());
+    }
+    words += u64::from(lengths.get_u16());
     let body = lengths.get_u64();
     let start = usize::try_from(words).ok().and_then(|words| end.len().checked_sub(words));
     let words = &end[start.ok_or(EnvelopeError::Truncated("operation"))?..];
     Ok(([&fields[..FIELDS - 8], &[0; 8], words].concat(), body))
 }
 
-/// Returns the text, cut to the longest prefix that its length field can express. Names and trace
-/// contexts are only for people.
-fn beginning(text: &str) -> &[u8] {
-    let longest = text.len().min(u32::MAX as usize);
+/// Returns the text, cut to the longest prefix of at most `longest` bytes, which its length field
+/// can express. The texts are only for people.
+fn beginning(text: &str, longest: usize) -> &[u8] {
+    let longest = text.len().min(longest);
     let end = (0..=longest).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
     &text.as_bytes()[..end]
-}
-
-fn length(part: &[u8]) -> u32 {
-    u32::try_from(part.len()).unwrap_or(u32::MAX)
 }
 
 /// Reads the record that [`encode`] wrote, as read under `key` at `read_at` of the store's time.
@@ -177,11 +189,22 @@ pub fn decode(key: KeyHash, bytes: Bytes, read_at: Timestamp) -> Result<Record, 
     record.schema = reader.u32("schema")?;
     record.checkpoints = reader.u32("checkpoints")?;
     record.taken_over = reader.optional("taken_over", &STATES)?;
-    let (operation, trace) = (u64::from(reader.u32("operation")?), u64::from(reader.u32("trace")?));
+    let operation = u64::from(reader.u32("operation")?);
+    let namespace = u64::from(reader.u8("namespace")?);
+    let holder = u64::from(reader.u8("holder")?);
+    let trace = u64::from(reader.u8("trace")?);
+    let padding = u64::from(reader.number("padding", Bytes::get_u16)?);
     let body = reader.u64("body")?;
     record.body = reader.part("body", body)?;
-    record.operation = reader.text("operation", operation)?;
-    record.trace = if trace == 0 { None } else { Some(reader.text("trace", trace)?) };
+    record.operation = reader.text("operation", operation, texts::shared)?;
+    record.namespace = reader.text("namespace", namespace, texts::shared)?;
+    record.holder = reader.text("holder", holder, texts::shared)?;
+    record.trace =
+        if trace == 0 { None } else { Some(reader.text("trace", trace, |text| text.into())?) };
+    let padding = reader.part("padding", padding)?;
+    if let Some(code) = padding.iter().copied().find(|byte| *byte != 0) {
+        return Err(EnvelopeError::UnknownCode { field: "padding", code });
+    }
     record.read_at = read_at;
     if reader.0.is_empty() { Ok(record) } else { Err(EnvelopeError::Trailing(reader.0.len())) }
 }
@@ -232,9 +255,14 @@ impl Reader {
         Ok(self.0.split_to(length.ok_or(EnvelopeError::Truncated(field))?))
     }
 
-    fn text(&mut self, field: &'static str, length: u64) -> Result<Arc<str>, EnvelopeError> {
+    fn text(
+        &mut self,
+        field: &'static str,
+        length: u64,
+        keep: impl FnOnce(&str) -> Arc<str>,
+    ) -> Result<Arc<str>, EnvelopeError> {
         let bytes = self.part(field, length)?;
-        std::str::from_utf8(&bytes).map(Arc::from).map_err(|_| EnvelopeError::NotText(field))
+        std::str::from_utf8(&bytes).map(keep).map_err(|_| EnvelopeError::NotText(field))
     }
 }
 
@@ -340,6 +368,8 @@ mod tests {
         record.schema = 5;
         record.checkpoints = 6;
         record.taken_over = Some(State::InProgress);
+        record.namespace = "ns".into();
+        record.holder = "pod".into();
         record.trace = Some("tr".into());
         record.body = Bytes::from_static(b"body");
         record.read_at = READ_AT;
@@ -364,10 +394,13 @@ mod tests {
         "00000006",
         "01",
         "00000002",
-        "00000002",
+        "020302",
+        "0000",
         "0000000000000004",
         "626f6479",
         "6f70",
+        "6e73",
+        "706f64",
         "7472",
     );
 
@@ -382,7 +415,7 @@ mod tests {
             "04",
             &"0".repeat(16),
             "00000001",
-            &"0".repeat(2 * 42),
+            &"0".repeat(2 * 43),
         ]
         .concat();
         assert_eq!(hex(&encode(&empty)), expected);
@@ -489,7 +522,7 @@ mod tests {
     #[test]
     fn a_length_beyond_the_end_allocates_nothing() {
         let mut bytes = encode(&full_record());
-        bytes[107..115].copy_from_slice(&u64::MAX.to_be_bytes());
+        bytes[108..116].copy_from_slice(&u64::MAX.to_be_bytes());
         assert_eq!(decoded(&bytes), Err(EnvelopeError::Truncated("body")));
     }
 
@@ -499,8 +532,27 @@ mod tests {
         bytes.push(0);
         assert_eq!(decoded(&bytes), Err(EnvelopeError::Trailing(1)));
         bytes.pop();
-        bytes[115 + 4] = 0xff;
+        bytes[116 + 4] = 0xff;
         assert_eq!(decoded(&bytes), Err(EnvelopeError::NotText("operation")));
+    }
+
+    /// As a takeover leaves it whose holder has a shorter name than the one before.
+    #[test]
+    fn padding_is_skipped_and_is_nothing_but_zeros() {
+        let mut bytes = encode(&full_record());
+        bytes[107] = 3;
+        bytes.extend([0; 3]);
+        assert_eq!(decoded(&bytes), Ok(full_record()));
+        *bytes.last_mut().unwrap() = 7;
+        let error = EnvelopeError::UnknownCode { field: "padding", code: 7 };
+        assert_eq!(decoded(&bytes), Err(error));
+    }
+
+    #[test]
+    fn longer_texts_than_the_engine_allows_are_cut_between_two_characters() {
+        let mut record = full_record();
+        record.holder = "ö".repeat(200).into();
+        assert_eq!(&*decoded(&encode(&record)).unwrap().holder, "ö".repeat(127));
     }
 
     #[test]
@@ -543,13 +595,17 @@ mod tests {
             taken_over in proptest::option::of(select(STATES.map(|(state, _)| state).to_vec())),
             fingerprint: Option<(u8, u128)>,
             operation: String,
-            trace in proptest::option::of(".+"),
+            namespace in "[^x]{0,16}",
+            holder in "[^x]{0,16}",
+            trace in proptest::option::of(".{1,60}"),
             body: Vec<u8>,
         ) -> Record {
             Record {
                 state, policy, reason, taken_over,
                 fingerprint: fingerprint.map(|(version, bits)| Fingerprint { version, bits }),
                 operation: operation.into(),
+                namespace: namespace.into(),
+                holder: holder.into(),
                 trace: trace.map(Arc::from),
                 body: body.into(),
                 ..record

@@ -33,6 +33,7 @@ mod facets;
 mod operation;
 mod record;
 mod request;
+pub(crate) mod texts;
 pub mod transaction;
 pub mod transition;
 
@@ -55,8 +56,8 @@ pub use facets::{ChangeFeed, ChangeListener, Facets, LocalResults, Moment};
 pub use operation::Operation;
 pub use record::{CrashPolicy, Reason, Record, State, Token};
 pub use request::{
-    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Page, Park, Purged,
-    Release, Remove, Renewal, Resolve, ResolveAnswer, Scan, Watch, Written,
+    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Only, Page, Park,
+    Purged, Release, Remove, Renewal, Resolve, ResolveAnswer, Scan, Watch, Written,
 };
 
 pub use transaction::SqlTransaction;
@@ -122,8 +123,8 @@ pub trait Store: Send + Sync + 'static {
     /// Takes the claim, or returns the record that stands in the way (T1–T6).
     ///
     /// To be correct, decided in one atomic step on the store's time:
-    /// - No record, an expired one or [`State::Released`]: the caller owns a new record. From
-    ///   `Released` it keeps `created`, and counts `attempts` and the fence up. An expired record
+    /// - No record, an expired one or [`State::Released`]: the caller owns a new record, with the
+    ///   operation, namespace, holder and trace of its claim, byte for byte. From `Released` it keeps `created`, and counts `attempts` and the fence up. An expired record
     ///   with `after_expiry` is a tombstone for that long.
     /// - In progress with the caller's token: the caller owns it and nothing changes (T4), even if
     ///   the lease has expired. The answer again names the state from which the claim was taken
@@ -131,12 +132,12 @@ pub trait Store: Send + Sync + 'static {
     /// - In progress, lease expired, and the stricter of the record's and the caller's policy
     ///   [allows takeover](CrashPolicy::allows_takeover): the caller owns it (T5). The fence and
     ///   the attempts are counted up. The stricter policy and the caller's schema version, lease,
-    ///   linger, `after_expiry` and trace are written; the checkpoint is kept. The fingerprint
-    ///   stays, the reason is cleared, `taken_over` is the state before, and the expiry does not
-    ///   shrink. Not if the fingerprints [contradict](crate::key::Fingerprint::contradicts) each
-    ///   other: they differ in version or bits, or only one of the two exists. And not if the
-    ///   stricter policy is verify and the caller's is another one: such a caller has no way to
-    ///   verify.
+    ///   linger, `after_expiry`, holder and trace are written, however long those of the owner
+    ///   before are; the checkpoint is kept. Operation, namespace and fingerprint stay, the reason
+    ///   is cleared, `taken_over` is the state before, and the expiry does not shrink. Not if the
+    ///   fingerprints [contradict](crate::key::Fingerprint::contradicts) each other: they differ in
+    ///   version or bits, or only one of the two exists. And not if the stricter policy is verify
+    ///   and the caller's is another one: such a caller has no way to verify.
     /// - In progress, lease expired, and the stricter policy is hold: the record is put in doubt
     ///   with [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
     /// - In doubt, `lease_until` has passed, the caller's policy is verify and the record's is not

@@ -146,6 +146,11 @@ pub struct Record {
     pub fence: u64,
     /// The operation's name.
     pub operation: Arc<str>,
+    /// The namespace of the engine that made the first claim. A part of the key's hash, kept for
+    /// people and to list the records of one service in a shared store.
+    pub namespace: Arc<str>,
+    /// The process that holds the claim, or held it last. A result keeps the one that produced it.
+    pub holder: Arc<str>,
     /// The fingerprint that a retry must repeat, if the operation has one.
     pub fingerprint: Option<Fingerprint>,
     /// The policy for when the owner is gone.
@@ -179,7 +184,8 @@ pub struct Record {
     /// The state in which the previous owner left the record, if the claim was taken over (T5,
     /// T5b).
     pub taken_over: Option<State>,
-    /// Trace context of the call that made the claim (W3C `traceparent`), if there was any.
+    /// Trace context of the call that made the claim of the last owner (W3C `traceparent`), if there
+    /// was any.
     pub trace: Option<Arc<str>>,
     /// The encoded result of a completed or failed record, or the last checkpoint of one that is in
     /// progress or in doubt. Otherwise empty.
@@ -194,6 +200,8 @@ impl fmt::Debug for Record {
             .field("owner", &self.owner)
             .field("fence", &self.fence)
             .field("operation", &self.operation)
+            .field("namespace", &self.namespace)
+            .field("holder", &self.holder)
             .field("fingerprint", &self.fingerprint)
             .field("policy", &self.policy)
             .field("created", &self.created)
@@ -223,6 +231,8 @@ impl Record {
             owner,
             fence: 0,
             operation,
+            namespace: Arc::default(),
+            holder: Arc::default(),
             fingerprint: None,
             policy: CrashPolicy::Hold,
             created: Timestamp::default(),

@@ -27,6 +27,11 @@ pub struct Claim {
     pub token: Token,
     /// The operation's name, kept on the record for people to read.
     pub operation: Arc<str>,
+    /// The caller's namespace, at most 64 bytes. Kept on the record that the claim creates; a claim
+    /// that takes over leaves it as it is.
+    pub namespace: Arc<str>,
+    /// The process that makes the claim, at most 64 bytes. Kept on the record with every owner.
+    pub holder: Arc<str>,
     /// The fingerprint that a retry must repeat.
     pub fingerprint: Option<Fingerprint>,
     /// The policy for the claim of a dead owner. The stricter of this and the record's applies.
@@ -47,7 +52,8 @@ pub struct Claim {
     /// True to return a result with the time at which its record expires, even if that costs the
     /// store more. Without it, [`Record::expires`] of a result may be zero.
     pub tell_expiry: bool,
-    /// Trace context to keep on the record.
+    /// Trace context of the caller (W3C `traceparent`), at most 64 bytes. Kept on the record with
+    /// every owner, like the holder.
     pub trace: Option<Arc<str>>,
 }
 
@@ -59,6 +65,8 @@ impl Claim {
             key,
             token,
             operation,
+            namespace: Arc::default(),
+            holder: Arc::default(),
             fingerprint: None,
             policy: CrashPolicy::Hold,
             schema: 0,
@@ -449,13 +457,55 @@ pub struct Scan {
     pub state: Option<State>,
     /// The operation of the records to list; `None` lists every operation.
     pub operation: Option<Arc<str>>,
+    /// The namespace of the records to list; `None` lists every namespace.
+    pub namespace: Option<Arc<str>>,
+    /// The records that somebody has to look at.
+    pub only: Only,
+    /// Lists the records whose first claim was before this time, in the store's time.
+    pub created_before: Option<Timestamp>,
 }
 
 impl Scan {
-    /// Returns true if `record` has the state and the operation of this scan.
+    /// Returns true if this scan lists `record`.
     pub fn includes(&self, record: &Record) -> bool {
         self.state.is_none_or(|state| state == record.state)
-            && self.operation.as_ref().is_none_or(|operation| *operation == record.operation)
+            && self.only.includes(record)
+            && self.is_about(record)
+    }
+
+    /// The part of [`includes`](Self::includes) that does not change with time: a record which is
+    /// not included by it need not be read as it is now.
+    pub(crate) fn is_about(&self, record: &Record) -> bool {
+        self.operation.as_ref().is_none_or(|operation| *operation == record.operation)
+            && self.namespace.as_ref().is_none_or(|namespace| *namespace == record.namespace)
+            && self.created_before.is_none_or(|before| record.created < before)
+    }
+}
+
+/// The records that a [`Scan`] lists, by what a person has to do about them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Only {
+    /// All records.
+    #[default]
+    Any,
+    /// Those in doubt, also where no caller has noticed it yet: the owner's lease has expired, and
+    /// the policy is [`CrashPolicy::Hold`].
+    InDoubt,
+    /// Those in progress whose lease has expired, under every policy: nobody runs them.
+    Orphaned,
+}
+
+impl Only {
+    fn includes(self, record: &Record) -> bool {
+        match self {
+            Self::Any => true,
+            Self::InDoubt => {
+                record.state == State::InDoubt
+                    || record.is_orphaned() && record.policy == CrashPolicy::Hold
+            }
+            Self::Orphaned => record.is_orphaned(),
+        }
     }
 }
 

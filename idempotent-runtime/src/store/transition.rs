@@ -339,7 +339,8 @@ fn record_of(claim: &Claim, now: Timestamp) -> Record {
     record.policy = claim.policy;
     record.schema = claim.schema;
     record.created = now;
-    record.trace.clone_from(&claim.trace);
+    record.namespace = claim.namespace.clone();
+    origin(&mut record, claim);
     retention(&mut record, claim);
     record
 }
@@ -375,9 +376,15 @@ fn take_over(record: &mut Record, claim: &Claim, policy: CrashPolicy, now: Times
     record.policy = policy;
     record.schema = claim.schema;
     record.reason = None;
-    record.trace.clone_from(&claim.trace);
+    origin(record, claim);
     retention(record, claim);
     lease(record, claim.lease, now);
+}
+
+/// Notes where the owner is to be found: its process, and the trace of the call that it makes.
+fn origin(record: &mut Record, claim: &Claim) {
+    record.holder = claim.holder.clone();
+    record.trace.clone_from(&claim.trace);
 }
 
 fn retention(record: &mut Record, claim: &Claim) {

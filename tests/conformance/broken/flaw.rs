@@ -68,6 +68,14 @@ pub enum Flaw {
     NamesOfAscii,
     /// The trace context is dropped.
     TracesDropped,
+    /// The holder is dropped.
+    HoldersDropped,
+    /// Holders end after 32 characters.
+    HoldersOf32Characters,
+    /// A takeover leaves the holder of the first claim.
+    HoldersOfTheFirstClaim,
+    /// A takeover writes its namespace.
+    NamespacesOfTheTaker,
     /// Attempts are 8 bits.
     AttemptsOf8Bits,
     /// Checkpoints are counted in 8 bits.
@@ -98,6 +106,10 @@ pub enum Flaw {
     PurgesTakeUnfinished,
     /// A list ends after the first page.
     ScansEnd,
+    /// A list of doubts leaves out those that no caller has noticed.
+    ScansOverlookOrphans,
+    /// A list does not look at the namespace.
+    ScansOfEveryNamespace,
     /// An operator's answer does not look at the owner.
     AnswersUnguarded,
     /// A removal does not look at whether the owner runs.
@@ -106,7 +118,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them, each with the case that is about it.
-    pub const ALL: [(Self, &'static str); 49] = [
+    pub const ALL: [(Self, &'static str); 55] = [
         (Self::LockOfOneHandle, "requests_that_meet_on_a_running_record_have_an_order"),
         (Self::NothingAtomic, "requests_that_meet_where_no_record_is_have_an_order"),
         (Self::ClaimsAtomicOnly, "requests_that_meet_on_a_doubt_have_an_order"),
@@ -139,6 +151,10 @@ impl Flaw {
         (Self::NamesOf64Characters, "numbers_and_names_are_kept_as_they_are"),
         (Self::NamesOfAscii, "numbers_and_names_are_kept_as_they_are"),
         (Self::TracesDropped, "a_body_of_any_size_leaves_what_the_claim_said"),
+        (Self::HoldersDropped, "a_claim_is_kept_with_its_origin"),
+        (Self::HoldersOf32Characters, "a_claim_is_kept_with_its_origin"),
+        (Self::HoldersOfTheFirstClaim, "a_takeover_replaces_holder_and_trace"),
+        (Self::NamespacesOfTheTaker, "a_takeover_replaces_holder_and_trace"),
         (Self::AttemptsOf8Bits, "numbers_and_names_are_kept_as_they_are"),
         (Self::CheckpointsOf8Bits, "numbers_and_names_are_kept_as_they_are"),
         (Self::SchemasOf16Bits, "numbers_and_names_are_kept_as_they_are"),
@@ -154,6 +170,8 @@ impl Flaw {
         (Self::ExpiryNeedsPurge, "an_expired_result_is_absent"),
         (Self::PurgesTakeUnfinished, "a_purge_takes_only_what_has_expired"),
         (Self::ScansEnd, "a_scan_lists_every_record_once"),
+        (Self::ScansOverlookOrphans, "a_scan_lists_what_somebody_has_to_look_at"),
+        (Self::ScansOfEveryNamespace, "a_scan_lists_records_of_a_namespace_and_an_age"),
         (Self::AnswersUnguarded, "an_answer_to_another_owner_is_a_conflict"),
         (Self::RemovalsOfRunning, "a_running_record_is_not_removed"),
     ];

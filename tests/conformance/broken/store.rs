@@ -10,9 +10,9 @@ use bytes::Bytes;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Facets, Page,
-    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token,
-    Watch, Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Facets, Grant,
+    Only, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store,
+    StoreError, Token, Watch, Written, transition,
 };
 use idempotency::testing::ManualClock;
 use tokio::sync::Notify;
@@ -233,6 +233,10 @@ impl BrokenStore {
                     record.operation.chars().filter(char::is_ascii).collect::<String>().into();
             }
             Flaw::TracesDropped => record.trace = None,
+            Flaw::HoldersDropped => record.holder = "".into(),
+            Flaw::HoldersOf32Characters => {
+                record.holder = record.holder.chars().take(32).collect::<String>().into();
+            }
             Flaw::AttemptsOf8Bits => record.attempts &= 0xff,
             Flaw::CheckpointsOf8Bits => record.checkpoints &= 0xff,
             Flaw::SchemasOf16Bits => record.schema &= 0xffff,
@@ -303,7 +307,20 @@ impl Store for BrokenStore {
                     Flaw::FencesOfTheClock => 0,
                     _ => self.shared.last_fence.load(Ordering::SeqCst),
                 };
+                let holder = slot.as_ref().map(|record| record.holder.clone());
                 let claimed = transition::claim_above(slot, &claim, now, last_fence);
+                if let (
+                    Claimed::Mine(Grant { taken_over: Some(_), .. }),
+                    Some(record),
+                    Some(first),
+                ) = (&claimed, slot.as_mut(), holder)
+                {
+                    match self.flaw {
+                        Flaw::HoldersOfTheFirstClaim => record.holder = first,
+                        Flaw::NamespacesOfTheTaker => record.namespace = claim.namespace.clone(),
+                        _ => {}
+                    }
+                }
                 if let Claimed::Mine(grant) = &claimed {
                     self.shared.last_fence.fetch_max(grant.record.fence, Ordering::SeqCst);
                 }
@@ -462,6 +479,10 @@ impl Store for BrokenStore {
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
+        let mut scan = scan;
+        if self.has(Flaw::ScansOfEveryNamespace) {
+            scan.namespace = None;
+        }
         let limit = if scan.limit == 0 { 100 } else { scan.limit };
         let mut records: Vec<Record> = Vec::new();
         for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after))
@@ -470,7 +491,10 @@ impl Store for BrokenStore {
             let Some(mut record) = transition::read(&mut self.find(key, By::Operator), now) else {
                 continue;
             };
-            if !scan.includes(&record) {
+            let is_overlooked = self.has(Flaw::ScansOverlookOrphans)
+                && scan.only == Only::InDoubt
+                && record.state != State::InDoubt;
+            if !scan.includes(&record) || is_overlooked {
                 continue;
             }
             if records.len() == limit {

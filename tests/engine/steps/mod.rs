@@ -8,6 +8,7 @@ mod once;
 mod replay;
 mod spawned;
 mod tries;
+mod views;
 
 use std::fmt::Debug;
 

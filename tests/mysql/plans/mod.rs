@@ -33,7 +33,8 @@ async fn load(world: &World, rows: u32) -> anyhow::Result<()> {
          INSERT INTO idempotency_records
          SELECT CONCAT(LPAD(HEX(seq * 429), 8, '0'), SUBSTR(MD5(seq), 1, 24)), 1, ELT(1 + seq MOD 8, 1, 2, 4, 5, 6, 3, 3, 3),
              SUBSTR(MD5(seq * 7), 1, 16), seq, 1, ELT(1 + seq MOD 3, 'payments.charge', 'orders.create', 'mails.send'),
-             NULL, 1, @now - 86400000, 1, 0, 3600000, IF(seq MOD 7, 0, 86400000), @now + 3600000, {over}, {over}, 1, 0, 0, NULL, MD5(seq)
+             'default', 'shop-6c9f/1234', NULL, 1, @now - 86400000, 1, 0, 3600000, IF(seq MOD 7, 0, 86400000),
+             @now + 3600000, {over}, {over}, 1, 0, 0, NULL, MD5(seq)
          FROM seq_1_to_{rows};
          ALTER TABLE idempotency_records ADD INDEX idempotency_records_purge_at (purge_at);
          ANALYZE TABLE idempotency_records"

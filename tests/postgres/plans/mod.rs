@@ -36,7 +36,7 @@ async fn load(url: &str, rows: u32) -> anyhow::Result<()> {
          INSERT INTO idempotency_records
          SELECT decode(md5(n::text) || md5('b' || n), 'hex'), 1, (ARRAY[1, 2, 4, 5, 6, 3, 3, 3, 3, 3])[1 + n % 10],
              decode(md5('o' || n), 'hex'), n, 1, (ARRAY['payments.charge', 'orders.create', 'mails.send'])[1 + n % 3],
-             NULL, 1, now - 86400000, 1, 0, 3600000, 86400000 * (n % 7 / 6), now + 3600000, over, over, 1, 0, 0, NULL,
+             'default', 'shop-6c9f/1234', NULL, 1, now - 86400000, 1, 0, 3600000, 86400000 * (n % 7 / 6), now + 3600000, over, over, 1, 0, 0, NULL,
              decode(md5(n::text), 'hex')
          FROM (
              SELECT n, now, now + (n::bigint * 7919 % 10000019) * 8 - 3200000 AS over

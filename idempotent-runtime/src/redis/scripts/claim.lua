@@ -30,12 +30,13 @@ if over and not contradicts and can_ask
     or (r.state == IN_DOUBT and policy == VERIFY and r.owner ~= m.owner)) then
   m.fence, m.attempts, m.created, m.policy = next_fence(r), r.attempts + 1, r.created, policy
   m.checkpoints, m.taken, m.remaining = r.checkpoints, r.state, r.remaining
-  -- The words change with the owner if there is no checkpoint that would have to be moved with
-  -- them.
-  if r.body_length == 0 then
-    redis.call('SET', key, mine, 'KEEPTTL')
-    r.words = #mine - HEADER
-  end
+  -- The words of the owner change with it, in place: a checkpoint may be too large to be moved by a
+  -- script.
+  local kept, words = key_words(r.head), string.sub(mine, HEADER + key_words(mine) + 1)
+  local padding = math.max(r.words - kept - #words, 0)
+  redis.call('SETRANGE', key, HEADER + r.body_length + kept, words .. string.rep('\0', padding))
+  redis.call('SETRANGE', key, 104, string.sub(mine, 105, 106) .. struct.pack('>I2', padding))
+  r.words = kept + #words + padding
   renew(m, lease)
   write(m)
   return shown('mine')

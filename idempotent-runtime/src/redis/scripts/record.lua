@@ -1,15 +1,11 @@
--- Code that all scripts share. The places of the fields are those of store/envelope.rs, counted
--- from one here. Time is the server's. The lease of a first claim is not written: it ends `linger`
+-- Code that all scripts share, after the codes of states, policies and reasons, VERSION, FIXED and
+-- HEADER (script.rs). The places of the fields are those of store/envelope.rs, counted from one here. Time is the server's. The lease of a first claim is not written: it ends `linger`
 -- and `after_expiry` before the key expires.
 local key = KEYS[1]
 local clock = redis.call('TIME')
 local micros = clock[1] * 1000000 + clock[2]
 local now = math.floor(micros / 1000)
 
-local IN_PROGRESS, IN_DOUBT, COMPLETED, FAILED, RELEASED, TOMBSTONE = 1, 2, 3, 4, 5, 6
-local HOLD, VERIFY = 4, 3
-local CRASHED, RESOLVED = 1, 10
-local FIXED, HEADER = 99, 115
 local BY_EXPIRY, GIVEN_UP = string.rep('\255', 8), string.rep('\0', 8)
 
 local function u32(value) return struct.pack('>I4', value) end
@@ -32,15 +28,19 @@ local function parse(head)
 end
 
 local function fixed(r)
-  return '\1' .. string.char(r.state) .. r.owner .. u64(r.fence) .. u64(r.linger) .. u64(r.after) .. r.fingerprint
+  return string.char(VERSION, r.state) .. r.owner .. u64(r.fence) .. u64(r.linger) .. u64(r.after) .. r.fingerprint
     .. string.char(r.policy) .. r.created .. u32(r.attempts) .. string.char(r.reason) .. r.lease .. u64(0) .. r.schema
     .. u32(r.checkpoints) .. string.char(r.taken)
 end
 
--- The lengths of the operation and the trace context, unchanged, and of a body.
-local function lengths(r, body_length) return string.sub(r.head, 100, 107) .. u64(body_length) end
+-- The lengths of the texts, unchanged, and of a body.
+local function lengths(r, body_length) return string.sub(r.head, 100, 108) .. u64(body_length) end
 
--- The operation and the trace context ("words") are at the end.
+-- The length of the texts that belong to the key: operation and namespace. Holder and trace context,
+-- which belong to the owner, and padding follow.
+local function key_words(head) return number(string.sub(head, 100, 103)) + string.byte(head, 104) end
+
+-- The texts, with their padding ("words"), are at the end.
 local function words_of(r)
   if r.words == 0 then return '' end
   return redis.call('GETRANGE', key, -r.words, -1)
@@ -56,11 +56,11 @@ end
 local function read()
   local head = redis.call('GETRANGE', key, 0, HEADER - 1)
   if #head == 0 then return nil end
-  if #head < HEADER or string.byte(head, 1) ~= 1 then error({ err = 'UNREADABLE the value is no record of this version' }) end
+  if #head < HEADER or string.byte(head, 1) ~= VERSION then error({ err = 'UNREADABLE the value is no record of this version' }) end
   local r = parse(head)
   r.head = head
-  r.words = number(string.sub(head, 100, 103)) + number(string.sub(head, 104, 107))
-  r.body_length = number(string.sub(head, 108, 115))
+  r.words = key_words(head) + string.byte(head, 105) + string.byte(head, 106) + number(string.sub(head, 107, 108))
+  r.body_length = number(string.sub(head, 109, 116))
   r.remaining = redis.call('PTTL', key)
   r.left = r.remaining - r.after
   if r.left <= 0 and r.state ~= TOMBSTONE then

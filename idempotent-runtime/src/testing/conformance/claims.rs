@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Scene;
-use super::scene::{KEY, OPERATION, fingerprint, key, token};
+use super::scene::{KEY, NAMESPACE, OPERATION, fingerprint, key, token};
 use crate::key::KeyHash;
 use crate::store::{Claim, Claimed, CrashPolicy, Record, Release, State, Store as _, Written};
 use crate::testing::Subject;
@@ -37,6 +37,7 @@ pub async fn a_first_claim_is_granted<S: Subject>(scene: Scene<S>) {
         assert_eq!(record.linger, scene.leases(16), "{rule}");
         assert_eq!(record.after_expiry, scene.leases(3), "{rule}");
         assert_eq!((record.schema, record.checkpoints), (5, 0), "{rule}");
+        assert_eq!((&*record.namespace, &*record.holder), (NAMESPACE, "conformance/1"), "{rule}");
         assert_eq!(record.trace.as_deref(), Some("00-trace-01"), "{rule}");
         assert!(record.body.is_empty(), "{rule}");
         assert!(record.is_running(), "{rule}");

@@ -2,6 +2,7 @@
 //! have the same effect as in one order or the other.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -23,6 +24,10 @@ const HOUR: Duration = Duration::from_secs(3_600);
 fn claim(key: KeyHash, caller: u128, policy: CrashPolicy) -> Claim {
     let mut claim = Claim::new(key, token(caller), OPERATION.into());
     (claim.policy, claim.lease, claim.linger, claim.ttl) = (policy, HOUR, HOUR, HOUR);
+    // Of different lengths, in no order.
+    let length = usize::try_from(caller * 5 % 7).unwrap_or_default();
+    claim.holder = format!("{}/{caller}", "h".repeat(length)).into();
+    claim.trace = (caller != 2).then(|| format!("00-{caller}-01").into());
     claim
 }
 
@@ -99,6 +104,8 @@ struct Outline {
     checkpoints: u32,
     reason: Option<Reason>,
     policy: CrashPolicy,
+    holder: Arc<str>,
+    trace: Option<Arc<str>>,
     is_given_up: bool,
 }
 
@@ -112,6 +119,8 @@ impl Outline {
             checkpoints: record.checkpoints,
             reason: record.reason,
             policy: record.policy,
+            holder: record.holder.clone(),
+            trace: record.trace.clone(),
             is_given_up: record.state == State::InProgress && record.lease_until <= record.read_at,
         }
     }

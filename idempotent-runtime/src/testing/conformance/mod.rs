@@ -4,6 +4,7 @@ pub mod claims;
 pub mod clocks;
 pub mod handles;
 pub mod operators;
+pub mod origins;
 pub mod owners;
 pub mod results;
 pub mod retention;
@@ -180,7 +181,9 @@ macro_rules! __conformance_list {
                 a_record_removed_by_force_does_not_come_back
                 a_tombstone_is_removed
                 a_scan_lists_every_record_once
-                a_scan_lists_what_was_asked_for;
+                a_scan_lists_what_was_asked_for
+                a_scan_lists_what_somebody_has_to_look_at
+                a_scan_lists_records_of_a_namespace_and_an_age;
             retention:
                 an_expired_result_is_absent
                 an_expired_unfinished_record_is_absent
@@ -217,6 +220,10 @@ macro_rules! __conformance_list {
                 what_one_handle_wrote_the_other_sees
                 fences_grow_over_handles
                 a_watch_is_woken_by_another_handle;
+            origins:
+                a_claim_is_kept_with_its_origin
+                a_takeover_replaces_holder_and_trace
+                a_record_keeps_the_origin_of_its_last_owner;
             widths:
                 an_owner_is_known_by_its_whole_token
                 a_request_is_known_by_its_whole_fingerprint
@@ -306,6 +313,7 @@ mod tests {
             include_str!("clocks.rs"),
             include_str!("handles.rs"),
             include_str!("operators.rs"),
+            include_str!("origins.rs"),
             include_str!("owners.rs"),
             include_str!("results.rs"),
             include_str!("retention.rs"),

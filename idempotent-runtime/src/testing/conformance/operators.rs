@@ -4,9 +4,11 @@ use bytes::Bytes;
 
 use super::Scene;
 use super::scene::{KEY, key, token};
+use crate::clock::Timestamp;
+use crate::key::KeyHash;
 use crate::store::{
-    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer,
-    Scan, State, Written,
+    Abandon, Changed, Claim, Commit, CrashPolicy, Only, Park, Reason, Release, Remove, Resolve,
+    ResolveAnswer, Scan, State, Store as _, Written,
 };
 use crate::testing::Subject;
 
@@ -445,4 +447,99 @@ pub async fn a_scan_lists_what_was_asked_for<S: Subject>(scene: Scene<S>) {
         let expected: Vec<_> = expected.into_iter().map(key).collect();
         assert_eq!(listed, expected, "{rule} ({state:?}, {operation:?})");
     }
+}
+
+/// Returns the keys that `scan` lists, on pages of two.
+async fn listed<S: Subject>(scene: &Scene<S>, scan: Scan, rule: &str) -> Vec<KeyHash> {
+    let (mut listed, mut scan) = (Vec::new(), Scan { limit: 2, ..scan });
+    for _ in 0..20 {
+        let page = scene.scan(scan.clone()).await;
+        assert!(page.records.iter().all(|record| scan.includes(record)), "{rule}");
+        listed.extend(page.records.iter().map(|record| record.key));
+        scan.after = page.next;
+        if page.next.is_none() {
+            return listed;
+        }
+    }
+    panic!("{rule}: the pages come to an end");
+}
+
+/// Scan: records in doubt, including those that no caller has noticed, and records without an
+/// owner.
+pub async fn a_scan_lists_what_somebody_has_to_look_at<S: Subject>(scene: Scene<S>) {
+    let rule = "a scan of records in doubt lists those of dead owners under hold, and no others";
+    let claim =
+        |number: u8, policy| Claim { key: key(number), ..scene.claim_under(number.into(), policy) };
+    let long = |number, policy| Claim { lease: scene.leases(64), ..claim(number, policy) };
+    let policies =
+        [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold];
+    for (number, policy) in (1..).zip(policies) {
+        scene.mine(&claim(number, policy), rule).await;
+    }
+    for number in 5..=9 {
+        scene.mine(&long(number, CrashPolicy::Hold), rule).await;
+    }
+    let park = |number: u8| Park::own(key(number), token(number.into()), Reason::Error);
+    assert_eq!(scene.park(park(6)).await, Written::Applied, "{rule}");
+    let commit = Commit { key: key(7), ..scene.commit_by(7, "result") };
+    assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+    let release = Release { keep_attempts: true, ..Release::new(key(8), token(8)) };
+    assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+    let remove =
+        Remove { force: true, tombstone: scene.leases(64), ..Remove::new(key(9), token(9)) };
+    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+    // Retried, and given up by its owner: nobody runs it, although no lease has expired.
+    scene.mine(&long(10, CrashPolicy::Retry), rule).await;
+    let abandon = Abandon::new(key(10), token(10), Reason::Dropped);
+    assert_eq!(scene.store().abandon(abandon).await.ok(), Some(Written::Applied), "{rule}");
+    scene.pass(2).await;
+    for (only, state, expected) in [
+        (Only::InDoubt, None, vec![4, 6]),
+        (Only::InDoubt, Some(State::InDoubt), vec![6]),
+        (Only::InDoubt, Some(State::InProgress), vec![4]),
+        (Only::Orphaned, None, vec![1, 2, 3, 4, 10]),
+        (Only::Orphaned, Some(State::InDoubt), vec![]),
+        (Only::Any, Some(State::Tombstone), vec![9]),
+        (Only::Any, Some(State::Released), vec![8]),
+        (Only::Any, None, (1..=10).collect()),
+    ] {
+        let found = listed(&scene, Scan { only, state, ..Scan::default() }, rule).await;
+        let expected: Vec<_> = expected.into_iter().map(key).collect();
+        assert_eq!(found, expected, "{rule} ({only:?}, {state:?})");
+    }
+}
+
+/// Scan: by namespace and by age.
+pub async fn a_scan_lists_records_of_a_namespace_and_an_age<S: Subject>(scene: Scene<S>) {
+    let rule = "a scan lists only records of the namespace and of the age that were asked for";
+    let mut created = Vec::new();
+    for number in 1..=6_u8 {
+        let namespace = if number % 2 == 0 { "shop" } else { "shop.two" };
+        let claim = Claim {
+            key: key(number),
+            namespace: namespace.into(),
+            linger: scene.leases(256),
+            ..scene.claim_by(number.into())
+        };
+        scene.mine(&claim, rule).await;
+        created.push(scene.read_key(key(number)).await.expect(rule).created);
+        scene.pass(1).await;
+    }
+    let in_namespace =
+        |namespace: &str| Scan { namespace: Some(namespace.into()), ..Scan::default() };
+    for (namespace, expected) in
+        [("shop", vec![2, 4, 6]), ("shop.two", vec![1, 3, 5]), ("sho", vec![]), ("", vec![])]
+    {
+        let expected: Vec<_> = expected.into_iter().map(key).collect();
+        assert_eq!(listed(&scene, in_namespace(namespace), rule).await, expected, "{rule}");
+    }
+    for (number, before) in (1..).zip(&created) {
+        let scan = Scan { created_before: Some(*before), ..Scan::default() };
+        let expected: Vec<_> = (1..number).map(key).collect();
+        assert_eq!(listed(&scene, scan, rule).await, expected, "{rule}");
+    }
+    let scan = Scan { created_before: Some(created[4]), ..in_namespace("shop") };
+    assert_eq!(listed(&scene, scan, rule).await, [2, 4].map(key), "{rule}");
+    let scan = Scan { created_before: Some(Timestamp::from_millis(u64::MAX)), ..Scan::default() };
+    assert_eq!(listed(&scene, scan, rule).await.len(), 6, "{rule}");
 }

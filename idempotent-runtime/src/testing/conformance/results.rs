@@ -334,6 +334,7 @@ pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
         "{rule}"
     );
     assert_eq!((record.created, &*record.operation), (grant.record.created, OPERATION), "{rule}");
+    assert_eq!((&record.namespace, &record.holder), (&claim.namespace, &claim.holder), "{rule}");
     assert_eq!(
         (record.fingerprint, record.policy),
         (Some(fingerprint(1, 7)), CrashPolicy::Resume),

@@ -19,6 +19,7 @@ use crate::testing::{ClockJump, Subject};
 /// The key that a case is about. Other keys are [`key`] of a number.
 pub(super) const KEY: KeyHash = KeyHash::from_bytes([0x77; 32]);
 pub(super) const OPERATION: &str = "conformance.case";
+pub(super) const NAMESPACE: &str = "conformance";
 
 /// Returns a key; keys are ordered like their numbers.
 pub(super) fn key(number: u8) -> KeyHash {
@@ -136,11 +137,14 @@ impl<S: Subject> Scene<S> {
         jumped
     }
 
-    /// Returns a claim by caller number `caller`: policy hold, one lease, kept for 16 more.
+    /// Returns a claim by caller number `caller`: policy hold, one lease, kept for 16 more, and a
+    /// holder of its own.
     pub(super) fn claim_by(&self, caller: u128) -> Claim {
         let mut claim = Claim::new(KEY, token(caller), OPERATION.into());
         claim.lease = self.leases(1);
         claim.linger = self.leases(16);
+        claim.namespace = NAMESPACE.into();
+        claim.holder = format!("conformance/{caller}").into();
         claim
     }
 
