@@ -9,6 +9,7 @@ use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{Operation, Record, StoreError, StoreErrorKind, envelope};
 
+#[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
     clock: Arc<dyn Clock>,

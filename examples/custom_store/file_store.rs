@@ -16,6 +16,7 @@ use idempotency::store::{
 
 use super::directory::Directory;
 
+#[derive(Debug)]
 pub(crate) struct FileStore(Directory);
 
 impl FileStore {

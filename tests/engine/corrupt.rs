@@ -19,7 +19,7 @@ use crate::ledger::Ledger;
 use crate::world::{DAY, OPERATION, World};
 
 /// Keeps every record as bytes, as Redis does.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 struct ByteStore(Arc<Mutex<HashMap<KeyHash, Vec<u8>>>>);
 
 impl ByteStore {

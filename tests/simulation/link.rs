@@ -39,6 +39,12 @@ pub struct Link {
     first_sent: Arc<Mutex<BTreeMap<Token, Duration>>>,
 }
 
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("process", &self.life.name).finish_non_exhaustive()
+    }
+}
+
 /// What becomes of one request.
 #[derive(Clone, Copy, Debug, Default)]
 struct Fate {

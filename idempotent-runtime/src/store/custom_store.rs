@@ -13,6 +13,7 @@ use idempotency::store::{
 use tokio::sync::Notify;
 
 /// Keeps each record as one value of bytes, as a key-value database does.
+#[derive(Debug)]
 pub struct CustomStore {
     values: Mutex<BTreeMap<KeyHash, Vec<u8>>>,
     /// The largest fence of all. A store that outlives the process keeps it with the values.

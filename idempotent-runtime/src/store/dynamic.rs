@@ -23,7 +23,7 @@ macro_rules! twin {
         ///
         /// Implemented for every store and for nothing else. The futures own what they need, so
         /// that a request that was sent can be followed to its answer after its caller is gone.
-        pub trait DynStore: sealed::Sealed + Send + Sync + 'static {
+        pub trait DynStore: sealed::Sealed + std::fmt::Debug + Send + Sync + 'static {
             #[doc = "See [`Store::name`]."]
             fn name(&self) -> &'static str;
             #[doc = "See [`Store::capabilities`]."]

@@ -109,7 +109,7 @@ use crate::key::KeyHash;
     message = "`{Self}` is not an idempotency store",
     note = "implement `idempotency::store::Store`, or use one of the stores in `idempotency::store`"
 )]
-pub trait Store: Send + Sync + 'static {
+pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// The store's name in errors and metrics: `"memory"`, `"redis"`.
     fn name(&self) -> &'static str;
 

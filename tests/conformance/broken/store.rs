@@ -21,6 +21,7 @@ use tokio::task::yield_now;
 use super::flaw::Flaw;
 
 /// What all handles share: the server.
+#[derive(Debug)]
 pub struct Shared {
     records: Mutex<BTreeMap<KeyHash, Record>>,
     /// What was there before the last write.
@@ -45,6 +46,7 @@ impl Shared {
 }
 
 /// One handle.
+#[derive(Debug)]
 pub struct BrokenStore {
     flaw: Flaw,
     shared: Arc<Shared>,
