@@ -12,7 +12,7 @@ pub use idempotent_runtime::{
     OnCrash, OnError, Report, Verdict, WithEngine, with_report,
 };
 pub use idempotent_runtime::{
-    call, clock, error_policy, events, key, record, report, result, step, store, task,
+    call, clock, edge, error_policy, events, key, record, report, result, step, store, task,
 };
 
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]

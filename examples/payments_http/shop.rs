@@ -12,7 +12,7 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use idempotency::Idempotency;
 use idempotency::http::{
-    IDEMPOTENCY_KEY, IdempotencyKey, IdempotencyLayer, RequestFingerprint, Scope,
+    IDEMPOTENCY_KEY, IdempotencyKey, IdempotencyLayer, RequestFingerprint, Scope, resolution,
 };
 use idempotency::record::{Resolution, State as RecordState};
 use serde::Deserialize;
@@ -156,7 +156,7 @@ async fn settle(
         return Ok(problem(StatusCode::NOT_FOUND, "nothing is uncertain under this key"));
     };
     let (resolution, found) = match shop.provider.receipt(&order, key) {
-        Some(receipt) => (Resolution::response(created(&receipt)), "charged"),
+        Some(receipt) => (resolution(created(&receipt)), "charged"),
         None => (Resolution::not_executed(), "not charged"),
     };
     record.resolve(&view, resolution).await?;

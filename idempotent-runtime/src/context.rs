@@ -3,10 +3,11 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
+use crate::edge::Extensions;
 use crate::engine::Inner;
 use crate::engine::lease::Lease;
 use crate::engine::scope::Scope;
@@ -43,14 +44,13 @@ struct Parts {
     operation: Arc<str>,
     attempt: u32,
     /// The store's time when the claim was granted, and the monotonic time a little later.
-    #[cfg_attr(not(feature = "http"), expect(dead_code, reason = "responses tell it to clients"))]
     granted: (Timestamp, Duration),
     /// The enclosing calls whose bodies were running when this one began. Not their contexts, which
     /// hold the calls around them in turn: tasks that endlessly spawn one another would build an
     /// unbounded chain.
     around: Vec<Own>,
-    #[cfg(feature = "http")]
-    unlabelled_requests: crate::http::client::Unlabelled,
+    /// The values that edges keep with the attempt.
+    extensions: Mutex<Extensions>,
 }
 
 /// The part of a call that calls made inside its body need to know.
@@ -131,8 +131,7 @@ impl Context {
             attempt,
             granted,
             around,
-            #[cfg(feature = "http")]
-            unlabelled_requests: crate::http::client::Unlabelled::default(),
+            extensions: Mutex::default(),
         }))
     }
 
@@ -288,7 +287,6 @@ impl Context {
     }
 
     /// Marks the body as waiting for its turn: nothing has happened under the claim yet.
-    #[cfg(feature = "http")]
     pub(crate) fn stands_in_line(&self) {
         if let Held::Claim(_, lease, _) = &self.0.own.claim {
             lease.wait();
@@ -297,7 +295,6 @@ impl Context {
 
     /// Marks that something may have happened from now on. Returns false if the claim has ended:
     /// then nothing may happen.
-    #[cfg(feature = "http")]
     pub(crate) fn begins(&self) -> bool {
         match &self.0.own.claim {
             Held::Claim(_, lease, _) => !lease.is_lost() && lease.begin(),
@@ -306,18 +303,25 @@ impl Context {
     }
 
     /// The store's time, or slightly earlier.
-    #[cfg(feature = "http")]
     pub(crate) fn store_time(&self) -> Option<Timestamp> {
         let (granted, at) = self.0.granted;
         let engine = self.0.own.engine.upgrade()?;
         Some(granted + engine.clock.monotonic().saturating_sub(at))
     }
 
-    /// The requests of this attempt to downstream services that are distinguished by their
-    /// addresses alone.
-    #[cfg(feature = "http")]
-    pub(crate) fn unlabelled_requests(&self) -> &crate::http::client::Unlabelled {
-        &self.0.unlabelled_requests
+    /// The value of type `T` of this attempt, created when it is first requested.
+    pub(crate) fn extension<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        let extensions = || self.0.extensions.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = extensions().shared();
+        found.unwrap_or_else(|| {
+            // Created without the lock, which its constructor may need.
+            let created = Arc::new(T::default());
+            let mut extensions = extensions();
+            extensions.shared().unwrap_or_else(|| {
+                *extensions = extensions.with(created.clone());
+                created
+            })
+        })
     }
 
     /// The error of a body whose claim was lost to another owner.
@@ -330,7 +334,6 @@ impl Context {
     }
 
     /// Returns true if this is the verification of an earlier attempt and not a body.
-    #[cfg(feature = "http")]
     pub(crate) fn is_question(&self) -> bool {
         matches!(self.0.own.claim, Held::Claim(_, _, None))
     }

@@ -314,10 +314,6 @@ impl Error {
     }
 
     /// Returns true if the store failed before anything was known about the key.
-    #[cfg_attr(
-        not(feature = "http"),
-        expect(dead_code, reason = "only the layer goes on without a store")
-    )]
     pub(crate) fn knows_nothing(&self) -> bool {
         self.0.store.is_some() && !self.0.met_another
     }

@@ -10,6 +10,7 @@ mod canonical;
 mod certificates;
 pub mod clock;
 mod context;
+pub mod edge;
 mod encoding;
 mod engine;
 mod error;

@@ -127,12 +127,17 @@ impl<R, P> Writer<R, P> {
 /// The conversion of stored answers into a result of type `R`.
 pub(crate) struct Reader<R> {
     upgrades: Upgrades<R>,
-    answer: fn(Answer, &Upgrades<R>) -> R,
+    answer: fn(Answer, Option<R>, &Upgrades<R>) -> R,
 }
 
 impl<R> Reader<R> {
     pub(crate) fn answer(&self, answer: Answer) -> R {
-        (self.answer)(answer, &self.upgrades)
+        (self.answer)(answer, None, &self.upgrades)
+    }
+
+    /// Returns the result of a call whose body returned `own`, and whose answer is another one.
+    pub(crate) fn instead(&self, answer: Answer, own: R) -> R {
+        (self.answer)(answer, Some(own), &self.upgrades)
     }
 
     /// Returns a reader without upgrades, which is enough for refusals.
@@ -178,13 +183,12 @@ impl<R> Upgrades<R> {
     }
 }
 
-#[cfg(feature = "http")]
 impl<R, P> Codec<R, P> {
     /// Creates the codec of results that encode themselves.
     pub(crate) fn of(
         policy: P,
         ending: fn(R, P) -> (R, Ending),
-        answer: fn(Answer, &Upgrades<R>) -> R,
+        answer: fn(Answer, Option<R>, &Upgrades<R>) -> R,
     ) -> Self {
         Self {
             writer: Writer { policy, ending, is_error: |_| false },
@@ -220,13 +224,11 @@ pub(crate) enum Ending {
     /// An error that means that nothing happened.
     Release,
     /// The body waited for its turn, and its claim ended before the turn came.
-    #[cfg(feature = "http")]
     NotBegun,
     /// An error that may hide an effect.
     Hold,
     /// It is not known how far the body got. What follows is the same as for a body that breaks
     /// off.
-    #[cfg(feature = "http")]
     GiveUp,
     /// It is not known what an earlier attempt did, and the verification could not decide.
     Unknown { reason: Reason, ask_again_after: Duration },
@@ -253,7 +255,6 @@ impl StoredAnswer {
     }
 
     /// The error for a result that the caller cannot read.
-    #[cfg(feature = "http")]
     pub(crate) fn unreadable(&self, detail: &str) -> Error {
         self.error(ErrorKind::Decode).with_detail(detail)
     }
@@ -306,6 +307,7 @@ fn stored_form<T>(
 
 fn answer<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     answer: Answer,
+    _own: Option<Result<T, E>>,
     upgrades: &Upgrades<Result<T, E>>,
 ) -> Result<T, E> {
     match answer {

@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, Request, Response, Uri};
 use axum::routing::post;
-use idempotency::http::IdempotencyKey;
+use idempotency::http::{IdempotencyKey, resolution};
 use idempotency::record::{Resolution, State as RecordState};
 use idempotency::store::{DynStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
@@ -181,7 +181,7 @@ async fn no_key_is_stuck(orders: Orders, policy: Policy) -> anyhow::Result<()> {
             let resolution = if orders.effects(key)? == 0 {
                 Resolution::not_executed()
             } else {
-                Resolution::response(Response::builder().status(201).body("found by hand")?)
+                resolution(Response::builder().status(201).body("found by hand")?)
             };
             record.resolve(&view, resolution).await?;
             next = server.settled("/pay", key).await?;
@@ -359,7 +359,7 @@ async fn rule_52_a_late_owner_that_does_not_know_gets_the_answer_of_the_operator
     let record = world.record("abc");
     let view = record.inspect().await?.context("the record is there")?;
     let answer = Response::builder().status(202).body(Bytes::from_static(b"found"))?;
-    record.resolve(&view, Resolution::response(answer)).await?;
+    record.resolve(&view, resolution(answer)).await?;
     world.shop.gate.open();
     let first = first.reply().await?;
     assert_eq!((first.status, first.body.as_ref()), (202, &b"found"[..]));
@@ -389,7 +389,7 @@ async fn rule_52_an_owner_that_does_not_know_gets_the_answer_of_the_operator_aft
     let record = world.record("abc");
     let view = record.inspect().await?.context("the record is there")?;
     let answer = Response::builder().status(202).body(Bytes::from_static(b"found"))?;
-    record.resolve(&view, Resolution::response(answer)).await?;
+    record.resolve(&view, resolution(answer)).await?;
     world.store.always(Operation::Abandon, None);
     eventually_async("the end of the first one", async || {
         world.clock.advance(Duration::from_secs(1));

@@ -8,8 +8,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use idempotency::http::client::{ClientError, ClientLayer};
-use idempotency::http::{IdempotencyLayer, Problem, RequestBody, ResponseBody, Scope};
-use idempotency::record::Resolution;
+use idempotency::http::{IdempotencyLayer, Problem, RequestBody, ResponseBody, Scope, resolution};
 use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore};
 use idempotency::{ErrorKind, Idempotency};
@@ -200,7 +199,7 @@ async fn an_operators_response_with_too_many_headers_is_a_refusal() -> anyhow::R
         let view = record.inspect().await?.expect("there is a record");
         let mut response = Response::new("by hand");
         *response.headers_mut() = headers;
-        record.resolve(&view, Resolution::response(response)).await?;
+        record.resolve(&view, resolution(response)).await?;
         for _ in 0..2 {
             let retry = scene.send().await?;
             assert_eq!(

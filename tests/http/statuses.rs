@@ -12,7 +12,7 @@ use axum::response::IntoResponse as _;
 use axum::routing::post;
 use bytes::Bytes;
 use idempotency::http::{
-    IdempotencyLayer, NotExecuted, NothingHappened, OnStatus, RequestBody, Scope,
+    IdempotencyLayer, NotExecuted, NothingHappened, OnStatus, RequestBody, Scope, resolution,
 };
 use idempotency::record::{Resolution, State as RecordState};
 use idempotency::store::MemoryStore;
@@ -76,12 +76,7 @@ async fn rule_63_a_status_that_only_announces_a_response_is_never_stored() -> an
 async fn rule_63_an_operator_decides_about_an_unknown_outcome() -> anyhow::Result<()> {
     let world = World::new().await?;
     for (key, resolution, replays, runs) in [
-        (
-            "happened",
-            Resolution::response(Response::builder().status(201).body("found by hand")?),
-            true,
-            1,
-        ),
+        ("happened", resolution(Response::builder().status(201).body("found by hand")?), true, 1),
         ("did not", Resolution::not_executed(), false, 2),
     ] {
         world.pay(key).header("x-status", "504").send().await?;
@@ -107,13 +102,13 @@ async fn rule_63_an_operators_answer_that_only_announces_a_response_is_refused()
     let record = world.record("abc");
     let view = record.inspect().await?.context("there is a record")?;
     for status in [100, 101, 103] {
-        let resolution = Resolution::response(Response::builder().status(status).body("early")?);
+        let resolution = resolution(Response::builder().status(status).body("early")?);
         let error = record.resolve(&view, resolution).await.expect_err("no response has it");
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     }
     // Nothing has changed.
     world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
-    record.resolve(&view, Resolution::response(Response::new("found by hand"))).await?;
+    record.resolve(&view, resolution(Response::new("found by hand"))).await?;
     assert!(world.pay("abc").send().await?.is_replayed());
     Ok(())
 }
@@ -129,7 +124,7 @@ async fn rule_18_an_operators_answer_without_content_has_none() -> anyhow::Resul
         let view = record.inspect().await?.context("there is a record")?;
         let response =
             Response::builder().status(status).header("content-length", "77").body("no content")?;
-        record.resolve(&view, Resolution::response(response)).await?;
+        record.resolve(&view, resolution(response)).await?;
         let key = format!("Idempotency-Key: {key}\r\n");
         let answer = world.client.exchange(raw_post("/pay", key.as_bytes(), b"{}")).await?;
         assert!(
@@ -148,13 +143,13 @@ async fn rule_63_an_operators_answer_that_is_too_large_is_refused() -> anyhow::R
     world.pay("abc").header("x-status", "504").send().await?;
     let record = world.record("abc");
     let view = record.inspect().await?.context("there is a record")?;
-    let resolution = Resolution::response(Response::new("x".repeat(300_000)));
-    let error = record.resolve(&view, resolution).await.expect_err("it is over the limit");
+    let too_large = resolution(Response::new("x".repeat(300_000)));
+    let error = record.resolve(&view, too_large).await.expect_err("it is over the limit");
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     let told = error.to_string();
     assert!(told.contains("nothing has changed") && !told.contains("the body"), "{told}");
     world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
-    record.resolve(&view, Resolution::response(Response::new("found by hand"))).await?;
+    record.resolve(&view, resolution(Response::new("found by hand"))).await?;
     assert!(world.pay("abc").send().await?.is_replayed());
     Ok(())
 }

@@ -32,7 +32,7 @@ pub(crate) enum Admission {
 
 impl Admission {
     /// Returns the call that runs under a claim.
-    pub(super) fn call(&self) -> Option<Arc<Checked>> {
+    pub(crate) fn call(&self) -> Option<Arc<Checked>> {
         match self {
             Self::Run(running) => Some(running.call.clone()),
             Self::Answer(_) | Self::Bypass(..) => None,

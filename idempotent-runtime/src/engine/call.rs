@@ -1,17 +1,19 @@
 //! One call of an operation, with the user's settings for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::instance::Instance;
 use super::operations::Site;
+use super::record::RecordHandle;
 use super::request::{Conflict, Operation, Request};
 use super::run::{Run, run};
 use super::verify::{NoVerify, Verify};
 use super::{Idempotency, scope};
 use crate::error::Error;
-use crate::fingerprint::Fingerprint;
+use crate::key::Fingerprint;
 use crate::key::{IntoKey, Key};
 use crate::outcome::{CallError, ErrorPolicy, Outcome, StoredValue, Upgrade};
 use crate::policy::{ErrorAction, OnConflict, OnCrash};
@@ -46,8 +48,8 @@ pub struct Call<P = ErrorAction, V = NoVerify> {
 }
 
 impl Call {
-    pub(crate) fn named(engine: &Idempotency, operation: &str, key: Key) -> Self {
-        Self::new(Ok(engine.clone()), Operation::Named(operation.into()), key)
+    pub(crate) fn named(engine: &Idempotency, operation: Arc<str>, key: Key) -> Self {
+        Self::new(Ok(engine.clone()), Operation::Named(operation), key)
     }
 
     pub(crate) fn at(site: &'static Site, engine: Option<&Idempotency>, key: Key) -> Self {
@@ -289,18 +291,28 @@ impl<P, V> Call<P, V> {
     }
 
     /// Like [`fingerprint`](Self::fingerprint), computed elsewhere.
-    #[cfg(feature = "http")]
     pub(crate) fn with_fingerprint(mut self, fingerprint: Fingerprint) -> Self {
         self.request.fingerprint = Ok(Some(fingerprint));
         self
     }
 
-    /// Like [`former_fingerprint`](Self::former_fingerprint), computed elsewhere.
-    #[cfg(feature = "http")]
-    pub(crate) fn with_former_fingerprints(mut self, former: Vec<Fingerprint>) -> Self {
-        for former in former {
-            self.request.add_former(Ok(Some(former)));
-        }
+    /// Like [`former_fingerprint`](Self::former_fingerprint), computed elsewhere. `None` means that
+    /// an earlier release had none.
+    pub(crate) fn with_former_fingerprint(mut self, former: Option<Fingerprint>) -> Self {
+        self.request.add_former(Ok(former));
+        self
+    }
+
+    /// Returns a handle to the record of the call, which is named `operation`.
+    pub(crate) fn record(&self, engine: &Idempotency, operation: &str) -> RecordHandle {
+        RecordHandle::of_call(engine.inner.clone(), operation, self.request.key.clone())
+            .in_scope(self.request.scope.clone())
+    }
+
+    /// Lets the next caller verify if this one disappears in the middle of the body. The code that
+    /// runs the call has the callback.
+    pub(crate) fn verifying(mut self) -> Self {
+        self.request = self.request.verifying();
         self
     }
 

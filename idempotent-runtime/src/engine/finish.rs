@@ -97,10 +97,8 @@ fn cause_of(ending: &Ending) -> Cause {
     match ending {
         Ending::Answer { .. } => Cause::Answered,
         Ending::Release => Cause::Failed,
-        #[cfg(feature = "http")]
         Ending::NotBegun => Cause::NotBegun,
         Ending::Hold => Cause::Held,
-        #[cfg(feature = "http")]
         Ending::GiveUp => Cause::GivenUp,
         Ending::Unknown { reason, .. } => Cause::Unanswered(*reason),
     }
@@ -114,7 +112,6 @@ async fn leave_as(
     written: Option<Written>,
 ) -> Verdict {
     match cause {
-        #[cfg(feature = "http")]
         Cause::GivenUp => late::with_unknown_outcome(running, was_lost, written).await,
         Cause::Answered => {
             let left_out = running.journal.as_ref().and_then(|journal| journal.unasked());

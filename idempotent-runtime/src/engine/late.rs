@@ -60,7 +60,6 @@ pub(super) async fn with_held_error(
 /// Ends a body whose outcome is not known. Its caller gets what the body returned, unless the
 /// record was answered, removed or taken over meanwhile: a retry would find no trace of this body,
 /// and would run it once more.
-#[cfg(feature = "http")]
 pub(super) async fn with_unknown_outcome(
     mut running: Box<Running>,
     was_lost: bool,

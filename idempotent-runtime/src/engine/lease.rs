@@ -138,7 +138,6 @@ impl Lease {
 
     /// Marks that nothing has happened under the claim yet, although its body exists: it waits for
     /// its turn.
-    #[cfg(feature = "http")]
     pub(crate) fn wait(&self) {
         // A claim that a shutdown has taken away stays taken away.
         let _ = self.stage.compare_exchange(BEGUN, WAITING, Ordering::AcqRel, Ordering::Acquire);

@@ -43,6 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+pub(crate) use admission::{Admission, admit};
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::DuplicateRun;
@@ -54,12 +55,10 @@ pub use origin::TraceContext;
 pub use purge::PurgeStats;
 pub use record::{RecordHandle, RecordView, Resolution, Revision};
 pub use report::{Report, with_report};
-#[cfg(feature = "http")]
-pub(crate) use run::run_detached_and;
+pub(crate) use run::in_its_own_task;
 pub use run::{Run, run, run_detached};
 pub use transaction::{Begun, InTransaction, begin};
-#[cfg(feature = "http")]
-pub(crate) use verify::verify_detached_and;
+pub(crate) use verify::ask;
 pub use verify::{Asked, Cleared, NoVerify, Verified, Verify, verify};
 
 use bound::Bounds;
@@ -396,7 +395,7 @@ impl Idempotency {
 
     /// Returns a call of `operation` with `key`. An invalid key is reported when the call runs.
     pub fn call<K: IntoKey>(&self, operation: &str, key: K) -> Call {
-        Call::named(self, operation, Key::of(&key))
+        Call::named(self, operation.into(), Key::of(&key))
     }
 
     /// Returns a handle to the record of a call. For a key with a [`window`](crate::key::window),

@@ -184,7 +184,6 @@ pub struct Resolution(Kind);
 enum Kind {
     Finished(State, Result<Bytes, NotEncodable>),
     /// An answer that no caller can have received, and why.
-    #[cfg(feature = "http")]
     Impossible(&'static str),
     NotExecuted,
 }
@@ -194,7 +193,6 @@ impl fmt::Debug for Resolution {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Finished(state, _) => write!(f, "Resolution({state:?})"),
-            #[cfg(feature = "http")]
             Kind::Impossible(_) => f.write_str("Resolution(Impossible)"),
             Kind::NotExecuted => f.write_str("Resolution(NotExecuted)"),
         }
@@ -219,13 +217,11 @@ impl Resolution {
     }
 
     /// A result of a call that encodes its results itself.
-    #[cfg(feature = "http")]
     pub(crate) fn finished(state: State, body: Bytes) -> Self {
         Self(Kind::Finished(state, Ok(body)))
     }
 
     /// An answer that is rejected.
-    #[cfg(feature = "http")]
     pub(crate) fn impossible(why: &'static str) -> Self {
         Self(Kind::Impossible(why))
     }
@@ -251,7 +247,6 @@ impl RecordHandle {
     }
 
     /// Like [`scope`](Self::scope), for a part that is already encoded. `None` means no scope.
-    #[cfg(feature = "http")]
     pub(crate) fn in_scope(mut self, part: Option<Key>) -> Self {
         if let Name::Call { scope, .. } = &mut self.name {
             *scope = part;
@@ -351,7 +346,8 @@ impl RecordHandle {
     /// does not say whether it has the answer: repeat it with the same view.
     /// [`Encode`](ErrorKind::Encode) and
     /// [`TooLarge`](ErrorKind::TooLarge) if the answer cannot be stored,
-    /// [`Config`](ErrorKind::Config) if it is not a valid HTTP response; nothing has changed then.
+    /// [`Config`](ErrorKind::Config) if its [edge](crate::edge::resolution) says that there is no
+    /// such answer; nothing has changed then.
     /// The store's errors.
     pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
         let resolved = self.resolved(view, resolution).await;
@@ -451,7 +447,6 @@ impl RecordHandle {
     ) -> Result<ResolveAnswer, Error> {
         let (state, body) = match resolution.0 {
             Kind::Finished(state, body) => (state, body),
-            #[cfg(feature = "http")]
             Kind::Impossible(why) => return Err(self.error(key, Error::config(why))),
             Kind::NotExecuted => return Ok(ResolveAnswer::NotExecuted),
         };

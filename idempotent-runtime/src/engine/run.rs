@@ -76,7 +76,7 @@ where
     F: Future<Output = R>,
 {
     /// Continues a call that was admitted before.
-    pub(super) fn admitted(admission: Admission, codec: Codec<R, P>, body: B) -> Self {
+    pub(crate) fn admitted(admission: Admission, codec: Codec<R, P>, body: B) -> Self {
         let core: Core<Admission> = Box::pin(std::future::ready(admission));
         Self { reader: codec.reader, stage: Stage::Admission { core, body, writer: codec.writer } }
     }
@@ -170,7 +170,7 @@ where
                     };
                     return Poll::Ready(match verdict {
                         Verdict::Own => result,
-                        Verdict::Instead(answer) => this.reader.answer(answer),
+                        Verdict::Instead(answer) => this.reader.instead(answer, result),
                     });
                 }
                 StageProjection::Over => panic!("a guarded call was polled after it had returned"),
@@ -204,53 +204,6 @@ where
     }
 }
 
-/// Like [`run_detached`], and calls `settled` with the result of the call once that is decided. It
-/// is called in the call's task, so also if the caller is gone. It is not called if the body does
-/// not run.
-#[cfg(feature = "http")]
-pub(crate) async fn run_detached_and<R, P, F, B, W>(
-    call: Call,
-    codec: Codec<R, P>,
-    body: B,
-    settled: W,
-) -> R
-where
-    R: Send + 'static,
-    P: Send + 'static,
-    B: FnOnce() -> F + Send + 'static,
-    F: Future<Output = R> + Send + 'static,
-    W: FnOnce(&R) + Send + 'static,
-{
-    match admit(call.request).await {
-        Admission::Answer(answer) => codec.reader.answer(answer),
-        admission => detach_and(admission, codec, body, settled).await,
-    }
-}
-
-/// Like [`detach`], for [`run_detached_and`].
-#[cfg(feature = "http")]
-pub(super) async fn detach_and<R, P, F, B, W>(
-    admission: Admission,
-    codec: Codec<R, P>,
-    body: B,
-    settled: W,
-) -> R
-where
-    R: Send + 'static,
-    P: Send + 'static,
-    B: FnOnce() -> F + Send + 'static,
-    F: Future<Output = R> + Send + 'static,
-    W: FnOnce(&R) + Send + 'static,
-{
-    let (refusals, call) = (codec.reader.of_refusals(), admission.call());
-    let rest = async move {
-        let result = Run::admitted(admission, codec, body).await;
-        settled(&result);
-        result
-    };
-    in_its_own_task(call, refusals, rest).await
-}
-
 /// Runs the body of an admitted call in a task of its own, which begins at once. The returned
 /// future waits for its result, and is small: it does not contain the body.
 pub(super) fn detach<R, P, F, B>(
@@ -270,7 +223,7 @@ where
 
 /// Starts `rest`, the remainder of `call`, in a task of its own, with the caller's scope and span.
 /// The returned future waits for its result, and is small: it does not contain `rest`.
-pub(super) fn in_its_own_task<R, F>(
+pub(crate) fn in_its_own_task<R, F>(
     call: Option<Arc<Checked>>,
     refusals: Reader<R>,
     rest: F,

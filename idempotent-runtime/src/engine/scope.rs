@@ -9,6 +9,7 @@ use tokio::task::futures::TaskLocalFuture;
 use super::report::Receiver;
 use super::{Idempotency, Inner};
 use crate::context::Context;
+use crate::edge::Extensions;
 use crate::error::{Error, ErrorKind};
 use crate::steps::StepId;
 
@@ -30,8 +31,7 @@ struct Parts {
     /// The steps that the code is in, the innermost last. There are several if a step makes a call
     /// that has steps itself.
     steps: Vec<(Context, StepId)>,
-    #[cfg(feature = "http")]
-    request: Option<crate::http::IdempotencyKey>,
+    extensions: Extensions,
 }
 
 impl Scope {
@@ -74,15 +74,19 @@ impl Scope {
         Self::of(Parts { receiver: Some(receiver), ..self.parts() })
     }
 
-    /// The scope of the handler of a request with this key.
-    #[cfg(feature = "http")]
-    pub(crate) fn with_request(&self, key: crate::http::IdempotencyKey) -> Self {
-        Self::of(Parts { request: Some(key), ..self.parts() })
+    /// The scope of a call of an edge. Functions that name no engine use the edge's, unless the
+    /// caller has set another one.
+    pub(crate) fn of_edge(&self, engine: &Idempotency, extensions: &Extensions) -> Self {
+        let mut parts = self.parts();
+        if parts.engine.is_none() && INSTALLED.get().is_none() {
+            parts.engine = Some(engine.clone());
+        }
+        parts.extensions = parts.extensions.and(extensions);
+        Self::of(parts)
     }
 
-    #[cfg(feature = "http")]
-    pub(crate) fn request(&self) -> Option<&crate::http::IdempotencyKey> {
-        self.0.as_ref()?.request.as_ref()
+    pub(crate) fn extensions(&self) -> Extensions {
+        self.0.as_ref().map(|parts| parts.extensions.clone()).unwrap_or_default()
     }
 
     pub(crate) fn context(&self) -> Option<&Context> {

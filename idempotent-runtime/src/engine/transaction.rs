@@ -511,14 +511,8 @@ impl Unclaimed {
 fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error>) {
     let (state, body) = match ending {
         // There is no verification in a transaction.
-        Ending::Release | Ending::Unknown { .. } => return (End::Undo, None),
-        #[cfg(feature = "http")]
-        Ending::NotBegun => return (End::Undo, None),
-        #[cfg(feature = "http")]
-        Ending::GiveUp => {
-            return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None);
-        }
-        Ending::Hold => {
+        Ending::Release | Ending::NotBegun | Ending::Unknown { .. } => return (End::Undo, None),
+        Ending::Hold | Ending::GiveUp => {
             return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None);
         }
         Ending::Answer { state, body, .. } => (state, body),

@@ -13,8 +13,6 @@ use super::admission::{Admission, admit, in_doubt};
 use super::call::Call;
 use super::finish;
 use super::run::{Run, detach};
-#[cfg(feature = "http")]
-use super::run::{detach_and, in_its_own_task};
 use super::running::Running;
 use crate::context::Context;
 use crate::error::Error;
@@ -41,7 +39,7 @@ fn rest(attempts: u32) -> Duration {
 
 /// The verification callback of a call, set by [`Call::on_crash_verify`].
 #[derive(Clone, Copy, Debug)]
-pub struct Verify<V>(pub(super) V);
+pub struct Verify<V>(pub(crate) V);
 
 /// Marker: the call has no verification callback.
 #[derive(Clone, Copy, Debug)]
@@ -96,48 +94,8 @@ where
     }
 }
 
-/// Like [`verify`], and runs `body` if it may: both in a task of their own. A caller that leaves
-/// interrupts neither the verification nor the body, and a call that is refused or replayed spawns
-/// no task. `settled` is called as by [`run_detached_and`](super::run_detached_and).
-#[cfg(feature = "http")]
-pub(crate) async fn verify_detached_and<R, P, V, Q, F, B, W>(
-    call: Call,
-    codec: Codec<R, P>,
-    question: V,
-    body: B,
-    settled: W,
-) -> R
-where
-    R: Outcome<Value: Send, Failure: Send> + Send + 'static,
-    P: ErrorPolicy<R::Failure> + Send + 'static,
-    V: FnOnce(Context) -> Q + Send + 'static,
-    Q: Future<Output = Asked<R>> + Send + 'static,
-    F: Future<Output = R> + Send + 'static,
-    B: FnOnce() -> F + Send + 'static,
-    W: FnOnce(&R) + Send + 'static,
-{
-    match Box::pin(admit(call.request.verifying())).await {
-        Admission::Answer(answer) => codec.reader.answer(answer),
-        Admission::Run(running) if running.must_ask() => {
-            let (call, refusals) = (running.call.clone(), codec.reader.of_refusals());
-            let rest = async move {
-                match ask(running, codec, question).await {
-                    Verified::Answered(result) => result,
-                    Verified::Mine(cleared) => {
-                        let result = cleared.run(body).await;
-                        settled(&result);
-                        result
-                    }
-                }
-            };
-            in_its_own_task(Some(call), refusals, rest).await
-        }
-        admission => detach_and(admission, codec, body, settled).await,
-    }
-}
-
 /// Calls `question` under the claim taken over from an earlier attempt.
-async fn ask<R, P, V, Q>(
+pub(crate) async fn ask<R, P, V, Q>(
     mut running: Box<Running>,
     codec: Codec<R, P>,
     question: V,
@@ -198,7 +156,7 @@ impl<R, P> Cleared<R, P> {
 impl Running {
     /// Returns true if an earlier attempt may have left an effect that the outside world knows
     /// about.
-    pub(super) fn must_ask(&self) -> bool {
+    pub(crate) fn must_ask(&self) -> bool {
         self.grant.taken_over.is_some()
             && self.grant.record.policy == crate::store::CrashPolicy::Verify
     }

@@ -9,7 +9,7 @@ use http::request::Parts;
 use sha2::{Digest as _, Sha256};
 
 use super::{canonical_json, content};
-use crate::fingerprint::Fingerprint;
+use crate::key::Fingerprint;
 
 /// The parts of a request that a retry must repeat. A request with the same key that differs in one
 /// of them is refused (422).
@@ -318,7 +318,7 @@ mod tests {
     use http::header::HeaderName;
 
     use super::RequestFingerprint;
-    use crate::fingerprint::Fingerprint;
+    use crate::key::Fingerprint;
 
     fn of(fingerprint: &RequestFingerprint, body: &'static str) -> Fingerprint {
         let (head, ()) = Request::post("/pay?a=1").body(()).unwrap().into_parts();

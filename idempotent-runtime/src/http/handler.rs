@@ -16,15 +16,16 @@ use tokio::sync::oneshot;
 use tower_service::Service;
 
 use super::effects::{blames_the_key, told};
-use super::handled::{Fate, Handled};
+use super::handled::{Handled, end_not_kept};
 use super::options::{OnStatus, Options, Unreplayable, is_endless};
 use super::problem::{Problem, ProblemKind};
 use super::request_body::RequestBody;
 use super::response_body::{HeldEnd, OpenEnd, ResponseBody, superseded};
-use super::stored::{Draft, state};
+use super::stored::{Draft, result};
 use super::{BoxError, headers};
+use crate::Context;
 use crate::clock::Timestamp;
-use crate::context::Context;
+use crate::edge::{Attempt, End, Turn};
 
 /// A service behind the layer, with the bounds that a task of its own requires.
 pub(super) trait Handles<B, R>:
@@ -119,8 +120,8 @@ const LAST_LOOK: Duration = Duration::from_millis(100);
 
 impl Recording {
     /// Records the time until which it is kept.
-    fn expires(&mut self, context: &Context) {
-        if let Some(now) = context.store_time() {
+    fn expires(&mut self, attempt: &Attempt) {
+        if let Some(now) = attempt.store_time() {
             self.until = Some(now + self.ttl);
             self.draft.expires(now + self.ttl);
         }
@@ -165,7 +166,7 @@ async fn next<R: Readable>(
     body: &mut Pin<Box<R>>,
     recording: &mut Recording,
 ) -> Option<Option<Result<Frame<Bytes>, R::Error>>> {
-    let clock = &options.engine.inner.clock;
+    let clock = &options.clock;
     let has_lingered = async {
         if !recording.is_reached() {
             return std::future::pending().await;
@@ -184,58 +185,55 @@ async fn next<R: Readable>(
 
 impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     /// Runs the handler and reads as much of its response as is recorded.
-    pub(super) async fn run(self) -> Handled<S::Error> {
+    pub(super) async fn run(self, turn: Turn) -> Handled<S::Error> {
         let Some((mut service, request)) = take(&self.unhandled) else {
             // Unreachable: the engine runs a body once.
-            return Handled::Answered { fate: Fate::Unknown };
+            return (Ok(()), End::Unknown);
         };
         // While the request waited for its key it held no slot of the service; it takes one now.
         //
-        // Until `begins` returns true, nothing has happened under the claim. In this time a
-        // shutdown takes the claim away, and another caller may run the handler if the lease
-        // expires, before the slot is granted or in the same poll: hence the check afterwards.
-        // Shutdown and `begins` meet in one atomic step of the lease: either the handler has begun
-        // and the shutdown treats its outcome as unknown, or the handler never begins.
-        let context = Context::try_current();
-        if let Some(context) = &context {
-            context.stands_in_line();
-        }
+        // Until `begin` returns `Ok`, nothing has happened under the claim. In this time a shutdown
+        // takes the claim away, and another caller may run the handler if the lease expires, before
+        // the slot is granted or in the same poll: hence the check afterwards. Shutdown and `begin`
+        // meet in one atomic step of the lease: either the handler has begun and the shutdown
+        // treats its outcome as unknown, or the handler never begins.
+        let attempt = turn.attempt();
+        let waiting = turn.wait();
         let is_ready = tokio::select! {
             biased;
-            () = claim_over() => return Handled::NotBegun,
+            () = waiting.claim_ended() => return (Ok(()), End::NotBegun(waiting.leave())),
             is_ready = ready(&mut service) => is_ready,
         };
-        if context.is_some_and(|context| !context.begins()) {
-            return Handled::NotBegun;
+        if let Err(not_begun) = waiting.begin() {
+            return (Ok(()), End::NotBegun(not_begun));
         }
         if let Err(error) = is_ready {
-            return Handled::Failed { error, fate: Fate::Release };
+            return (Err(error), End::Released);
         }
-        let is_bypassed = Context::try_current().is_none_or(|context| context.attempt() == 0);
-        self.is_bypassed.store(is_bypassed, atomic::Ordering::Release);
+        self.is_bypassed.store(!attempt.is_protected(), atomic::Ordering::Release);
         // Set above because `call` may panic: the caller then knows which refusal to send.
         match service.call(request).await {
-            Ok(response) => self.answer(response).await,
+            Ok(response) => (Ok(()), self.answer(response, &attempt).await),
             // R63: it is unknown how far the handler got.
-            Err(error) => Handled::Failed { error, fate: Fate::Unknown },
+            Err(error) => (Err(error), End::Unknown),
         }
     }
 
-    async fn answer<E>(self, response: Response<R>) -> Handled<E> {
+    async fn answer(self, response: Response<R>, attempt: &Attempt) -> End {
         let (mut head, body) = response.into_parts();
         let blamed = blames_the_key(&head.extensions);
-        let Some(context) = Context::try_current().filter(|context| context.attempt() > 0) else {
+        if !attempt.is_protected() {
             if blamed.is_some() || !self.options.markers.bypassed(&mut head.headers) {
                 let failure = self.options.unprotected_failure().map(ResponseBody::full);
-                return self.deliver(failure, Fate::Release);
+                return self.deliver(failure, End::Released);
             }
-            return self.settle(head, ResponseBody::untouched(body), Fate::Release);
-        };
+            return self.settle(head, ResponseBody::untouched(body), End::Released);
+        }
         if let Some(kind) = blamed {
             // A layer around this one still learns that the call did not run.
             let problem = Problem::new(ProblemKind::Internal).with_error_kind(kind);
             let problem = self.options.refusal(problem, None);
-            return self.deliver(problem.map(ResponseBody::full), Fate::Release);
+            return self.deliver(problem.map(ResponseBody::full), End::Released);
         }
         // If present, it is a promise about another record: of a layer inside, or of an upstream
         // service.
@@ -247,20 +245,20 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         {
             OnStatus::Store => {}
             OnStatus::Release => {
-                return self.settle(head, ResponseBody::untouched(body), Fate::Release);
+                return self.settle(head, ResponseBody::untouched(body), End::Released);
             }
             OnStatus::Hold => {
-                return self.settle(head, ResponseBody::untouched(body), Fate::Unknown);
+                return self.settle(head, ResponseBody::untouched(body), End::Unknown);
             }
         }
         let ttl = self.options.ttl_of(&head);
         let Some(mut recording) = self.recording(&head, ttl) else {
-            let fate = self.not_kept(&head, ttl);
-            return self.settle(head, ResponseBody::untouched(body), fate);
+            let end = self.not_kept(&head, ttl);
+            return self.settle(head, ResponseBody::untouched(body), end);
         };
         // R18.
         if headers::is_without_body(&head) {
-            recording.expires(&context);
+            recording.expires(attempt);
             return self.store(head, recording);
         }
         let hint = body.size_hint();
@@ -269,10 +267,10 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         let is_too_large =
             usize::try_from(hint.lower()).map_or(true, |least| least > recording.room());
         if is_too_large || is_endless(&head) {
-            let fate = self.not_kept(&head, ttl);
-            return self.settle(head, ResponseBody::untouched(body), fate);
+            let end = self.not_kept(&head, ttl);
+            return self.settle(head, ResponseBody::untouched(body), end);
         }
-        recording.expires(&context);
+        recording.expires(attempt);
         recording.draft.reserve(usize::try_from(hint.lower()).unwrap_or_default());
         // It describes the handler's framing of the body, not the one that is sent.
         head.headers.remove(TRANSFER_ENCODING);
@@ -304,31 +302,31 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     }
 
     // R25: the record of a response that cannot be stored.
-    fn not_kept(&self, response: &response::Parts, ttl: Duration) -> Fate {
+    fn not_kept(&self, response: &response::Parts, ttl: Duration) -> End {
         match self.options.unreplayable {
-            Unreplayable::Mark => Fate::not_kept(response.status, ttl),
-            Unreplayable::Release => Fate::Release,
+            Unreplayable::Mark => end_not_kept(response.status, ttl),
+            Unreplayable::Release => End::Released,
         }
     }
 
-    fn settle<E>(self, head: response::Parts, body: ResponseBody<R>, fate: Fate) -> Handled<E> {
-        self.deliver(Response::from_parts(head, body), fate)
+    fn settle(self, head: response::Parts, body: ResponseBody<R>, end: End) -> End {
+        self.deliver(Response::from_parts(head, body), end)
     }
 
-    fn deliver<E>(self, response: Response<ResponseBody<R>>, fate: Fate) -> Handled<E> {
+    fn deliver(self, response: Response<ResponseBody<R>>, end: End) -> End {
         // R24: a client that has disconnected gets the response when it comes back.
         let _ = self.delivery.send(Delivery::Settled(response));
-        Handled::Answered { fate }
+        end
     }
 
     /// Reads a body completely before it is delivered: its length is known and fits, or its client
     /// could not tell a part of it from the whole.
-    async fn collect<E>(
+    async fn collect(
         self,
         head: response::Parts,
         mut body: Pin<Box<R>>,
         mut recording: Recording,
-    ) -> Handled<E> {
+    ) -> End {
         loop {
             let Some(frame) = next(&self.options, &mut body, &mut recording).await else {
                 if recording.is_reached() {
@@ -338,7 +336,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 if is_no_answer || self.ends_with_its_connection(&head) {
                     return self.break_off(head, recording, superseded());
                 }
-                return self.hand_over(head, recording, None, body, Fate::Unknown);
+                return self.hand_over(head, recording, None, body, End::Unknown);
             };
             match frame {
                 None if recording.is_whole() => break,
@@ -355,8 +353,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                         return self.break_off(head, recording, headers::not_whole());
                     }
                     _ => {
-                        let fate = self.not_kept(&head, recording.ttl);
-                        return self.hand_over(head, recording, Some(frame), body, fate);
+                        let end = self.not_kept(&head, recording.ttl);
+                        return self.hand_over(head, recording, Some(frame), body, end);
                     }
                 },
                 Some(Err(error)) => return self.break_off(head, recording, error.into()),
@@ -366,7 +364,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     }
 
     /// Delivers and stores a complete body.
-    fn store<E>(self, mut head: response::Parts, recording: Recording) -> Handled<E> {
+    fn store(self, mut head: response::Parts, recording: Recording) -> End {
         if let Some(until) = recording.until {
             self.options.markers.expiry(&mut head.headers, until);
         }
@@ -375,9 +373,9 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             head.headers.remove(CONTENT_LENGTH);
         }
         head.headers.remove(TRANSFER_ENCODING);
-        let (state, ttl) = (state(head.status), recording.ttl);
+        let (status, ttl) = (head.status, recording.ttl);
         let (record, body) = recording.draft.finish();
-        self.settle(head, ResponseBody::whole(body), Fate::Store { state, record, ttl })
+        self.settle(head, ResponseBody::whole(body), result(status, record).with_ttl(ttl).into())
     }
 
     /// Returns true if the client of this response cannot detect that it breaks off.
@@ -387,16 +385,11 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
 
     /// Delivers the available part of a body that is not complete, so that the client sees it break
     /// off.
-    fn break_off<E>(
-        self,
-        head: response::Parts,
-        recording: Recording,
-        error: BoxError,
-    ) -> Handled<E> {
+    fn break_off(self, head: response::Parts, recording: Recording, error: BoxError) -> End {
         if self.ends_with_its_connection(&head) {
             tracing::error!(error, "the body of a response was interrupted");
             let problem = self.options.refusal(Problem::new(ProblemKind::Internal), None);
-            return self.deliver(problem.map(ResponseBody::full), Fate::Unknown);
+            return self.deliver(problem.map(ResponseBody::full), End::Unknown);
         }
         let (_, mut read) = recording.draft.finish();
         // With its full declared length it would look complete.
@@ -406,34 +399,34 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         let (sender, live) = ResponseBody::live();
         sender.send(&read);
         sender.fail(error);
-        self.settle(head, live, Fate::Unknown)
+        self.settle(head, live, End::Unknown)
     }
 
     /// Delivers what was read, without recording it, and the rest of the body as it arrives.
-    fn hand_over<E>(
+    fn hand_over(
         self,
         head: response::Parts,
         recording: Recording,
         next: Option<Frame<Bytes>>,
         rest: Pin<Box<R>>,
-        fate: Fate,
-    ) -> Handled<E> {
+        end: End,
+    ) -> End {
         let (_, read) = recording.draft.finish();
         let (sender, live) = ResponseBody::live();
         sender.send(&read);
         sender.hand_over(next, rest);
-        self.settle(head, live, fate)
+        self.settle(head, live, end)
     }
 
     /// Streams a body whose length is not known. The client gets it as it is produced, except for
     /// the part that would complete it. When the head is sent it is not known whether the response
     /// will be stored, so the head declares no lifetime (R58).
-    async fn pass_on<E>(
+    async fn pass_on(
         self,
         head: response::Parts,
         mut body: Pin<Box<R>>,
         mut recording: Recording,
-    ) -> Handled<E> {
+    ) -> End {
         let (status, ttl) = (head.status, recording.ttl);
         let not_kept = self.not_kept(&head, ttl);
         let (sender, live) = ResponseBody::live();
@@ -450,26 +443,26 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                     end.hold_rest(None, body);
                     end.release();
                 }
-                return Handled::Answered { fate: Fate::Unknown };
+                return End::Unknown;
             };
             match frame {
                 None if recording.is_whole() => break,
                 None => {
                     end.fail(headers::not_whole());
-                    return Handled::Answered { fate: Fate::Unknown };
+                    return End::Unknown;
                 }
                 Some(Ok(frame)) => match frame.data_ref() {
                     // Empty frames carry nothing and are dropped: there may be any number of them.
                     Some(data) if data.is_empty() => {}
                     Some(_) if recording.is_reached() => {
                         end.fail(headers::not_whole());
-                        return Handled::Answered { fate: Fate::Unknown };
+                        return End::Unknown;
                     }
                     Some(data) if data.len() <= recording.room() => {
                         recording.draft.push(data);
                         if recording.is_passed() {
                             end.fail(headers::not_whole());
-                            return Handled::Answered { fate: Fate::Unknown };
+                            return End::Unknown;
                         }
                         if recording.is_reached() {
                             // By the declared length the client would see the response as complete.
@@ -481,22 +474,22 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                     // Trailers end a body whose length differs from the declared one.
                     None if !recording.is_whole() => {
                         end.fail(headers::not_whole());
-                        return Handled::Answered { fate: Fate::Unknown };
+                        return End::Unknown;
                     }
                     _ => {
                         end.hold_rest(Some(frame), body);
                         match not_kept {
-                            Fate::Release => end.release(),
+                            End::Released => end.release(),
                             // Once the marker is written, no other attempt produces a different
                             // response.
                             _ => self.end.keep(end),
                         }
-                        return Handled::Answered { fate: not_kept };
+                        return not_kept;
                     }
                 },
                 Some(Err(error)) => {
                     end.fail(error.into());
-                    return Handled::Answered { fate: Fate::Unknown };
+                    return End::Unknown;
                 }
             }
         }
@@ -505,6 +498,6 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         // `OpenEnd::close` then releases it, or fails it if the record now belongs to another
         // attempt.
         self.end.keep(end);
-        Handled::Answered { fate: Fate::Store { state: state(status), record, ttl } }
+        result(status, record).with_ttl(ttl).into()
     }
 }

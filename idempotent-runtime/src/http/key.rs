@@ -9,7 +9,7 @@ use sfv::{BareItemFromInput, Parser};
 
 use super::content;
 use super::json::{Json, Target};
-use crate::engine::scope;
+use crate::edge::Extensions;
 use crate::key::{IntoKey, Key, KeyEncoder};
 
 /// The name of the header that carries the key.
@@ -226,7 +226,7 @@ impl IdempotencyKey {
     /// Returns the key of the request whose handler runs the current code, or `None` outside of a
     /// handler.
     pub fn current() -> Option<Self> {
-        scope::Scope::current().request().cloned()
+        Extensions::current().get().cloned()
     }
 
     /// Returns the key without quotes.

@@ -19,10 +19,8 @@ use super::scope::Scope;
 use super::service::IdempotencyService;
 use super::status::StatusService;
 use super::stripe;
-use crate::context::Context;
-use crate::engine::Idempotency;
 use crate::error::Error;
-use crate::policy::{OnConflict, OnCrash, Verdict};
+use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 
 /// A layer that runs the handler once per `Idempotency-Key` and answers retries from the record.
 ///
@@ -148,7 +146,7 @@ impl IdempotencyLayer {
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) names the option and what it may be.
     pub fn checked(self) -> Result<Self, Error> {
-        self.options.call("key").request.checked()?;
+        self.options.call("key", None).check()?;
         let in_body =
             self.options.keys.in_body.as_deref().map(|pointer| ("with_key_from_body", pointer));
         let mut pointers = in_body.into_iter().chain(self.options.fingerprint.pointers());

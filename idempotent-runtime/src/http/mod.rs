@@ -67,8 +67,8 @@
 //!
 //! ## uncertain
 //! Status 409. The first request started and its outcome is not known, or it was answered with 408
-//! or 5xx. An operator decides with [`RecordHandle::resolve`](crate::record::RecordHandle::resolve)
-//! and [`Resolution::response`](crate::record::Resolution::response).
+//! or 5xx. An operator decides with [`RecordHandle::resolve`](crate::record::RecordHandle::resolve) and
+//! [`resolution`].
 //!
 //! ## expired
 //! Status 410. The key was used long ago, and the response is no longer stored.
@@ -98,6 +98,7 @@ mod content;
 mod decimal;
 mod effects;
 mod fingerprint;
+mod guard;
 mod handled;
 mod handler;
 mod headers;
@@ -117,6 +118,7 @@ mod service;
 mod status;
 mod stored;
 mod stripe;
+mod unprotected;
 
 #[cfg(feature = "axum")]
 pub use axum::NotExecuted;
@@ -135,6 +137,7 @@ pub use response_body::ResponseBody;
 pub use scope::Scope;
 pub use service::{IdempotencyService, ResponseFuture};
 pub use status::StatusService;
+pub use stored::resolution;
 
 /// An error that a body reports.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -19,9 +19,10 @@ use super::problem::DOCUMENTATION;
 use super::refusal::Shape;
 use super::scope::Scope;
 use super::stored::FORMAT;
-use crate::context::Context;
-use crate::engine::{Call, Idempotency};
-use crate::policy::{OnConflict, OnCrash, Verdict};
+use crate::clock::Clock;
+use crate::edge::{self, EdgeCall, Limits};
+use crate::key::Key;
+use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 
 /// The decision about the key for a response with a certain status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,8 @@ type Lifetime = dyn Fn(&response::Parts) -> Duration + Send + Sync;
 #[derive(Clone)]
 pub(super) struct Options {
     pub(super) engine: Idempotency,
+    pub(super) clock: Arc<dyn Clock>,
+    limits: Limits,
     pub(super) scope: Scope,
     pub(super) operation: Arc<str>,
     pub(super) required: bool,
@@ -165,6 +168,8 @@ pub(super) struct Options {
 impl Options {
     pub(super) fn new(engine: Idempotency, scope: Scope) -> Self {
         Self {
+            clock: edge::clock(&engine),
+            limits: edge::limits(&engine),
             engine,
             scope,
             operation: "http".into(),
@@ -190,13 +195,11 @@ impl Options {
         }
     }
 
-    /// Creates the call of a request with `key`, with the options of the service.
-    pub(super) fn call(&self, key: &str) -> Call {
-        let call = self
-            .engine
-            .call(&self.operation, key)
+    /// Creates the call of a request with `key` in `scope`, with the options of the service.
+    pub(super) fn call(&self, key: &str, scope: Option<Key>) -> EdgeCall {
+        let call = EdgeCall::new(&self.engine, self.operation.clone(), Key::of(key), self.ttl)
+            .scope(scope)
             .on_conflict(self.on_conflict)
-            .ttl(self.ttl)
             .version(FORMAT);
         let call = match self.settle {
             Some(delay) => call.settle(delay),
@@ -223,7 +226,7 @@ impl Options {
 
     /// The largest response that is stored, in bytes.
     pub(super) fn response_limit(&self) -> usize {
-        self.response_limit.min(self.engine.inner.settings.max_result_size)
+        self.response_limit.min(self.limits.max_result_size)
     }
 
     pub(super) fn ttl_of(&self, response: &response::Parts) -> Duration {
@@ -231,7 +234,7 @@ impl Options {
         let ttl = lifetime
             .and_then(|lifetime| hook::call("with_ttl_of", || lifetime(response)))
             .unwrap_or(self.ttl);
-        ttl.clamp(Duration::from_millis(1), self.engine.inner.settings.max_ttl)
+        ttl.clamp(Duration::from_millis(1), self.limits.max_ttl)
     }
 }
 

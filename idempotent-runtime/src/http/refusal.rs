@@ -104,7 +104,7 @@ mod tests {
 
     use super::super::effects::told;
     use super::super::{NothingHappened, Problem, Scope};
-    use crate::engine::Idempotency;
+    use crate::Idempotency;
     use crate::error::{Error, ErrorKind};
     use crate::http::options::{OnStatus, Options};
     use crate::store::MemoryStore;

@@ -18,7 +18,7 @@ use super::options::Options;
 use super::problem::{Problem, ProblemKind};
 use super::{headers, hook, scope};
 use crate::clock::Timestamp;
-use crate::engine::RecordView;
+use crate::record::RecordView;
 use crate::store::State;
 
 /// A service that reports the state of a request with a key, for a route of its own.
@@ -87,9 +87,7 @@ impl StatusService {
             Some(Err(scope::Nobody)) => return refuse(Problem::new(ProblemKind::NoPrincipal)),
             None => return refuse(Problem::new(ProblemKind::Internal)),
         };
-        let record =
-            self.options.engine.record(&self.options.operation, key.as_str()).in_scope(scope);
-        match record.inspect().await {
+        match self.options.call(&key, scope).record().inspect().await {
             Ok(view) => {
                 view.as_ref().and_then(describe).unwrap_or_else(|| status(StatusCode::NOT_FOUND))
             }

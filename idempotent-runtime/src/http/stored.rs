@@ -15,8 +15,8 @@ use http::{Response, StatusCode};
 
 use super::headers;
 use crate::clock::Timestamp;
-use crate::engine::Resolution;
-use crate::store::State;
+use crate::edge::{self, EdgeResult};
+use crate::record::Resolution;
 
 /// The version of the format, as the record's schema version.
 pub(super) const FORMAT: u32 = 1;
@@ -148,16 +148,16 @@ fn take(bytes: &mut Bytes, length: usize) -> Option<Bytes> {
     (bytes.len() >= length).then(|| bytes.split_to(length))
 }
 
-/// The state of a record whose response has this status.
-pub(super) fn state(status: StatusCode) -> State {
-    if status.as_u16() >= 400 { State::Failed } else { State::Completed }
+/// Returns the result whose `record` is of a response with this status.
+pub(super) fn result(status: StatusCode, record: Bytes) -> EdgeResult {
+    if status.as_u16() >= 400 { EdgeResult::failed(record) } else { EdgeResult::completed(record) }
 }
 
 /// Creates the record of a response that an operator or a verification callback provides.
-pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -> (State, Bytes) {
+pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -> EdgeResult {
     let (parts, body) = response.into_parts();
     let Some(mut draft) = Draft::new(parts.status, &headers::replayable(&parts.headers)) else {
-        return (state(parts.status), not_kept(parts.status));
+        return result(parts.status, not_kept(parts.status));
     };
     if let Some(until) = until {
         draft.expires(until);
@@ -168,36 +168,34 @@ pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -
         draft.push(&body);
     }
     let (record, _) = draft.finish();
-    (state(parts.status), record)
+    result(parts.status, record)
 }
 
-impl Resolution {
-    /// The request took effect, and this is the response that every retry gets from now on: the
-    /// resolution of a record in doubt of the [HTTP layer](crate::http).
-    ///
-    /// Headers that are never replayed are left out, and so is the body of a 204, 205 or 304, which
-    /// has none. A status of 1xx only announces a response, and
-    /// [`resolve`](crate::record::RecordHandle::resolve) rejects it
-    /// ([`Config`](crate::ErrorKind::Config)).
-    ///
-    /// ```
-    /// # use idempotent_runtime::{Error, Idempotency, record::Resolution};
-    /// use http::Response;
-    ///
-    /// /// The provider's books show that the payment was made.
-    /// async fn settle(engine: &Idempotency, tenant: &str, key: &str, receipt: Vec<u8>) -> Result<(), Error> {
-    ///     let record = engine.record("http", key).scope(tenant);
-    ///     let Some(view) = record.inspect().await? else { return Ok(()) };
-    ///     record.resolve(&view, Resolution::response(Response::new(receipt))).await
-    /// }
-    /// ```
-    pub fn response(response: Response<impl Into<Bytes>>) -> Self {
-        if response.status().is_informational() {
-            return Self::impossible("no response has a status of 1xx; nothing has changed");
-        }
-        let (state, record) = of_response(response.map(Into::into), None);
-        Self::finished(state, record)
-    }
+/// Returns an operator's answer to a record in doubt of the layer: the request took effect, and
+/// this is the response that every retry gets from now on.
+///
+/// Headers that are never replayed are left out, and so is the body of a 204, 205 or 304, which has
+/// none. A status of 1xx only announces a response, and [`resolve`](crate::record::RecordHandle::resolve)
+/// rejects it ([`Config`](crate::ErrorKind::Config)).
+///
+/// ```
+/// # use idempotent_runtime::{Error, Idempotency};
+/// use http::Response;
+/// use idempotent_runtime::http::resolution;
+///
+/// /// The provider's books show that the payment was made.
+/// async fn settle(engine: &Idempotency, tenant: &str, key: &str, receipt: Vec<u8>) -> Result<(), Error> {
+///     let record = engine.record("http", key).scope(tenant);
+///     let Some(view) = record.inspect().await? else { return Ok(()) };
+///     record.resolve(&view, resolution(Response::new(receipt))).await
+/// }
+/// ```
+pub fn resolution(response: Response<impl Into<Bytes>>) -> Resolution {
+    edge::resolution(if response.status().is_informational() {
+        Err("no response has a status of 1xx; nothing has changed")
+    } else {
+        Ok(of_response(response.map(Into::into), None))
+    })
 }
 
 #[cfg(test)]
@@ -209,7 +207,6 @@ mod tests {
     use crate::clock::Timestamp;
     use crate::http::HeaderNames;
     use crate::http::headers::Markers;
-    use crate::store::State;
 
     #[test]
     fn the_format_is_what_released_versions_wrote() {
@@ -218,8 +215,9 @@ mod tests {
             .header("location", "/1")
             .body(Bytes::from_static(b"\0ok"));
         let until = Timestamp::from_millis(0x0102);
-        let (state, record) = of_response(response.unwrap(), Some(until));
-        assert_eq!(state, State::Completed);
+        let result = of_response(response.unwrap(), Some(until));
+        assert!(!result.is_failed());
+        let record = result.into_bytes();
         let (head, rest) = record.split_at(9);
         assert_eq!(head, [0, 0, 0, 0, 0, 0, 0, 1, 2]);
         assert_eq!(
@@ -242,8 +240,8 @@ mod tests {
             .header("set-cookie", "a=1")
             .header("connection", "x-hop")
             .header("x-hop", "1");
-        let (_, record) =
-            of_response(response.header("etag", "\"1\"").body(Bytes::new()).unwrap(), None);
+        let response = response.header("etag", "\"1\"").body(Bytes::new());
+        let record = of_response(response.unwrap(), None).into_bytes();
         let Some(Stored::Whole(response, _)) = read(record) else { panic!("it is whole") };
         assert_eq!(
             response.headers().keys().map(http::HeaderName::as_str).collect::<Vec<_>>(),
@@ -255,7 +253,7 @@ mod tests {
     fn what_is_cut_off_or_foreign_is_not_read() {
         let response =
             Response::builder().header("etag", "\"1\"").header("etag", "\"2\"").body(Bytes::new());
-        let (_, record) = of_response(response.unwrap(), None);
+        let record = of_response(response.unwrap(), None).into_bytes();
         assert!(matches!(read(record.clone()), Some(Stored::Whole(_, None))));
         for length in 0..record.len() {
             assert!(read(record.slice(..length)).is_none(), "{length} bytes of it");

@@ -124,9 +124,16 @@ impl Key {
         Ok(bytes.into())
     }
 
-    /// Returns true if a part of it is `None`.
-    #[cfg(feature = "http")]
-    pub(crate) fn is_missing(&self) -> bool {
+    /// Returns true if a part of it is `None`: a call with it fails with
+    /// [`MissingKey`](ErrorKind::MissingKey).
+    ///
+    /// ```
+    /// use idempotent_runtime::key::Key;
+    ///
+    /// assert!(Key::of(&("ada", None::<u32>)).is_missing());
+    /// assert!(!Key::of(&("ada", Some(7))).is_missing());
+    /// ```
+    pub fn is_missing(&self) -> bool {
         matches!(self.canonical, Err(InvalidKey::Missing))
     }
 

@@ -239,6 +239,11 @@ impl Journal {
         steps.unsettled || runs || !steps.recorded.is_empty()
     }
 
+    /// Returns true if this attempt has come to a step, of its own or of an earlier attempt.
+    pub(crate) fn has_asked(&self) -> bool {
+        !self.steps().asked.is_empty()
+    }
+
     /// The error for a result that leaves out a step which an earlier attempt has recorded.
     pub(crate) fn unasked(&self) -> Option<Error> {
         let steps = self.steps();

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::layer::Options;
 use super::unlabelled::Place;
-use crate::context::Context;
+use crate::edge::Attempt;
 use crate::error::{Error, ErrorKind};
 use crate::http::method::is_grpc;
 
@@ -60,6 +60,12 @@ fn unusable() -> Error {
         "the key cannot be sent in a header",
         "use printable ASCII characters, for example a UUID",
     )
+}
+
+/// The error of a body, or of a verification, that makes a request in a wrong way.
+fn misused(attempt: &Attempt) -> Error {
+    let context = attempt.context();
+    Error::new(ErrorKind::Config).of_record(Some(&context.operation().into()), &context.key())
 }
 
 /// The purpose of a request inside a guarded call, as an extension of the request. The request's
@@ -130,26 +136,26 @@ impl Options {
         if !self.methods.iter().any(is_one_of_ours) {
             return Ok(None);
         }
-        let Some(context) = Context::try_current() else {
+        let Some(attempt) = Attempt::current() else {
             return self.chosen(&self.fresh()?.to_string(), None).map(Some);
         };
         if let Some(label) = request.extensions.get::<RequestLabel>() {
-            return self.chosen(&context.derive_key(label.as_str()), None).map(Some);
+            return self.chosen(&attempt.context().derive_key(label.as_str()), None).map(Some);
         }
         // It would get the response to the same lookup of an earlier attempt, or to the body's
         // request.
-        if context.is_question() {
-            return Err(context.refused(ErrorKind::Config).with_text(
+        if attempt.is_verification() {
+            return Err(misused(&attempt).with_text(
                 "a request of the verification after a crash does not say whether it repeats an \
                  earlier one",
                 "give it the `RequestLabel` of the one that it repeats, or a new `RequestKey`",
             ));
         }
-        let key = context.derive_key(&format!("{} {}", request.method, request.uri));
+        let key = attempt.context().derive_key(&format!("{} {}", request.method, request.uri));
         // A mistake in the body, and no key of anybody's that cannot be used: the request before it
         // may have taken effect.
-        let place = Place::take(&context, &key).ok_or_else(|| {
-            context.refused(ErrorKind::Config).with_text(
+        let place = Place::take(&attempt, &key).ok_or_else(|| {
+            misused(&attempt).with_text(
                 "two requests of the body have the same method and address, and would have the \
                  same key",
                 "give each a `RequestLabel`",

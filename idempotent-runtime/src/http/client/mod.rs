@@ -132,4 +132,3 @@ pub use key::{RequestKey, RequestLabel};
 pub use layer::ClientLayer;
 pub use service::{ClientFuture, ClientService};
 pub use transport::{AnyError, BodyCopy, ClonedBody, PassingError};
-pub(crate) use unlabelled::Unlabelled;

@@ -1,13 +1,13 @@
 //! Requests of a body that only their address identifies.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::context::Context;
+use crate::edge::Attempt;
 
 /// The keys of those that are in flight or were answered, in one attempt of a body.
 #[derive(Default)]
-pub(crate) struct Unlabelled(Mutex<HashSet<String>>);
+struct Unlabelled(Mutex<HashSet<String>>);
 
 impl Unlabelled {
     fn keys(&self) -> MutexGuard<'_, HashSet<String>> {
@@ -18,7 +18,7 @@ impl Unlabelled {
 /// A request that is in flight. If it is dropped before it is answered, the next request is the
 /// same one again.
 pub(super) struct Place {
-    context: Context,
+    taken: Arc<Unlabelled>,
     key: String,
     is_answered: bool,
 }
@@ -26,9 +26,10 @@ pub(super) struct Place {
 impl Place {
     /// Takes the place of `key`. Returns `None` if another request has it: a later attempt could
     /// mean either of them.
-    pub(super) fn take(context: &Context, key: &str) -> Option<Self> {
-        let is_free = context.unlabelled_requests().keys().insert(key.to_owned());
-        is_free.then(|| Self { context: context.clone(), key: key.to_owned(), is_answered: false })
+    pub(super) fn take(attempt: &Attempt, key: &str) -> Option<Self> {
+        let taken = attempt.extension::<Unlabelled>();
+        let is_free = taken.keys().insert(key.to_owned());
+        is_free.then(|| Self { taken, key: key.to_owned(), is_answered: false })
     }
 
     /// Keeps the place for good: a further request with this key would be another one.
@@ -40,7 +41,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.is_answered {
-            self.context.unlabelled_requests().keys().remove(&self.key);
+            self.taken.keys().remove(&self.key);
         }
     }
 }

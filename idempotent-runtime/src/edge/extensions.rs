@@ -1,0 +1,116 @@
+//! Values of edges, by type: in the scope of a body, and with an attempt.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::engine::scope::Scope;
+
+type Extension = Arc<dyn Any + Send + Sync>;
+
+/// The values that edges have put into the scope of the running body, at most one of each type.
+///
+/// [`EdgeCall::extension`](super::EdgeCall::extension) adds one. It is found in the body, in the
+/// verification of an earlier attempt, in the calls that they make, and in tasks that run
+/// [`in_current_call`](crate::InCurrentCall::in_current_call).
+///
+/// ```
+/// # use std::time::Duration;
+/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
+/// use idempotent_runtime::edge::{EdgeCall, EdgeResult, Extensions};
+/// use idempotent_runtime::key::Key;
+///
+/// /// The subject of a message.
+/// #[derive(Clone, Debug, PartialEq)]
+/// struct Subject(String);
+///
+/// fn subject() -> Option<Subject> {
+///     Extensions::current().get().cloned()
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let engine = Idempotency::new(MemoryStore::new());
+/// let call = EdgeCall::new(&engine, "mail", Key::of(&7), Duration::from_secs(60))
+///     .extension(Subject("hello".to_owned()));
+/// call.run(async |_| {
+///     assert_eq!(subject(), Some(Subject("hello".to_owned())));
+///     ((), EdgeResult::completed("").into())
+/// })
+/// .await;
+/// assert_eq!(subject(), None);
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct Extensions(Option<Arc<[Extension]>>);
+
+impl Extensions {
+    /// Returns the values in the scope of the code that calls this.
+    pub fn current() -> Self {
+        Scope::current().extensions()
+    }
+
+    /// Returns the value of type `T`, if there is one.
+    pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.iter().find_map(|extension| extension.downcast_ref())
+    }
+
+    /// Returns the value of type `T`, if there is one.
+    pub(crate) fn shared<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.iter().find(|extension| (***extension).is::<T>())?.clone().downcast().ok()
+    }
+
+    /// Returns these values and `value`, which replaces one of its type.
+    pub(crate) fn with<T: Send + Sync + 'static>(&self, value: Arc<T>) -> Self {
+        let others = self.iter().filter(|extension| !(***extension).is::<T>()).cloned();
+        Self(Some(others.chain([value as Extension]).collect()))
+    }
+
+    /// Returns these values and `inner`, which replace those of their types.
+    pub(crate) fn and(self, inner: &Self) -> Self {
+        if inner.0.is_none() {
+            return self;
+        }
+        if self.0.is_none() {
+            return inner.clone();
+        }
+        let is_replaced = |outer: &Extension| {
+            inner.iter().any(|inner| (**inner).type_id() == (**outer).type_id())
+        };
+        let outer = self.iter().filter(|outer| !is_replaced(outer));
+        Self(Some(outer.chain(inner.iter()).cloned().collect()))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Extension> {
+        self.0.iter().flat_map(|extensions| extensions.iter())
+    }
+}
+
+/// Shows only the number of values: they are not ours to print.
+impl fmt::Debug for Extensions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Extensions({})", self.iter().count())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::Extensions;
+
+    #[test]
+    fn there_is_one_value_of_each_type_and_the_inner_one_counts() {
+        let outer = Extensions::default().with(Arc::new(1_u32)).with(Arc::new("outer"));
+        let outer = outer.with(Arc::new(2_u32));
+        assert_eq!((outer.get::<u32>(), outer.get::<u64>()), (Some(&2), None));
+        assert_eq!(format!("{outer:?}"), "Extensions(2)");
+
+        let inner = Extensions::default().with(Arc::new("inner")).with(Arc::new(3_u64));
+        let both = outer.clone().and(&inner);
+        assert_eq!(both.get(), Some(&"inner"));
+        assert_eq!((both.get::<u32>(), both.shared::<u64>()), (Some(&2), Some(Arc::new(3))));
+        assert_eq!(format!("{both:?}"), "Extensions(3)");
+        assert_eq!(outer.get(), Some(&"outer"), "the outer scope keeps its own");
+    }
+}

@@ -1,0 +1,202 @@
+//! What an edge learns of its call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use idempotency::edge::{EdgeOutcome, EdgeResult, End};
+use idempotency::record::State;
+use idempotency::store::{Operation, StoreErrorKind};
+use idempotency::testing::Fault;
+use idempotency::{Error, ErrorKind, OnConflict, OnCrash, Verdict};
+use tokio::sync::{Notify, oneshot};
+
+use crate::world::{LEASE, World, call, eventually, while_time_passes};
+
+#[tokio::test]
+async fn a_result_that_cannot_be_stored_in_time_is_stored_late() -> Result<(), Error> {
+    let world = World::new();
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
+    let outcome = while_time_passes(&world, world.call().run(async |_| world.effect())).await;
+    assert!(outcome.is_stored_late() && !outcome.may_fail_open(), "{outcome:?}");
+    assert!(matches!(outcome, EdgeOutcome::Refused { own: Some(1), .. }), "{outcome:?}");
+
+    world.store.always(Operation::Complete, None);
+    let stored = eventually("the record", async || {
+        let record = world.record().await.ok().flatten();
+        record.is_some_and(|record| record.state == State::Completed)
+    });
+    while_time_passes(&world, stored).await;
+    let outcome = world.call().run(async |_| world.effect()).await;
+    assert!(matches!(outcome, EdgeOutcome::Replayed { own: None, .. }), "{outcome:?}");
+    assert_eq!(world.effects.count(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_result_that_is_too_large_is_lost_for_every_later_caller() {
+    let world = World::with(|builder| builder.max_result_size(2));
+    let large = async |_| (world.effects.happen(), EdgeResult::completed("large").into());
+    let outcome = world.call().run(large).await;
+    let EdgeOutcome::Refused { error, own: Some(1) } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    let outcome = world.call().run(large).await;
+    let EdgeOutcome::Lost { error, own: None } = outcome else { panic!("{outcome:?}") };
+    assert_eq!((error.kind(), world.effects.count()), (ErrorKind::TooLarge, 1));
+}
+
+#[tokio::test]
+async fn an_owner_that_was_overtaken_learns_the_result_and_keeps_its_own_value() {
+    let world = World::new();
+    world.store.leave_renewals_unanswered();
+    let other = call(&world.other_process()).on_crash(OnCrash::Retry);
+    let overtaken = async |_| {
+        world.clock.advance(LEASE * 2);
+        let outcome = other.run(async |_| ("other", EdgeResult::completed("other").into())).await;
+        assert!(matches!(outcome, EdgeOutcome::Executed("other")), "{outcome:?}");
+        world.effect()
+    };
+    let outcome = world.call().on_crash(OnCrash::Retry).run(overtaken).await;
+    let EdgeOutcome::Replayed { result, own: Some(1) } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(result, EdgeResult::completed("other"));
+}
+
+#[tokio::test]
+async fn only_a_store_that_failed_before_anything_was_known_may_be_left_out() {
+    let world = World::new();
+    world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
+    let outcome = while_time_passes(&world, world.call().run(async |_| world.effect())).await;
+    assert!(outcome.may_fail_open(), "{outcome:?}");
+    world.store.always(Operation::Claim, None);
+
+    // A caller that knows of another one.
+    let (started, end) = (Notify::new(), Notify::new());
+    let busy = world.call().run(async |_| {
+        started.notify_one();
+        end.notified().await;
+        world.effect()
+    });
+    let waits = async {
+        started.notified().await;
+        let waits = world.call().on_conflict(OnConflict::Reject);
+        let outcome = waits.run(async |_| world.effect()).await;
+        assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::InProgress), "{outcome:?}");
+        assert!(!outcome.may_fail_open(), "{outcome:?}");
+        end.notify_one();
+    };
+    let (outcome, ()) = tokio::join!(busy, waits);
+    assert!(!outcome.may_fail_open(), "{outcome:?}");
+    assert_eq!(world.effects.count(), 1);
+}
+
+#[tokio::test]
+async fn a_body_without_protection_is_named_and_leaves_no_record() -> Result<(), Error> {
+    let world = World::new();
+    world.engine.disable("mail");
+    for number in 1..3 {
+        let outcome = world.call().run(async |turn| {
+            assert!(!turn.attempt().is_protected());
+            // There is no claim that could end meanwhile.
+            turn.wait().begin().expect("its turn has come");
+            world.effect()
+        });
+        let outcome = outcome.await;
+        assert!(matches!(outcome, EdgeOutcome::Unprotected(value) if value == number));
+    }
+    world.engine.enable("mail");
+    let unprotected = world.call().run_unprotected(async || world.effect().0)?;
+    assert_eq!(unprotected.await, 3);
+    assert!(world.record().await?.is_none());
+
+    assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 0);
+    let refused = world.call().run_unprotected(async || world.effect().0);
+    assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::ShuttingDown));
+    Ok(())
+}
+
+#[tokio::test]
+async fn bytes_of_another_version_are_not_taken_for_a_result() {
+    let world = World::new();
+    let outcome = world.call().version(1).run(async |_| world.effect()).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+    let outcome = world.call().version(2).run(async |_| world.effect()).await;
+    assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::Decode), "{outcome:?}");
+    assert_eq!(world.effects.count(), 1);
+}
+
+#[tokio::test]
+async fn a_detached_body_goes_on_without_its_caller_and_its_outcome_is_reported() {
+    let world = World::new();
+    let (started, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (report, reported) = oneshot::channel();
+    let body = {
+        let (started, end, effects) = (started.clone(), end.clone(), world.effects.clone());
+        async move |_| {
+            started.notify_one();
+            end.notified().await;
+            (effects.happen(), EdgeResult::completed("sent").into())
+        }
+    };
+    let settled = |outcome: &EdgeOutcome<usize>| {
+        let _ = report.send(matches!(outcome, EdgeOutcome::Executed(1)));
+    };
+    let mut running = Box::pin(world.call().run_detached(body, settled));
+    tokio::select! {
+        outcome = &mut running => panic!("{outcome:?}"),
+        () = started.notified() => drop(running),
+    }
+    end.notify_one();
+    assert_eq!(reported.await, Ok(true));
+    let replay = world.call().run_detached(async |_| (0, End::Released), |_| unreachable!());
+    let replay = replay.await;
+    assert!(matches!(replay, EdgeOutcome::Replayed { own: None, .. }), "{replay:?}");
+    assert_eq!(world.effects.count(), 1);
+}
+
+#[tokio::test]
+async fn a_verification_decides_about_an_earlier_attempt() -> Result<(), Error> {
+    enum Answer {
+        Sent,
+        NotSent,
+        NotKnown,
+    }
+    for detached in [true, false] {
+        for (answer, effects, error) in [
+            (Answer::Sent, 1, None),
+            (Answer::NotSent, 2, None),
+            (Answer::NotKnown, 1, Some(ErrorKind::InDoubt)),
+        ] {
+            let world = World::new();
+            let call = || world.call().settle(Duration::ZERO);
+            let ask = async |_| Verdict::Unknown;
+            let first = call().on_crash_verify(ask).run(async |_| {
+                world.effects.happen();
+                ((), End::Unknown)
+            });
+            assert!(matches!(first.await, EdgeOutcome::Executed(())));
+            let ask = async move |attempt: idempotency::edge::Attempt| {
+                assert!(attempt.is_verification());
+                match answer {
+                    Answer::Sent => Verdict::Completed(EdgeResult::completed("from the books")),
+                    Answer::NotSent => Verdict::NotExecuted,
+                    Answer::NotKnown => Verdict::Unknown,
+                }
+            };
+            let effects_of_body = world.effects.clone();
+            let body = async move |_| {
+                effects_of_body.happen();
+                ((), EdgeResult::completed("sent").into())
+            };
+            let call = call().on_crash_verify(ask);
+            let outcome =
+                if detached { call.run_detached(body, |_| ()).await } else { call.run(body).await };
+            assert_eq!(outcome.error().map(Error::kind), error, "{outcome:?}");
+            assert_eq!(world.effects.count(), effects, "{outcome:?}");
+            let expected = match (error, effects) {
+                (Some(_), _) => State::InDoubt,
+                (None, _) => State::Completed,
+            };
+            assert_eq!(world.record().await?.map(|record| record.state), Some(expected));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! What the body of an edge finds around it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use idempotency::edge::{Attempt, EdgeOutcome, EdgeResult, Extensions};
+use idempotency::store::MemoryStore;
+use idempotency::{Error, Idempotency, InCurrentCall as _, WithEngine as _, idempotent};
+
+use crate::world::{World, call};
+
+#[derive(Clone, Debug, PartialEq)]
+struct Subject(&'static str);
+
+fn subject() -> Option<Subject> {
+    Extensions::current().get().cloned()
+}
+
+#[idempotent(name = "addresses.find", key = id, ttl = "1h")]
+async fn find(id: u32) -> Result<Option<String>, Error> {
+    Ok(subject().map(|subject| subject.0.to_owned()))
+}
+
+#[tokio::test]
+async fn an_extension_is_in_scope_of_the_body_its_calls_and_its_tasks() {
+    let world = World::new();
+    let outcome = world.call().extension(Subject("outer")).extension(7_u32).run(async |_| {
+        assert_eq!(subject(), Some(Subject("outer")));
+        assert_eq!(find(1).await.ok().flatten().as_deref(), Some("outer"));
+        let task = tokio::spawn(async { subject() }.in_current_call());
+        assert_eq!(task.await.ok().flatten(), Some(Subject("outer")));
+        let inner = idempotency::key::Key::of("8");
+        let inner =
+            idempotency::edge::EdgeCall::new(&world.engine, "mail", inner, crate::world::DAY);
+        let inner = inner.extension(Subject("inner")).run(async |_| {
+            assert_eq!(subject(), Some(Subject("inner")), "it hides the outer one");
+            assert_eq!(Extensions::current().get(), Some(&7_u32));
+            ((), EdgeResult::completed("").into())
+        });
+        assert!(matches!(inner.await, EdgeOutcome::Executed(())));
+        assert_eq!(subject(), Some(Subject("outer")));
+        world.effect()
+    });
+    assert!(matches!(outcome.await, EdgeOutcome::Executed(1)));
+    assert_eq!(subject(), None);
+}
+
+#[tokio::test]
+async fn functions_that_name_no_engine_use_the_one_in_scope_or_else_the_edges() -> Result<(), Error>
+{
+    let (edges, scoped) = (World::new(), Idempotency::new(MemoryStore::new()));
+    let run = || {
+        edges.call().run(async |_| {
+            find(1).await.expect("there is an engine");
+            ((), idempotency::edge::End::Released)
+        })
+    };
+    assert!(matches!(run().with_engine(&scoped).await, EdgeOutcome::Executed(())));
+    let found = async |engine: &Idempotency| engine.record("addresses.find", 1).inspect().await;
+    assert!(found(&scoped).await?.is_some() && found(&edges.engine).await?.is_none());
+    assert!(matches!(run().await, EdgeOutcome::Executed(())));
+    assert!(found(&edges.engine).await?.is_some());
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_attempt_keeps_values_of_its_own() {
+    #[derive(Default)]
+    struct Sent(AtomicUsize);
+    let next = || {
+        let attempt = Attempt::current().expect("this is a body");
+        attempt.extension::<Sent>().0.fetch_add(1, Ordering::Relaxed)
+    };
+    let world = World::new();
+    for _ in 0..2 {
+        let outcome =
+            call(&world.engine).run(async |_| ([next(), next()], idempotency::edge::End::Released));
+        assert!(matches!(outcome.await, EdgeOutcome::Executed([0, 1])));
+    }
+}

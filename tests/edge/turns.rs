@@ -1,0 +1,134 @@
+//! Bodies that wait for their turn, and what they say if it does not come.
+
+use std::time::Duration;
+
+use idempotency::edge::{EdgeOutcome, End, NotBegun, Turn};
+use idempotency::record::State;
+use idempotency::{Context, Error, ErrorKind, OnCrash};
+use tokio::sync::Notify;
+
+use crate::world::{World, call, eventually};
+
+#[tokio::test]
+async fn a_shutdown_releases_the_claim_of_a_body_that_waits() -> Result<(), Error> {
+    let world = World::new();
+    let waits = async |turn: Turn| {
+        let waiting = turn.wait();
+        waiting.claim_ended().await;
+        ((), End::NotBegun(waiting.leave()))
+    };
+    let other = call(&world.other_process());
+    let stopped = async {
+        eventually("the claim", async || world.record().await.is_ok_and(|found| found.is_some()))
+            .await;
+        assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 0);
+    };
+    let (outcome, ()) = tokio::join!(world.call().run(waits), stopped);
+    let EdgeOutcome::Refused { error, own: None } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    assert!(error.is_retryable(), "{error}");
+    let outcome = other.run(async |_| world.effect()).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+    assert_eq!(world.record().await?.map(|record| record.attempts), Some(1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_shutdown_gives_up_a_body_whose_turn_has_come() -> Result<(), Error> {
+    let world = World::new();
+    let stopped = Notify::new();
+    let begins = async |turn: Turn| {
+        turn.wait().begin().expect("no caller has taken the claim");
+        stopped.notified().await;
+        world.effect()
+    };
+    let stop = async {
+        eventually("the claim", async || world.record().await.is_ok_and(|found| found.is_some()))
+            .await;
+        assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
+        assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
+        stopped.notify_one();
+        Ok::<_, Error>(())
+    };
+    let (outcome, stop) = tokio::join!(world.call().run(begins), stop);
+    stop?;
+    assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_turn_does_not_come_after_the_claim_has_ended() {
+    let world = World::new();
+    world.store.leave_renewals_unanswered();
+    let late = async |turn: Turn| {
+        let waiting = turn.wait();
+        world.clock.advance(crate::world::LEASE * 2);
+        match waiting.begin() {
+            Ok(()) => world.effect(),
+            Err(not_begun) => (0, End::NotBegun(not_begun)),
+        }
+    };
+    let outcome = world.call().run(late).await;
+    assert!(matches!(outcome, EdgeOutcome::Refused { own: None, .. }), "{outcome:?}");
+    assert_eq!(world.effects.count(), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_has_not_begun_leaves_the_attempts_before_it() -> Result<(), Error> {
+    let world = World::new();
+    let call = || world.call().on_crash(OnCrash::Retry);
+    let outcome = call().run(async |_| ((), End::Unknown)).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
+    let outcome = call().run(async |turn| ((), End::NotBegun(turn.wait().leave()))).await;
+    assert!(matches!(outcome, EdgeOutcome::Refused { own: None, .. }), "{outcome:?}");
+    let attempt = call().run(async |turn| (turn.attempt().context().attempt(), world.effect().1));
+    let outcome = attempt.await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(2)), "{outcome:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_that_has_come_to_a_step_has_begun() -> Result<(), Error> {
+    let world = World::new();
+    let contradicts = async |turn: Turn| {
+        let waiting = turn.wait();
+        let step = Context::current().step("send", || async { Ok::<_, Error>(world.effect().0) });
+        assert_eq!(step.await.ok(), Some(1));
+        ((), End::NotBegun(waiting.leave()))
+    };
+    let outcome = world.call().run(contradicts).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
+    let outcome = world.call().run(async |_| world.effect()).await;
+    assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::InDoubt), "{outcome:?}");
+    assert_eq!(world.effects.count(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_word_of_another_attempt_is_not_taken() -> Result<(), Error> {
+    let world = World::new();
+    let mut taken: Option<NotBegun> = None;
+    let inner = idempotency::edge::EdgeCall::new(
+        &world.engine,
+        "mail",
+        idempotency::key::Key::of("8"),
+        crate::world::DAY,
+    );
+    let outcome = world
+        .call()
+        .run(async |_| {
+            let outcome = inner
+                .run(async |turn| {
+                    taken = Some(turn.wait().leave());
+                    ((), End::Released)
+                })
+                .await;
+            assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
+            world.effects.happen();
+            ((), End::NotBegun(taken.take().expect("the inner body ran")))
+        })
+        .await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
+    assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
+    Ok(())
+}
