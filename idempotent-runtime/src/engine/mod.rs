@@ -1,6 +1,8 @@
 //! The engine: takes a call to its answer.
 
 mod admission;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+mod attempts;
 mod bound;
 mod builder;
 mod call;
@@ -37,11 +39,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use attempts::unknown_by_effect;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+pub use attempts::{Attempt, Attempts, unknown_by_key};
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::Duplicate;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) use lent::{Calls, Lent};
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+pub use lent::{Calls, Lent};
 pub use loan::{Loan, lend};
 pub use operations::Site;
 pub use purge::Purging;
