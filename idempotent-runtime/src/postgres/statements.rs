@@ -204,11 +204,15 @@ fn purge(table: &str) -> String {
 /// Returns the query for the identity of the table's database. The database's number is a part of
 /// the table's path: not every role may read `pg_database`, and the session's own entry in the
 /// statistics costs a copy of all others.
+///
+/// The number of the table that this session's `search_path` finds is queried too: another schema
+/// may have a copy of both tables, and a temporary table hides the store's.
 fn identity(name: &TableName) -> String {
-    let meta = name.with_suffix("meta").quoted('"');
+    let (meta, table) = (name.with_suffix("meta").quoted('"'), name.quoted('"'));
     format!(
         "SELECT identity, current_database()::text,
-             substring(pg_relation_filepath(tableoid) FROM '([0-9]+)/[^/]+$')::int8
+             substring(pg_relation_filepath(tableoid) FROM '([0-9]+)/[^/]+$')::int8,
+             to_regclass('{table}')::oid::int8
          FROM {meta} WHERE id = 1"
     )
 }
