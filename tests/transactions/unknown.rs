@@ -20,7 +20,7 @@ struct Place<D: Remote> {
     direct: Pool<D::Sqlx>,
     engine: Idempotency,
     proxy: Proxy,
-    _database: D,
+    database: D,
 }
 
 impl<D: Remote> Place<D> {
@@ -29,7 +29,7 @@ impl<D: Remote> Place<D> {
         let proxy = Proxy::start_for(D::PROTOCOL, database.address()).await?;
         let (direct, engine) = D::open(&database.url(), 2, None).await?;
         let (pool, _) = D::open(&proxy.url(&database.url()), 1, None).await?;
-        Ok(Self { pool, direct, engine, proxy, _database: database })
+        Ok(Self { pool, direct, engine, proxy, database })
     }
 
     /// The next commit is made, or not, and its answer is lost.
@@ -285,6 +285,36 @@ where
     Ok(())
 }
 
+/// The transaction in the body of another one is not made again with that one.
+async fn a_lost_commit_inside_another_transaction<D: Remote>() -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let place = &Place::<D>::new().await?;
+    let url = place.proxy.url(&place.database.url());
+    for loses_both in [false, true] {
+        let (around, _) = D::open(&url, 1, None).await?;
+        let key = &*format!("{loses_both}");
+        let cut = place.cut_commit(Moment::AfterRequest);
+        let result = in_transaction(&around, |_| async move {
+            let inner = in_transaction(&place.pool, |mut transaction| async move {
+                D::add(&mut transaction, key, "unguarded").await?;
+                Ok::<_, Fault>(1)
+            });
+            let result = inner.await;
+            if loses_both {
+                place.proxy.close_all();
+            }
+            result
+        });
+        let error = is_unknown(within(key, result).await?);
+        cut.happened().await?;
+        assert!(!error.is_retryable(), "{key}: {error}");
+        assert_eq!(place.effects(key).await?, 1, "{key}");
+    }
+    Ok(())
+}
+
 /// A disabled operation has no record: the transaction would make its effect again.
 async fn a_call_without_a_record_in_a_lost_commit<D: Remote>() -> anyhow::Result<()>
 where
@@ -495,6 +525,20 @@ async fn on_postgresql_a_lost_commit_without_a_record_is_not_hidden_by_one_with_
 async fn on_mariadb_a_lost_commit_without_a_record_is_not_hidden_by_one_with_a_record()
 -> anyhow::Result<()> {
     Box::pin(an_unguarded_lost_commit_after_a_guarded_one::<databases::MariaDb>()).await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_lost_commit_inside_another_transaction_is_not_made_again()
+-> anyhow::Result<()> {
+    Box::pin(a_lost_commit_inside_another_transaction::<databases::Postgres>()).await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_lost_commit_inside_another_transaction_is_not_made_again()
+-> anyhow::Result<()> {
+    Box::pin(a_lost_commit_inside_another_transaction::<databases::MariaDb>()).await
 }
 
 #[cfg(feature = "postgres")]

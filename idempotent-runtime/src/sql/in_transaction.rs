@@ -11,6 +11,7 @@ use sqlx::{Connection as _, Database, Pool, SqlSafeStr as _, Transaction};
 
 use super::passing::{
     has_lost_session, is_passing, is_passing_before_commit, is_refused, is_rolled_back, keeps_lock,
+    may_have_happened,
 };
 use crate::clock::{Clock as _, SystemClock};
 use crate::engine::{Attempt, Attempts, Calls, Lent, unknown_by_effect, unknown_by_key};
@@ -77,6 +78,9 @@ pub enum Standing {
 ///
 /// Any other `Err` of the body rolls the transaction back and is returned. The body's error is
 /// classified by its sources, so it must keep the client's error as one (`#[from]`, `#[source]`).
+/// An error of this crate among them that says that an effect may have happened is returned too,
+/// whatever its cause: [`NotStored`](ErrorKind::NotStored) of another transaction or call in the
+/// body.
 /// If the answer to the commit is lost, the outcome is unknown. If a guarded call was made in the
 /// transaction ([`Call::run_in`](crate::Call::run_in), or the attribute's `tx`), the body then runs
 /// once more, and the call replays if the commit happened and runs if it did not. So **everything
@@ -266,7 +270,9 @@ where
                 None => Attempt::Again(error),
             };
         }
-        Err(error) if is_lost(transaction).await => return Attempt::Again(error),
+        Err(error) if !may_have_happened(&error) && is_lost(transaction).await => {
+            return Attempt::Again(error);
+        }
         Err(error) => {
             if calls.have_kept_an_error() {
                 tracing::warn!(%error, "an error that a guarded call has stored or held is rolled back with its transaction, \
