@@ -441,16 +441,16 @@ impl Store for RedisStore {
             }
             // Registered before the read. A change after the read is pushed by the server, because
             // `GET` on this connection tracks the key, and finds the waiter. If the connection
-            // breaks in between, its end wakes all waiters.
+            // breaks or is given up in between, its end wakes all waiters.
             let waiter = self.0.waiters.register(&self.key(&key));
             let link = &self.0.tracking;
-            match link.connected(OPERATION).await {
+            match link.opened(OPERATION).await {
                 Err(error) if error::is_refused_command(&error) => {
                     tracing::warn!(%error, "the server refuses tracking: waiters poll");
                     self.0.polls.store(true, Ordering::Relaxed);
                     return self.poll(key).await;
                 }
-                connected => drop(connected?),
+                opened => drop(opened?),
             }
             let record = self.look(OPERATION, link, key).await?;
             Ok(Watch::new(record, waiter.woken()))
