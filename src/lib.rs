@@ -18,6 +18,10 @@ pub use idempotent_runtime::{
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 pub use idempotent_runtime::tx;
 
+/// The name of [`ErrorAction`] in programs that were written for it.
+#[doc(hidden)]
+pub use idempotent_runtime::ErrorAction as Unstored;
+
 #[doc(hidden)]
 pub use idempotent_runtime::private as __private;
 

@@ -338,6 +338,12 @@ impl Error {
         self
     }
 
+    /// Returns true if the body ran here, and what it did may be done again by the next call.
+    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+    pub(crate) fn has_repeated_effects(&self) -> bool {
+        self.0.would_repeat
+    }
+
     pub(crate) fn of_operation(mut self, operation: &Arc<str>) -> Self {
         self.0.operation = Some(operation.clone());
         self

@@ -15,6 +15,8 @@ pub use crate::policy::{ErrorAction, OnConflict, OnCrash, OnError};
 
 /// Items for a simulated database.
 #[cfg(feature = "testing")]
+pub use crate::engine::{Attempt, Attempts, Calls, Lent, unknown_by_key};
+#[cfg(feature = "testing")]
 pub use crate::store::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
 
 use crate::engine::Idempotency;

@@ -11,6 +11,7 @@ use crate::world::{DAY, LEASE, OPERATION, World};
 
 const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
+#[expect(clippy::unnecessary_wraps, reason = "it is what a trace context returns")]
 fn traced() -> Option<Arc<str>> {
     Some(TRACEPARENT.into())
 }

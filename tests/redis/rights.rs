@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use idempotency::store::{
     Abandon, Checkpoint, Claim, CrashPolicy, Park, Reason, Release, Remove, Renewal, Scan,
     Store as _, StoreError, Token,
 };
-use idempotency::{Error, OnConflict, with_report};
+use idempotency::{Context, Error, ErrorKind, Idempotency, OnConflict, OnCrash, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 use tokio::sync::oneshot;
 
@@ -113,6 +114,43 @@ async fn the_documented_rights_are_enough_and_each_is_needed() -> anyhow::Result
         }
     }
     assert!(needless.is_empty(), "nothing needs {needless:?}");
+    Ok(())
+}
+
+/// The script has granted the takeover when the checkpoint, which is read after it, is refused.
+#[tokio::test]
+async fn a_takeover_whose_checkpoint_may_not_be_read_is_given_back_at_once() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let rest = documented().into_iter().filter(|right| *right != "+get").collect();
+    let url = user(&world, "without-get", &rest).await?;
+    let url = url.strip_suffix("/1").expect("it names a database");
+    let engine = engine_on(patient(url).build()?).claim_timeout(Duration::from_secs(2)).build()?;
+    let resumed = |engine: &Idempotency| {
+        let call = engine.call(OPERATION, 1).ttl(DAY).on_crash(OnCrash::Resume);
+        call.on_conflict(OnConflict::Wait(Duration::from_secs(20)))
+    };
+    let reserve = async || {
+        Context::current().step("reserve", async || Ok::<_, Error>("reserved".to_owned())).await
+    };
+    let mut first = Box::pin(resumed(&world.engine).run(async || {
+        reserve().await?;
+        std::future::pending::<Result<String, Error>>().await
+    }));
+    eventually_async("the checkpoint", async || {
+        assert!(first.as_mut().now_or_never().is_none());
+        world.record(1).await.is_some_and(|record| record.checkpoints == 1)
+    })
+    .await?;
+    drop(first);
+    eventually_async("the end of the first attempt", async || {
+        world.record(1).await.is_some_and(|record| record.lease_until <= record.read_at)
+    })
+    .await?;
+    let refused = within("the refusal", resumed(&engine).run(reserve)).await?;
+    let error = refused.expect_err("its checkpoint cannot be read");
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+    let next = world.elsewhere();
+    assert_eq!(within("the next owner", resumed(&next).run(reserve)).await??, "reserved");
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::store::{Claim, CrashPolicy, Store as _, Token};
 use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 use idempotency_test_support::deadline::{eventually_async, within};
+use idempotency_test_support::proxy::{Action, Fault, Moment};
 use idempotency_test_support::server::RedisOptions;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -142,6 +143,61 @@ async fn a_watch_resolves_when_its_connection_is_lost_and_not_before() -> anyhow
     world.server.command(&["CLIENT", "KILL", "TYPE", "normal"]).await?;
     within("the watch", watch).await?;
     owner.end().await
+}
+
+/// Longer than a connection may be silent.
+const SILENT: Duration = Duration::from_millis(1_500);
+
+/// A connection that is replaced pushes nothing more: those that wait look again, and register on
+/// the next one.
+#[tokio::test]
+async fn a_watch_resolves_when_its_connection_is_given_up_for_silence() -> anyhow::Result<()> {
+    for is_dropped in [false, true] {
+        let world = World::new().await?;
+        let store = patient(&world.proxy.url(&world.server.url())).connect().await?;
+        let hash = |key: u64| world.engine.record(OPERATION, key).hash();
+        let mut watch = Box::pin(store.watch(hash(1)?).await?);
+        assert!(futures::poll!(&mut watch).is_pending(), "nothing has changed");
+        let silence = Fault::new(Moment::BeforeRequest, Action::Silence);
+        let silence = world.proxy.next("GET", silence);
+        let mut unanswered = Box::pin(store.watch(hash(2)?));
+        assert!(futures::poll!(&mut unanswered).is_pending());
+        let mut unanswered = Some(unanswered);
+        silence.happened().await?;
+        if is_dropped {
+            unanswered = None;
+        }
+        tokio::time::sleep(SILENT).await;
+        within("the next watch", store.watch(hash(3)?)).await??;
+        within("the watch on the connection before", watch).await?;
+        drop(unanswered);
+    }
+    Ok(())
+}
+
+/// As when a caller that waits is dropped: its answer arrives, and nobody is there to note it.
+#[tokio::test]
+async fn a_request_that_is_dropped_leaves_its_connection_in_use() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let store = patient(&world.proxy.url(&world.server.url())).connect().await?;
+    let hash = |key: u64| world.engine.record(OPERATION, key).hash();
+    let owner = Owner::start(world.elsewhere(), 1).await?;
+    let mut watch = Box::pin(store.watch(hash(1)?).await?);
+    let connections = world.proxy.requests_of("HELLO");
+    let mut dropped = Box::pin(store.watch(hash(2)?));
+    assert!(futures::poll!(&mut dropped).is_pending());
+    drop(dropped);
+    let mut dropped = Box::pin(store.read(hash(2)?));
+    assert!(futures::poll!(&mut dropped).is_pending());
+    drop(dropped);
+    tokio::time::sleep(SILENT).await;
+    store.watch(hash(3)?).await?;
+    store.read(hash(3)?).await?;
+    assert_eq!(world.proxy.requests_of("HELLO"), connections, "both connections were fine");
+    assert!(futures::poll!(&mut watch).is_pending(), "nothing has changed");
+    owner.end().await?;
+    within("the push", watch).await?;
+    Ok(())
 }
 
 #[tokio::test]

@@ -55,6 +55,12 @@ pub enum Entry {
         process: String,
         what: &'static str,
     },
+    /// A caller was told that nothing happened, of attempts with these effects.
+    NothingHappened {
+        at: Duration,
+        values: Vec<String>,
+        failure: String,
+    },
     /// What an operator did.
     Operator {
         at: Duration,

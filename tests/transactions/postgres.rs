@@ -228,6 +228,67 @@ async fn a_transaction_of_a_copy_of_the_database_is_refused() -> anyhow::Result<
     Ok(())
 }
 
+/// As a schema for each tenant, all copied from one, with the data.
+#[tokio::test]
+async fn a_transaction_that_finds_copies_of_the_tables_in_another_schema_is_refused()
+-> anyhow::Result<()> {
+    let world = World::new().await?;
+    for statement in [
+        "CREATE SCHEMA tenant",
+        "CREATE TABLE tenant.idempotency_records (LIKE public.idempotency_records INCLUDING ALL)",
+        "CREATE TABLE tenant.idempotency_records_meta (LIKE public.idempotency_records_meta INCLUDING ALL)",
+        "INSERT INTO tenant.idempotency_records_meta SELECT * FROM public.idempotency_records_meta",
+    ] {
+        sqlx::query(statement).execute(&world.pool).await?;
+    }
+    let copies = [
+        "SET LOCAL search_path = tenant, public",
+        // Without its `meta` table.
+        "CREATE TEMPORARY TABLE idempotency_records (LIKE public.idempotency_records INCLUDING ALL) ON COMMIT DROP",
+    ];
+    for copy in copies {
+        let mut transaction = world.pool.begin().await?;
+        sqlx::query(copy).execute(&mut *transaction).await?;
+        let refused = world.call("a").run_in(&mut transaction, add_in).await;
+        let Err(Fault::Idempotency(error)) = refused else { panic!("{copy}: {refused:?}") };
+        assert_eq!(error.kind(), ErrorKind::Config, "{copy}: {error}");
+        assert!(error.to_string().contains("another table"), "{copy}: {error}");
+        transaction.commit().await?;
+    }
+    for _ in 0..2 {
+        let mut transaction = world.pool.begin().await?;
+        world.call("a").run_in(&mut transaction, add_in).await?;
+        transaction.commit().await?;
+    }
+    assert_eq!(world.entries().await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_that_was_created_again_keeps_records_in_transactions() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for (key, statements) in [
+        ("before", [].as_slice()),
+        (
+            "after",
+            &[
+                "ALTER TABLE idempotency_records RENAME TO before",
+                "CREATE TABLE idempotency_records (LIKE before INCLUDING ALL)",
+                "DROP TABLE before",
+            ],
+        ),
+    ] {
+        for &statement in statements {
+            sqlx::query(statement).execute(&world.pool).await?;
+        }
+        let mut transaction = world.pool.begin().await?;
+        world.call(key).run_in(&mut transaction, add_in).await?;
+        transaction.commit().await?;
+    }
+    assert_eq!(world.entries().await?, 2);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_pool_whose_hook_chooses_the_schema_keeps_records_in_its_transactions()
 -> anyhow::Result<()> {

@@ -67,6 +67,26 @@ async fn a_transaction_of_a_copy_of_the_file_is_refused() -> anyhow::Result<()> 
 }
 
 #[tokio::test]
+async fn a_transaction_that_finds_a_temporary_table_in_place_of_the_records_is_refused()
+-> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut connection = world.pool.acquire().await?;
+    let temporary =
+        "CREATE TEMPORARY TABLE idempotency_records AS SELECT * FROM main.idempotency_records";
+    sqlx::raw_sql(temporary).execute(&mut *connection).await?;
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    config(world.call("a").run_in(&mut *connection, add).await, "another table");
+    sqlx::raw_sql("ROLLBACK; DROP TABLE temp.idempotency_records")
+        .execute(&mut *connection)
+        .await?;
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    world.call("a").run_in(&mut *connection, add).await?;
+    sqlx::raw_sql("COMMIT").execute(&mut *connection).await?;
+    assert_eq!(world.entries("entry").await?, 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_pool_whose_hook_attaches_the_records_keeps_them_in_its_transactions()
 -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;

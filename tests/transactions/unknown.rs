@@ -22,7 +22,7 @@ struct Place<D: Remote> {
     direct: Pool<D::Sqlx>,
     engine: Idempotency,
     proxy: Proxy,
-    _database: D,
+    database: D,
 }
 
 impl<D: Remote> Place<D> {
@@ -31,7 +31,7 @@ impl<D: Remote> Place<D> {
         let proxy = Proxy::start_for(D::PROTOCOL, database.address()).await?;
         let (direct, engine) = D::open(&database.url(), 2, None).await?;
         let (pool, _) = D::open(&proxy.url(&database.url()), 1, None).await?;
-        Ok(Self { pool, direct, engine, proxy, _database: database })
+        Ok(Self { pool, direct, engine, proxy, database })
     }
 
     /// The next commit is made, or not, and its answer is lost.
@@ -222,6 +222,101 @@ where
     Ok(())
 }
 
+/// The attempts take another job each, as from a queue, and the first two commits are lost. The
+/// call of the third settles the first commit, and tells nothing of the second.
+async fn two_lost_commits_of_different_records<D: Remote>() -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    const JOBS: [&str; 3] = ["a", "b", "a"];
+    let place = &Place::<D>::new().await?;
+    for (moment, effects) in [(Moment::AfterRequest, 1), (Moment::BeforeRequest, 0)] {
+        let (attempts, engine) = (&Cell::new(0), &place.engine);
+        let first = &*format!("{moment:?}");
+        let first_cut = place.cut_commit(moment);
+        let second_cut = &Cell::new(None);
+        let result = in_transaction(&place.pool, |mut transaction| async move {
+            let attempt = attempts.replace(attempts.get() + 1);
+            if attempt == 1 {
+                second_cut.set(Some(place.cut_commit(Moment::AfterRequest)));
+            }
+            let job = &*format!("{first} {}", JOBS[attempt]);
+            let added = call(engine, job).run_in(&mut transaction, async |connection| {
+                D::add(connection, job, "value").await?;
+                Ok::<_, Fault>(1)
+            });
+            let value = added.await?;
+            if attempt == 2 { Err(Fault::No) } else { Ok(value) }
+        });
+        let error = is_unknown(within(first, result).await?);
+        assert!(error.to_string().contains(&Fault::No.to_string()), "{first}: {error}");
+        first_cut.happened().await?;
+        second_cut.take().expect("the second attempt has begun").happened().await?;
+        assert_eq!(place.effects(&format!("{first} a")).await?, effects, "{first}");
+        assert_eq!(place.effects(&format!("{first} b")).await?, 1, "{first}");
+    }
+    Ok(())
+}
+
+/// The last attempt leaves another commit of which nobody knows, and no record tells of that one.
+async fn an_unguarded_lost_commit_after_a_guarded_one<D: Remote>() -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let place = &Place::<D>::new().await?;
+    let (attempts, engine) = (&Cell::new(0), &place.engine);
+    let first_cut = place.cut_commit(Moment::AfterRequest);
+    let second_cut = &Cell::new(None);
+    let result = in_transaction(&place.pool, |mut transaction| async move {
+        if attempts.replace(attempts.get() + 1) == 1 {
+            second_cut.set(Some(place.cut_commit(Moment::AfterRequest)));
+            D::add(&mut transaction, "b", "unguarded").await?;
+            return Ok(1);
+        }
+        let added = call(engine, "a").run_in(&mut transaction, async |connection| {
+            D::add(connection, "a", "value").await?;
+            Ok::<_, Fault>(1)
+        });
+        added.await
+    });
+    let error = is_unknown(within("the call", result).await?);
+    first_cut.happened().await?;
+    second_cut.take().expect("there was a second attempt").happened().await?;
+    assert!(!error.is_retryable(), "it would write `b` again: {error}");
+    assert_eq!((place.effects("a").await?, place.effects("b").await?), (1, 1));
+    Ok(())
+}
+
+/// The transaction in the body of another one is not made again with that one.
+async fn a_lost_commit_inside_another_transaction<D: Remote>() -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let place = &Place::<D>::new().await?;
+    let url = place.proxy.url(&place.database.url());
+    for loses_both in [false, true] {
+        let (around, _) = D::open(&url, 1, None).await?;
+        let key = &*format!("{loses_both}");
+        let cut = place.cut_commit(Moment::AfterRequest);
+        let result = in_transaction(&around, |_| async move {
+            let inner = in_transaction(&place.pool, |mut transaction| async move {
+                D::add(&mut transaction, key, "unguarded").await?;
+                Ok::<_, Fault>(1)
+            });
+            let result = inner.await;
+            if loses_both {
+                place.proxy.close_all();
+            }
+            result
+        });
+        let error = is_unknown(within(key, result).await?);
+        cut.happened().await?;
+        assert!(!error.is_retryable(), "{key}: {error}");
+        assert_eq!(place.effects(key).await?, 1, "{key}");
+    }
+    Ok(())
+}
+
 /// A disabled operation has no record: the transaction would make its effect again.
 async fn a_call_without_a_record_in_a_lost_commit<D: Remote>() -> anyhow::Result<()>
 where
@@ -405,6 +500,47 @@ async fn on_mariadb_a_call_in_a_task_of_its_own_tells_of_a_lost_commit() -> anyh
 #[tokio::test]
 async fn on_postgresql_one_of_two_records_does_not_tell_of_a_lost_commit() -> anyhow::Result<()> {
     one_of_two_records_after_a_lost_commit::<databases::Postgres>().await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_the_record_of_one_lost_commit_tells_nothing_of_another() -> anyhow::Result<()>
+{
+    Box::pin(two_lost_commits_of_different_records::<databases::Postgres>()).await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_the_record_of_one_lost_commit_tells_nothing_of_another() -> anyhow::Result<()> {
+    Box::pin(two_lost_commits_of_different_records::<databases::MariaDb>()).await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_lost_commit_without_a_record_is_not_hidden_by_one_with_a_record()
+-> anyhow::Result<()> {
+    Box::pin(an_unguarded_lost_commit_after_a_guarded_one::<databases::Postgres>()).await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_lost_commit_without_a_record_is_not_hidden_by_one_with_a_record()
+-> anyhow::Result<()> {
+    Box::pin(an_unguarded_lost_commit_after_a_guarded_one::<databases::MariaDb>()).await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_lost_commit_inside_another_transaction_is_not_made_again()
+-> anyhow::Result<()> {
+    Box::pin(a_lost_commit_inside_another_transaction::<databases::Postgres>()).await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_lost_commit_inside_another_transaction_is_not_made_again()
+-> anyhow::Result<()> {
+    Box::pin(a_lost_commit_inside_another_transaction::<databases::MariaDb>()).await
 }
 
 #[cfg(feature = "postgres")]

@@ -73,8 +73,9 @@ impl Builder {
     }
 
     /// Sets the name of this process on the records of its claims: 1 to 64 bytes without control
-    /// characters, such as the name of its pod. It tells operators whose logs to read when a call
-    /// is in doubt, see [`RecordView::holder`](crate::record::RecordView::holder), and is never compared.
+    /// characters, such as the name of its pod. It shows operators whose logs to read when a
+    /// call is in doubt, see [`RecordView::holder`](crate::record::RecordView::holder), and is never
+    /// compared.
     /// The default is the host name and the process ID, such as `shop-6c9f/1234`.
     pub fn instance(mut self, instance: impl Into<String>) -> Self {
         self.settings.instance = instance.into().into();

@@ -25,7 +25,7 @@ fn lent() -> MutexGuard<'static, BTreeMap<usize, Arc<Calls>>> {
 
 /// The state of the guarded calls in one transaction.
 #[derive(Default)]
-pub(crate) struct Calls(Mutex<Met>);
+pub struct Calls(Mutex<Met>);
 
 #[derive(Default)]
 struct Met {
@@ -44,7 +44,7 @@ struct Met {
 
 #[derive(Debug)]
 #[cfg_attr(
-    not(any(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    not(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing")),
     expect(dead_code, reason = "only `in_transaction` looks, which needs a database")
 )]
 struct Written {
@@ -68,6 +68,12 @@ pub(super) fn is_in_body_of(store: &StoreClient) -> bool {
     let is_of_store =
         |calls: &Arc<Calls>| calls.met().store.as_ref().is_some_and(|other| other.is_same(store));
     AROUND.try_with(is_of_store).unwrap_or(false)
+}
+
+impl std::fmt::Debug for Calls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Calls").field("written", &self.met().written).finish_non_exhaustive()
+    }
 }
 
 impl Calls {
@@ -107,24 +113,24 @@ impl Calls {
     }
 }
 
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
 impl Calls {
     /// Lets the calls in the transaction whose connection is at `place` find this, until the
     /// returned guard is dropped.
-    pub(crate) fn lend(self: &Arc<Self>, place: usize) -> Lent {
+    pub fn lend(self: &Arc<Self>, place: usize) -> Lent {
         lent().insert(place, Arc::clone(self));
         Lent(place)
     }
 
     /// Runs the body of the transaction.
-    pub(crate) async fn around<F: Future>(self: &Arc<Self>, body: F) -> F::Output {
+    pub async fn around<F: Future>(self: &Arc<Self>, body: F) -> F::Output {
         AROUND.scope(Arc::clone(self), body).await
     }
 
     /// Returns the records that show whether the transaction was committed: those that it has
     /// written. A transaction that has written none has only found some, which are the same
     /// afterwards. Returns no records if a call had none, because that call would run once more.
-    pub(crate) fn records(&self) -> Vec<KeyHash> {
+    pub fn records(&self) -> Vec<KeyHash> {
         let met = self.met();
         if met.is_unrecorded {
             return Vec::new();
@@ -139,23 +145,23 @@ impl Calls {
     /// Returns true if the database has answered in this transaction what it has of all of
     /// `records`. One of them may have been undone by a savepoint of the body's own, so its absence
     /// says nothing about the others.
-    pub(crate) fn tell_of(&self, records: &[KeyHash]) -> bool {
+    pub fn tell_of(&self, records: &[KeyHash]) -> bool {
         let met = self.met();
         !records.is_empty() && records.iter().all(|key| met.answered.contains(key))
     }
 
     /// Returns true if a call has stored or held an error.
-    pub(crate) fn have_kept_an_error(&self) -> bool {
+    pub fn have_kept_an_error(&self) -> bool {
         self.met().written.iter().any(|written| written.is_error)
     }
 }
 
 /// A guard that exists for as long as a transaction is lent.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
 #[derive(Debug)]
-pub(crate) struct Lent(usize);
+pub struct Lent(usize);
 
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
 impl Drop for Lent {
     fn drop(&mut self) {
         lent().remove(&self.0);

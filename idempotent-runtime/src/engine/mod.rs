@@ -1,6 +1,8 @@
 //! The engine: takes a call to its answer.
 
 mod admission;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+mod attempts;
 mod beside;
 mod bound;
 mod builder;
@@ -44,11 +46,15 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub(crate) use admission::{Admission, admit};
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+pub(crate) use attempts::unknown_by_effect;
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+pub use attempts::{Attempt, Attempts, unknown_by_key};
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::DuplicateRun;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-pub(crate) use lent::{Calls, Lent};
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+pub use lent::{Calls, Lent};
 pub use loan::{Loan, lend};
 pub use operations::Site;
 pub use origin::TraceContext;

@@ -13,8 +13,8 @@ pub(super) const LONGEST: usize = 64;
 ///
 /// Closures that return the trace context implement it.
 pub trait TraceContext: Send + Sync + 'static {
-    /// The W3C `traceparent` of the caller, or `None` if there is none or if it is not sampled:
-    /// nobody could look it up. Called by the task that makes the call, once for each claim.
+    /// The W3C `traceparent` of the caller, or `None` if there is none or if it is not sampled,
+    /// and so cannot be looked up. Called by the task that makes the call, once for each claim.
     fn current(&self) -> Option<Arc<str>>;
 }
 

@@ -263,7 +263,8 @@ async fn identity(
     let row = query(statement).fetch_one(connection).await;
     let row = row.and_then(|row| Ok((row.try_get(0)?, row.try_get::<Option<String>, _>(1)?)));
     let (written, place) = row.map_err(|error| store_error(operation, error))?;
-    Identity::new(operation, written, place.unwrap_or_default())
+    // No query shows whether a temporary table of the session hides the store's.
+    Identity::new(operation, written, place.unwrap_or_default(), String::new())
 }
 
 impl TransactionStore for MySqlStore {

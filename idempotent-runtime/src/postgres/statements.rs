@@ -58,6 +58,7 @@ impl Statements {
     /// waited too long for it (behind an `ALTER TABLE`, for example), so that its caller has given
     /// up, finds no row: `now()` is the time at which the transaction began, that is, at which the
     /// server received the statement.
+    #[expect(clippy::too_many_lines, reason = "one statement after the other")]
     pub(super) fn new(name: &TableName, lock_timeout: Option<Duration>) -> Self {
         let bound = lock_timeout.map_or(String::from("true"), |timeout| {
             let timeout = timeout.as_millis().max(1);
@@ -205,11 +206,15 @@ fn purge(table: &str) -> String {
 /// Returns the query for the identity of the table's database. The database's number is a part of
 /// the table's path: not every role may read `pg_database`, and the session's own entry in the
 /// statistics costs a copy of all others.
+///
+/// The number of the table that this session's `search_path` finds is queried too: another schema
+/// may have a copy of both tables, and a temporary table hides the store's.
 fn identity(name: &TableName) -> String {
-    let meta = name.with_suffix("meta").quoted('"');
+    let (meta, table) = (name.with_suffix("meta").quoted('"'), name.quoted('"'));
     format!(
         "SELECT identity, current_database()::text,
-             substring(pg_relation_filepath(tableoid) FROM '([0-9]+)/[^/]+$')::int8
+             substring(pg_relation_filepath(tableoid) FROM '([0-9]+)/[^/]+$')::int8,
+             to_regclass('{table}')::oid::int8
          FROM {meta} WHERE id = 1"
     )
 }

@@ -250,7 +250,13 @@ fn identity(rows: &[PgRow]) -> Answer<Identity> {
     let failed = |error| store_error(OPERATION, error);
     let (name, number): (String, i64) =
         (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
-    Identity::new(OPERATION, row.try_get(0).map_err(failed)?, format!("{name} {number}"))
+    let table: Option<i64> = row.try_get(3).map_err(failed)?;
+    Identity::new(
+        OPERATION,
+        row.try_get(0).map_err(failed)?,
+        format!("{name} {number}"),
+        table.map(|table| table.to_string()).unwrap_or_default(),
+    )
 }
 
 impl TransactionStore for PostgresStore {

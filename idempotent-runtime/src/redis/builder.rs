@@ -148,13 +148,13 @@ impl RedisStoreBuilder {
             for_pushes.push(&push);
             Ok::<(), redis::aio::SendError>(())
         });
-        let link = |config, setup: Option<Setup>| {
-            Link::new(client.clone(), config, self.clock.clone(), setup)
+        let link = |config, setup: Option<Setup>, waiters| {
+            Link::new(client.clone(), config, self.clock.clone(), setup, waiters)
         };
         Ok(RedisStore(Arc::new(Inner {
-            commands: link(config.clone(), None),
-            renewals: link(config.clone(), None),
-            tracking: link(tracking, Some(super::start_tracking)),
+            commands: link(config.clone(), None, None),
+            renewals: link(config.clone(), None, None),
+            tracking: link(tracking, Some(super::start_tracking), Some(waiters.clone())),
             waiters,
             polls: std::sync::atomic::AtomicBool::new(false),
             scripts: script::Scripts::new(),

@@ -7,17 +7,21 @@
 //! The client's own `ConnectionManager` keeps a connection on which an answer timed out; on a
 //! half-open connection nothing would ever be answered again. Here a time-out ends the connection.
 //! And if an answer has been missing for a while, even one whose caller has gone, the next request
-//! takes another connection instead of waiting behind the first.
+//! takes another connection instead of waiting behind the first. The answer to a request whose
+//! caller has gone arrives unnoticed, so a request of the link's own follows it: its answer stands
+//! for both.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult};
+use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value};
 use tokio::runtime::{Handle, Id};
 
 use super::error::store_error;
+use super::tracking::Waiters;
 use crate::clock::{Clock, Timestamp};
 use crate::runtime::PerRuntime;
 use crate::store::{Operation, StoreError, StoreErrorKind};
@@ -35,6 +39,9 @@ struct Shared {
     config: AsyncConnectionConfig,
     clock: Arc<dyn Clock>,
     setup: Option<Setup>,
+    /// Those that wait for pushes on these connections. A connection that is given up pushes
+    /// nothing more that anyone could rely on.
+    waiters: Option<Arc<Waiters>>,
     homes: PerRuntime<Arc<Home>>,
     generations: AtomicU64,
 }
@@ -42,21 +49,60 @@ struct Shared {
 /// The part of the link that belongs to one runtime.
 #[derive(Default)]
 struct Home {
-    current: RwLock<Option<Connected>>,
+    current: RwLock<Option<Open>>,
     connecting: tokio::sync::Mutex<()>,
 }
 
-/// An open connection, and the server's clock when it was opened. Each copy is for one request.
+/// An open connection, and the server's clock when it was opened.
 #[derive(Clone)]
-pub(super) struct Connected {
+pub(super) struct Open {
     pub(super) connection: MultiplexedConnection,
     runtime: Id,
     generation: u64,
     server_time: Duration,
     read_at: Duration,
     traffic: Arc<Traffic>,
+}
+
+/// An open connection, for one request.
+pub(super) struct Connected {
+    open: Open,
     /// The time of the request, in monotonic nanoseconds.
     asked: u64,
+    is_answered: AtomicBool,
+    shared: Arc<Shared>,
+}
+
+impl Deref for Connected {
+    type Target = Open;
+
+    fn deref(&self) -> &Open {
+        &self.open
+    }
+}
+
+impl DerefMut for Connected {
+    fn deref_mut(&mut self) -> &mut Open {
+        &mut self.open
+    }
+}
+
+impl Drop for Connected {
+    /// The request was dropped before its answer. Without this, the next request would take the
+    /// connection for silent although it answers.
+    fn drop(&mut self) {
+        if *self.is_answered.get_mut() || !self.open.traffic.is_left(self.asked) {
+            return;
+        }
+        // Only on its own runtime does the connection move.
+        let runtime = Handle::try_current().ok().filter(|it| it.id() == self.open.runtime);
+        match runtime {
+            Some(runtime) => {
+                runtime.spawn(Arc::clone(&self.shared).follow_up(self.open.clone()));
+            }
+            None => self.open.traffic.is_followed.store(false, Ordering::SeqCst),
+        }
+    }
 }
 
 /// Tracks whether a connection answers, in monotonic nanoseconds. Answers arrive in the order of
@@ -70,9 +116,28 @@ struct Traffic {
     /// The time since which an answer is missing without any other having arrived; zero if none is
     /// missing.
     waiting_since: AtomicU64,
+    /// The latest request that was dropped before its answer.
+    last_left: AtomicU64,
+    /// True while a request of the link's own follows dropped ones.
+    is_followed: AtomicBool,
 }
 
 impl Traffic {
+    /// Notes that the request made at `asked` was dropped. Returns true if the caller must send one
+    /// that follows it.
+    fn is_left(&self, asked: u64) -> bool {
+        self.last_left.fetch_max(asked, Ordering::SeqCst);
+        !self.is_followed.swap(true, Ordering::SeqCst)
+    }
+
+    /// Notes that the follower of the request made at `followed` has ended. Returns true if a later
+    /// request was dropped meanwhile, and the caller must send another one.
+    fn is_left_again(&self, followed: u64) -> bool {
+        self.is_followed.store(false, Ordering::SeqCst);
+        self.last_left.load(Ordering::SeqCst) > followed
+            && !self.is_followed.swap(true, Ordering::SeqCst)
+    }
+
     fn asked(&self, now: u64) {
         self.last_asked.fetch_max(now, Ordering::SeqCst);
         self.is_waiting(now);
@@ -109,28 +174,39 @@ impl Link {
         config: AsyncConnectionConfig,
         clock: Arc<dyn Clock>,
         setup: Option<Setup>,
+        waiters: Option<Arc<Waiters>>,
     ) -> Self {
         Self(Arc::new(Shared {
             client,
             config,
             clock,
             setup,
+            waiters,
             homes: PerRuntime::default(),
             generations: AtomicU64::new(0),
         }))
     }
 
-    /// Returns the connection, for the store operation `operation`.
+    /// Returns the connection, for one request of the store operation `operation`.
     pub(super) async fn connected(&self, operation: Operation) -> Result<Connected, StoreError> {
+        let open = self.opened(operation).await?;
+        let asked = self.0.now();
+        open.traffic.asked(asked);
+        let (is_answered, shared) = (AtomicBool::new(false), Arc::clone(&self.0));
+        Ok(Connected { open, asked, is_answered, shared })
+    }
+
+    /// Returns the connection, and opens it if there is none.
+    pub(super) async fn opened(&self, operation: Operation) -> Result<Open, StoreError> {
         let home = self.0.home();
-        if let Some(connected) = self.0.current(&home) {
-            return Ok(connected);
+        if let Some(open) = self.0.current(&home) {
+            return Ok(open);
         }
         // In a task of its own: the first caller opens the connection for all callers on the
         // runtime, and may never be polled again.
         let shared = Arc::clone(&self.0);
         match tokio::spawn(async move { shared.connected_anew(&home).await }).await {
-            Ok(connected) => connected.map_err(|error| store_error(operation, error)),
+            Ok(open) => open.map_err(|error| store_error(operation, error)),
             Err(error) => {
                 let detail =
                     "the task that makes the connection has ended, perhaps with its runtime";
@@ -142,9 +218,9 @@ impl Link {
     }
 
     /// Returns the server's time, as far as it is known without a query.
-    pub(super) fn now(&self, connected: &Connected) -> Timestamp {
-        let passed = self.0.clock.monotonic().saturating_sub(connected.read_at);
-        Timestamp::default() + connected.server_time + passed
+    pub(super) fn now(&self, open: &Open) -> Timestamp {
+        let passed = self.0.clock.monotonic().saturating_sub(open.read_at);
+        Timestamp::default() + open.server_time + passed
     }
 
     /// Converts the answer to a request on `connected`. An error after which the connection cannot
@@ -155,15 +231,9 @@ impl Link {
         connected: &Connected,
         answer: RedisResult<T>,
     ) -> Result<T, StoreError> {
-        if !answer.as_ref().is_err_and(ends_connection) {
-            connected.traffic.answered(connected.asked, self.0.now());
-        }
-        answer.map_err(|error| {
-            if ends_connection(&error) {
-                self.0.give_up(connected);
-            }
-            store_error(operation, error)
-        })
+        connected.is_answered.store(true, Ordering::Relaxed);
+        self.0.note(connected, connected.asked, &answer);
+        answer.map_err(|error| store_error(operation, error))
     }
 }
 
@@ -173,33 +243,58 @@ impl Shared {
         self.homes.with(Arc::default, |home| Arc::clone(home))
     }
 
-    async fn connected_anew(&self, home: &Home) -> RedisResult<Connected> {
+    async fn connected_anew(&self, home: &Home) -> RedisResult<Open> {
         let _connecting = home.connecting.lock().await;
         // Another task may have connected while this one waited for the lock.
-        if let Some(connected) = self.current(home) {
-            return Ok(connected);
+        if let Some(open) = self.current(home) {
+            return Ok(open);
         }
-        let connected = self.connect().await?;
-        connected.traffic.asked(connected.asked);
-        *home.current.write().unwrap_or_else(PoisonError::into_inner) = Some(connected.clone());
-        Ok(connected)
+        let open = self.connect().await?;
+        *home.current.write().unwrap_or_else(PoisonError::into_inner) = Some(open.clone());
+        Ok(open)
     }
 
-    /// Returns the existing connection, for one request, unless it has been silent for too long.
-    fn current(&self, home: &Home) -> Option<Connected> {
+    /// Returns the existing connection, unless it has been silent for too long.
+    fn current(&self, home: &Home) -> Option<Open> {
         let current = home.current.read().unwrap_or_else(PoisonError::into_inner).clone()?;
-        let now = self.now();
-        if current.traffic.is_silent(now) {
-            home.give_up(current.generation);
+        if current.traffic.is_silent(self.now()) {
+            self.give_up(home, current.generation);
             return None;
         }
-        current.traffic.asked(now);
-        Some(Connected { asked: now, ..current })
+        Some(current)
     }
 
-    fn give_up(&self, connected: &Connected) {
-        if let Some(home) = self.homes.of(connected.runtime) {
-            home.give_up(connected.generation);
+    /// Notes the answer to the request made at `asked`. An error after which the connection cannot
+    /// be trusted ends it.
+    fn note<T>(&self, open: &Open, asked: u64, answer: &RedisResult<T>) {
+        if !answer.as_ref().is_err_and(ends_connection) {
+            open.traffic.answered(asked, self.now());
+        } else if let Some(home) = self.homes.of(open.runtime) {
+            self.give_up(&home, open.generation);
+        }
+    }
+
+    /// Asks once more on a connection on which requests were dropped. Answers arrive in the order of
+    /// the requests. The command is one that needs no other right than connecting does.
+    async fn follow_up(self: Arc<Self>, mut open: Open) {
+        loop {
+            let asked = open.traffic.last_left.load(Ordering::SeqCst);
+            let answer = redis::cmd("TIME").query_async::<Value>(&mut open.connection).await;
+            self.note(&open, asked, &answer);
+            let is_over = answer.is_err_and(|error| ends_connection(&error));
+            if !open.traffic.is_left_again(asked) || is_over {
+                return;
+            }
+        }
+    }
+
+    /// Gives up the connection of `home` of this generation, and wakes those that wait for its
+    /// pushes: they register on another connection when they look again.
+    fn give_up(&self, home: &Home, generation: u64) {
+        if home.give_up(generation)
+            && let Some(waiters) = &self.waiters
+        {
+            waiters.wake_all();
         }
     }
 
@@ -207,7 +302,7 @@ impl Shared {
         u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    async fn connect(&self) -> RedisResult<Connected> {
+    async fn connect(&self) -> RedisResult<Open> {
         let mut connection =
             self.client.get_multiplexed_async_connection_with_config(&self.config).await?;
         let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
@@ -218,26 +313,20 @@ impl Shared {
         let server_time = Duration::from_secs(seconds) + Duration::from_micros(micros);
         let generation = self.generations.fetch_add(1, Ordering::AcqRel);
         let (runtime, traffic) = (Handle::current().id(), Arc::default());
-        Ok(Connected {
-            connection,
-            runtime,
-            generation,
-            server_time,
-            read_at,
-            traffic,
-            asked: self.now(),
-        })
+        Ok(Open { connection, runtime, generation, server_time, read_at, traffic })
     }
 }
 
 impl Home {
     /// Removes the connection of this generation, and no newer one. Requests that wait for an
-    /// answer on it keep waiting, and no other request uses it.
-    fn give_up(&self, generation: u64) {
+    /// answer on it keep waiting, and no other request uses it. Returns true if it was there.
+    fn give_up(&self, generation: u64) -> bool {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(|current| current.generation == generation) {
+        let is_there = current.as_ref().is_some_and(|current| current.generation == generation);
+        if is_there {
             *current = None;
         }
+        is_there
     }
 }
 
@@ -268,5 +357,15 @@ mod tests {
         traffic.asked(6);
         traffic.answered(5, 7);
         assert!(traffic.is_silent(LATER), "the last one is missing");
+    }
+
+    #[test]
+    fn one_request_follows_those_that_were_dropped_before_it() {
+        let traffic = Traffic::default();
+        assert!(traffic.is_left(1));
+        assert!(!traffic.is_left(2), "one is on its way");
+        assert!(traffic.is_left_again(1), "the second was dropped after that one was sent");
+        assert!(!traffic.is_left_again(2));
+        assert!(traffic.is_left(3));
     }
 }

@@ -244,12 +244,23 @@ impl RedisStore {
             let (verdict, fields, words, remaining, now): (String, Vec<u8>, Vec<u8>, i64, u64) =
                 link.answer(OPERATION, &connected, answer)?;
             let now = Timestamp::from_millis(now);
-            let (bytes, body_length) =
-                envelope::without_body(&fields, &words).map_err(|error| error.during(OPERATION))?;
-            let record = envelope::decode(claim.key, bytes.into(), now)
-                .map_err(|error| error.during(OPERATION))?;
-            let mut record = placed(record, remaining, now);
             let is_mine = verdict == "mine";
+            // Whatever the reason, a claim that has been granted stays until it is settled by its
+            // token. Only an unknown outcome lets the engine do that.
+            let failed = |error: StoreError| {
+                if is_mine {
+                    StoreError::new(StoreErrorKind::Unavailable, OPERATION)
+                        .with_detail("the claim was granted, and its record could not be read")
+                        .with_source(error)
+                } else {
+                    error
+                }
+            };
+            let (bytes, body_length) = envelope::without_body(&fields, &words)
+                .map_err(|error| failed(error.during(OPERATION)))?;
+            let record = envelope::decode(claim.key, bytes.into(), now)
+                .map_err(|error| failed(error.during(OPERATION)))?;
+            let mut record = placed(record, remaining, now);
             if body_length > 0 && (is_mine || record.state.is_answer()) {
                 // A body does not pass through the script. It is unchanged as long as the owner and
                 // the state are.
@@ -257,12 +268,7 @@ impl RedisStore {
                     Ok(Some(read)) if read.owner == record.owner && read.state == record.state => {
                         record.body = read.body;
                     }
-                    // Whatever the reason, the claim has been granted. It is settled by its token.
-                    Err(error) if is_mine && error.kind() == StoreErrorKind::Refused => {
-                        return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION)
-                            .with_source(error));
-                    }
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(failed(error)),
                     // The record of another owner is decided about again, and so is an own one that
                     // an operator has removed.
                     Ok(_) => continue,
@@ -439,16 +445,16 @@ impl Store for RedisStore {
             }
             // Registered before the read. A change after the read is pushed by the server, because
             // `GET` on this connection tracks the key, and finds the waiter. If the connection
-            // breaks in between, its end wakes all waiters.
+            // breaks or is given up in between, its end wakes all waiters.
             let waiter = self.0.waiters.register(&self.key(&key));
             let link = &self.0.tracking;
-            match link.connected(OPERATION).await {
+            match link.opened(OPERATION).await {
                 Err(error) if error::is_refused_command(&error) => {
                     tracing::warn!(%error, "the server refuses tracking: waiters poll");
                     self.0.polls.store(true, Ordering::Relaxed);
                     return self.poll(key).await;
                 }
-                connected => drop(connected?),
+                opened => drop(opened?),
             }
             let record = self.look(OPERATION, link, key).await?;
             Ok(Watch::new(record, waiter.woken()))

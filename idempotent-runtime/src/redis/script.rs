@@ -26,8 +26,7 @@ fn numbers() -> String {
     numbers
         .iter()
         .chain(&places)
-        .map(|(name, number)| format!("local {name} = {number}\n"))
-        .collect()
+        .fold(String::new(), |lines, (name, number)| lines + &format!("local {name} = {number}\n"))
 }
 
 macro_rules! scripts {

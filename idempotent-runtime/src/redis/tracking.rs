@@ -58,7 +58,7 @@ impl Waiters {
         }
     }
 
-    fn wake_all(&self) {
+    pub(super) fn wake_all(&self) {
         self.lock().clear();
     }
 

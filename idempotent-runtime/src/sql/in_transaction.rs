@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::future::Future;
-use std::ops::{Deref, DerefMut};
+use std::ops::{ControlFlow, Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use sqlx::{Connection as _, Database, Pool, SqlSafeStr as _, Transaction};
 
 use super::passing::{
     has_lost_session, is_passing, is_passing_before_commit, is_refused, is_rolled_back, keeps_lock,
+    may_have_happened,
 };
 use crate::clock::{Clock as _, SystemClock};
-use crate::engine::{Calls, Lent};
+use crate::engine::{Attempt, Attempts, Calls, Lent, unknown_by_effect, unknown_by_key};
 use crate::error::{Error, ErrorKind};
-use crate::key::KeyHash;
 use crate::outcome::CallError;
 use crate::store::SqlTransaction;
 use crate::store::transaction::place_of;
@@ -78,6 +78,9 @@ pub enum Standing {
 ///
 /// Any other `Err` of the body rolls the transaction back and is returned. The body's error is
 /// classified by its sources, so it must keep the client's error as one (`#[from]`, `#[source]`).
+/// An error of this crate among them that says that an effect may have happened is returned too,
+/// whatever its cause: [`NotStored`](ErrorKind::NotStored) of another transaction or call in the
+/// body.
 /// If the answer to the commit is lost, the outcome is unknown. If a guarded call was made in the
 /// transaction ([`Call::run_in`](crate::Call::run_in), or the attribute's `tx`), the body then runs
 /// once more, and the call replays if the commit happened and runs if it did not. So **everything
@@ -163,45 +166,15 @@ where
     F: Future<Output = Result<T, E>>,
     E: CallError + StdError + 'static,
 {
-    let (mut pauses, mut unknown) = (pauses(), None::<Unknown>);
+    let mut attempts = Attempts::new(pauses());
     loop {
         let calls = Arc::new(Calls::default());
         let attempt = attempt(pool, &mut body, &calls).await;
-        // A record that the lost commit has written is there now, or it was not there before this
-        // attempt: either settles it. While the transaction of that commit is still open, the claim
-        // of the same key waits for it, and the database does not answer.
-        unknown = unknown.filter(|unknown| !calls.tell_of(&unknown.records));
-        let failed = match attempt {
-            Attempt::Done(Err(error)) => return Err(last_word(unknown, error)),
-            Attempt::Done(result) => return result,
-            Attempt::Again(failed) => failed,
-            Attempt::Unknown { records, error } => {
-                unknown.get_or_insert_with(|| Unknown { records, error: error.clone() });
-                error.into()
-            }
-        };
-        let Some(pause) = pauses.next() else { return Err(last_word(unknown, failed)) };
-        tracing::debug!(error = %failed, ?pause, "a transaction is run again");
-        SystemClock::new().sleep(pause).await;
+        match attempts.after(attempt, &calls) {
+            ControlFlow::Break(result) => return result,
+            ControlFlow::Continue(pause) => SystemClock::new().sleep(pause).await,
+        }
     }
-}
-
-/// A commit whose answer was lost, and whose outcome is still unknown.
-struct Unknown {
-    /// The records that were in the transaction.
-    records: Vec<KeyHash>,
-    error: Error,
-}
-
-/// Returns the error for the caller when the last attempt ended with `error`. That error is about
-/// the last attempt only: as long as the outcome of an earlier commit is unknown, it does not mean
-/// that nothing has happened.
-fn last_word<E: CallError + StdError>(unknown: Option<Unknown>, error: E) -> E {
-    let Some(unknown) = unknown else { return error };
-    let detail = format!(
-        "the answer to the commit was lost, and the attempts to learn what became of it ended with: {error}"
-    );
-    unknown_by_key(detail).with_source(unknown.error).into()
 }
 
 /// The transaction that [`in_transaction`] has begun: a `sqlx::Transaction` that is committed when
@@ -268,17 +241,6 @@ const OVER: &str = "the transaction had ended before its commit: undone because 
     which the body continued, ended by a statement, or rolled back with one in it whose `begin` \
     failed or was dropped";
 
-enum Attempt<T, E> {
-    Done(Result<T, E>),
-    /// Nothing was committed.
-    Again(E),
-    /// It is unknown whether it was committed; only these records can show it.
-    Unknown {
-        records: Vec<KeyHash>,
-        error: Error,
-    },
-}
-
 async fn attempt<DB, T, E, B, F>(pool: &Pool<DB>, body: &mut B, calls: &Arc<Calls>) -> Attempt<T, E>
 where
     DB: TransactionDatabase,
@@ -308,7 +270,9 @@ where
                 None => Attempt::Again(error),
             };
         }
-        Err(error) if is_lost(transaction).await => return Attempt::Again(error),
+        Err(error) if !may_have_happened(&error) && is_lost(transaction).await => {
+            return Attempt::Again(error);
+        }
         Err(error) => {
             if calls.have_kept_an_error() {
                 tracing::warn!(%error, "an error that a guarded call has stored or held is rolled back with its transaction, \
@@ -426,9 +390,6 @@ where
 
 const MAKE_AGAIN: &str = "run the whole transaction again";
 const CORRECT: &str = "correct what it writes, and run it again";
-const FIND_BY_KEY: &str =
-    "do not run it under another key; make the same calls again to learn the outcome";
-const FIND_BY_EFFECT: &str = "look for what it wrote before running it again";
 
 fn not_begun(error: sqlx::Error) -> Error {
     Error::new(ErrorKind::StoreUnavailable)
@@ -442,22 +403,6 @@ fn rolled_back(detail: &str, advice: &'static str, error: sqlx::Error) -> Error 
         .with_text("the body ran, and its transaction was rolled back", advice)
         .with_detail(detail)
         .with_source(error)
-}
-
-const UNKNOWN: &str = "the body ran, and it is not known whether its transaction was committed";
-
-/// Builds the error for a body that ran when only the records of its calls can show whether its
-/// transaction was committed.
-fn unknown_by_key(detail: impl Into<String>) -> Error {
-    Error::new(ErrorKind::NotStored).with_text(UNKNOWN, FIND_BY_KEY).with_detail(detail)
-}
-
-/// Builds the same error without such records. A retry may write the same again.
-fn unknown_by_effect(detail: impl Into<String>) -> Error {
-    Error::new(ErrorKind::NotStored)
-        .with_text(UNKNOWN, FIND_BY_EFFECT)
-        .with_detail(detail)
-        .would_repeat()
 }
 
 /// Returns pauses of 10 ms, doubling up to a second, with jitter: transactions that deadlocked

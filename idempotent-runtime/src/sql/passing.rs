@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 
 use sqlx::error::DatabaseError;
 
+use crate::error::{Error, ErrorKind};
 use crate::store::transaction::KeepsLock;
 
 /// Returns true if the transaction can succeed when it is run again: a deadlock, a serialization
@@ -13,8 +14,12 @@ use crate::store::transaction::KeepsLock;
 /// The client's error is one of the sources of the body's error. Error types that delegate to their
 /// source (`#[error(transparent)]`) hide the client's own error and leave the server's error in the
 /// chain.
+///
+/// What is behind an [unknown effect](may_have_happened) has ended some other transaction or call,
+/// and says nothing about this one.
 pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
-    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
+    let sources = std::iter::successors(Some(error), |&error| error.source());
+    sources.take_while(|&error| !is_unknown_effect(error)).any(|error| {
         let of_client = error.downcast_ref::<sqlx::Error>();
         let of_server = of_client.and_then(sqlx::Error::as_database_error);
         let of_server =
@@ -23,6 +28,19 @@ pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
             || of_client.is_some_and(is_connection_lost)
             || of_server.is_some_and(|error| is_rolled_back(error) || is_session_ended(error))
     })
+}
+
+/// Returns true if one of the sources of `error` says that an effect may have happened: in a
+/// transaction inside this one whose commit got no answer, or in a call. Running it again might
+/// repeat that effect, or end with another error, which hides that it may have happened.
+pub(super) fn may_have_happened(error: &(dyn StdError + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(is_unknown_effect)
+}
+
+fn is_unknown_effect(error: &(dyn StdError + 'static)) -> bool {
+    error
+        .downcast_ref::<Error>()
+        .is_some_and(|error| error.kind() == ErrorKind::NotStored || error.has_repeated_effects())
 }
 
 /// Returns true if the transaction is run again because it keeps a lock from a call that it would

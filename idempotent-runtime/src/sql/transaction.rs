@@ -38,17 +38,38 @@ pub(crate) struct Identity {
     /// The place of the table: it distinguishes a database from one that was copied from it
     /// together with its `meta` table.
     place: String,
+    /// The table in that place that the session finds under the store's name: sessions can find
+    /// different ones, by their search path or because of temporary tables.
+    table: String,
 }
 
 impl Identity {
     /// # Errors
     /// [`Config`](StoreErrorKind::Config) when `written` is not an identity.
-    pub(crate) fn new(operation: Operation, written: Vec<u8>, place: String) -> Answer<Self> {
+    pub(crate) fn new(
+        operation: Operation,
+        written: Vec<u8>,
+        place: String,
+        table: String,
+    ) -> Answer<Self> {
         let unfit = "the `meta` table holds no identity of 16 bytes";
         let written = written.try_into();
         let written = written
             .map_err(|_| StoreError::new(StoreErrorKind::Config, operation).with_detail(unfit))?;
-        Ok(Self { written, place })
+        Ok(Self { written, place, table })
+    }
+
+    /// Returns the error for a transaction in which the table is `found` instead of this one.
+    fn differs_from(&self, found: &Self) -> StoreError {
+        let is_same_database = (self.written, &self.place) == (found.written, &found.place);
+        StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(if is_same_database {
+            "the transaction finds another table under the name of the store's, by its \
+             `search_path` or because of a temporary table: the record would not be where other \
+             calls look for it"
+        } else {
+            "the transaction belongs to another database than the engine's store: the record would \
+             not be where other calls look for it"
+        })
     }
 }
 
@@ -200,13 +221,13 @@ async fn claim_row<S: TransactionStore>(
     expected: Identity,
 ) -> Answer<(Claimed, bool)> {
     let (identity, found) = table.look(savepoint, claim.key, patience).await?;
-    // The database may have moved: another server may have taken the place of the store's since its
-    // identity was read.
-    if identity != expected && identity != store.own_identity().await? {
-        return Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(
-            "the transaction belongs to another database than the engine's store: the record would \
-             not be where other calls look for it",
-        ));
+    if identity != expected {
+        // The database may have moved, or the table been created again: another server may have
+        // taken the place of the store's since its identity was read.
+        let own = store.own_identity().await?;
+        if identity != own {
+            return Err(own.differs_from(&identity));
+        }
     }
     let decide = |slot: &mut Option<Record>, now: Timestamp| store.fences().claim(slot, claim, now);
     let before = found.stored.as_ref().map(|stored| &stored.record);

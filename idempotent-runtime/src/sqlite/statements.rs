@@ -101,13 +101,15 @@ impl Statements {
             put_off: statement(format!("UPDATE {table} SET purge_at = {FORGOTTEN} WHERE key_hash IN ({due}) AND {FORGOTTEN} > ?1")),
             lag: statement(format!("SELECT min(purge_at) FROM {table} WHERE purge_at <= ?1 AND format = {FORMAT}")),
             identity: statement(format!(
-                "SELECT identity, coalesce((
-                     SELECT file FROM pragma_table_list('{}') AS found JOIN pragma_database_list AS open
+                "SELECT identity, coalesce(place.file, ''), coalesce(place.name, '')
+                 FROM {} LEFT JOIN (
+                     SELECT file, CASE open.name WHEN 'temp' THEN 'temp' ELSE '' END AS name
+                     FROM pragma_table_list('{}') AS found JOIN pragma_database_list AS open
                          ON open.name = found.schema
                      WHERE {schema} ORDER BY open.name <> 'temp', open.seq LIMIT 1
-                 ), '') FROM {} WHERE id = 1",
-                meta.name(),
-                meta.quoted('"')
+                 ) AS place ON true WHERE id = 1",
+                meta.quoted('"'),
+                name.name()
             )),
         }
     }

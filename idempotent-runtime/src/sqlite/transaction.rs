@@ -198,11 +198,12 @@ pub(super) async fn identity(
     store: &Inner,
 ) -> Answer<Identity> {
     let row = query(&store.statements.identity).fetch_one(connection).await;
-    let row = row.and_then(|row| Ok((row.try_get(0)?, row.try_get::<String, _>(1)?)));
-    let (written, file) = row.map_err(|error| store_error(operation, error))?;
+    let row =
+        row.and_then(|row| Ok((row.try_get(0)?, row.try_get::<String, _>(1)?, row.try_get(2)?)));
+    let (written, file, table) = row.map_err(|error| store_error(operation, error))?;
     // Empty for a database in memory.
     let canonical = std::fs::canonicalize(&file).map(|path| path.to_string_lossy().into_owned());
-    Identity::new(operation, written, canonical.unwrap_or(file))
+    Identity::new(operation, written, canonical.unwrap_or(file), table)
 }
 
 impl SqliteStore {

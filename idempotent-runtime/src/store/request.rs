@@ -459,7 +459,7 @@ pub struct Scan {
     pub operation: Option<Arc<str>>,
     /// The namespace of the records to list; `None` lists every namespace.
     pub namespace: Option<Arc<str>>,
-    /// The records that somebody has to look at.
+    /// The records that require a decision.
     pub only: Only,
     /// Lists the records whose first claim was before this time, in the store's time.
     pub created_before: Option<Timestamp>,
@@ -492,7 +492,7 @@ pub enum Only {
     /// Those in doubt, also where no caller has noticed it yet: the owner's lease has expired, and
     /// the policy is [`CrashPolicy::Hold`].
     InDoubt,
-    /// Those in progress whose lease has expired, under every policy: nobody runs them.
+    /// Those in progress whose lease has expired, under every policy: they do not run.
     Orphaned,
 }
 

@@ -32,6 +32,9 @@ pub enum Rule {
     FailClosed,
     /// S12: a call that is repeated within the length of its window has its effects in one window.
     OneWindow,
+    /// S13: a caller that is told that nothing happened has no effect that is committed, in whichever
+    /// of the attempts.
+    NoErrorWithEffect,
     /// L1: every call returns in time.
     CallsReturn,
     /// L2: a dead owner blocks a key for its lease and no longer.
@@ -61,6 +64,7 @@ impl fmt::Display for Rule {
             Self::AcknowledgedBeforeBody => "S10",
             Self::FailClosed => "S11",
             Self::OneWindow => "S12",
+            Self::NoErrorWithEffect => "S13",
             Self::CallsReturn => "L1",
             Self::DeadOwnersMakeRoom => "L2",
             Self::WaitersNotice => "L3",

@@ -10,6 +10,7 @@ mod database;
 mod mutant;
 mod plan;
 mod process;
+mod queue;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -62,7 +63,8 @@ fn run_with(seed: u64, mutant: Option<Mutant>) -> Run {
             database,
             calls: crate::world::Count::default(),
         });
-        if timeout(LONGEST, goes_through_it(&world, random)).await.is_err() {
+        let queue = queue::random(seed);
+        if timeout(LONGEST, goes_through_it(&world, random, queue)).await.is_err() {
             let hangs = format!("a call has not come back after {LONGEST:?}");
             world.log.broken(clock.monotonic(), Rule::CallsReturn, "a key", 0, hangs);
         }
@@ -75,8 +77,11 @@ fn run_with(seed: u64, mutant: Option<Mutant>) -> Run {
 }
 
 /// A storm, and the calm after it, in which everybody gets the answer of each key.
-async fn goes_through_it(world: &Arc<World>, mut random: Random) {
+async fn goes_through_it(world: &Arc<World>, mut random: Random, queue: Option<Random>) {
     let plan = &world.plan;
+    if let Some(mut random) = queue {
+        Process::start(world, "worker".to_owned(), &mut random).spawn_worker(random.fork());
+    }
     let start = |number| Process::start(world, format!("p{number}"), &mut random);
     let processes: Vec<_> = (0..plan.processes).map(start).collect();
     for process in &processes {
@@ -137,6 +142,7 @@ fn broken(plan: &Plan, entries: &[Entry]) -> Vec<Violation> {
     let transitions: Vec<_> = rules::applied(entries).cloned().collect();
     broken.extend(check_transitions(&transitions));
     broken.extend(plan.keys.iter().flat_map(|key| rules::results(key, entries)));
+    broken.extend(queue::denied_effects(entries));
     broken
 }
 
@@ -149,6 +155,8 @@ const EVENTS: &[&str] = &[
     "a claim waits for another transaction",
     "a claim is out of patience",
     "what was cut off is committed",
+    "the commits of two jobs are lost",
+    "what became of a job stays unknown",
 ];
 
 #[test]
@@ -204,4 +212,9 @@ fn s6_notices_an_error_whose_effect_is_not_undone() {
 #[test]
 fn s8_notices_a_result_whose_commit_is_unknown() {
     is_noticed(Mutant::UnknownCommitsTold, Rule::NoResultWithoutEffect);
+}
+
+#[test]
+fn s13_notices_a_lost_commit_that_is_forgotten() {
+    is_noticed(Mutant::LostCommitsForgotten, Rule::NoErrorWithEffect);
 }

@@ -13,4 +13,6 @@ pub enum Mutant {
     EffectNotUndone,
     /// Who hears no answer to a commit tells the result all the same.
     UnknownCommitsTold,
+    /// A worker whose commit nobody knows of goes on as if it had not happened.
+    LostCommitsForgotten,
 }

@@ -16,13 +16,14 @@ use super::connection::{Committed, Pool, Transaction};
 use super::database::Database;
 use super::mutant::Mutant;
 use super::plan::{Afterwards, End, Faults, Plan, Script};
+use super::queue::{self, Worker};
 use crate::body::Failure;
 use crate::clock::{ProcessClock, RunClock, Tokens};
 use crate::life::Life;
 use crate::log::{Called, Entry, Log};
 use crate::plan::{Key, index, millis_below};
 
-const OPERATION: &str = "simulated";
+pub const OPERATION: &str = "simulated";
 /// How often a transaction is made again whose commit nobody knows of, or which could not go on.
 const TRIES: usize = 4;
 
@@ -38,10 +39,10 @@ pub struct World {
 
 #[derive(Clone)]
 pub struct Process {
-    world: Arc<World>,
+    pub world: Arc<World>,
     pub life: Arc<Life>,
-    pool: Pool,
-    engine: Idempotency,
+    pub pool: Pool,
+    pub engine: Idempotency,
     in_calm: bool,
 }
 
@@ -69,6 +70,10 @@ impl Process {
             let hash = engine.record(OPERATION, key.number).hash().expect("a number is a key");
             world.database.label(hash, &key.label());
         }
+        for job in queue::jobs() {
+            let hash = engine.record(OPERATION, job).hash().expect("a number is a key");
+            world.database.label(hash, &queue::label(job));
+        }
         Self { world: world.clone(), life, pool, engine, in_calm: false }
     }
 
@@ -89,6 +94,15 @@ impl Process {
                 let key = &plan.keys[index(&mut random, plan.keys.len())];
                 process.call(key, Script::new(&mut random)).await;
             }
+        });
+    }
+
+    /// Starts a worker that takes jobs from a queue.
+    pub fn spawn_worker(&self, random: Random) {
+        let (worker, counted) = (Worker { process: self.clone(), random }, self.world.calls.one());
+        self.life.spawn(async move {
+            let _counted = counted;
+            worker.work().await;
         });
     }
 

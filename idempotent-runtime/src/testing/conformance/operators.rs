@@ -488,7 +488,7 @@ pub async fn a_scan_lists_what_somebody_has_to_look_at<S: Subject>(scene: Scene<
     let remove =
         Remove { force: true, tombstone: scene.leases(64), ..Remove::new(key(9), token(9)) };
     assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
-    // Retried, and given up by its owner: nobody runs it, although no lease has expired.
+    // Retried, and given up by its owner: it does not run, although no lease has expired.
     scene.mine(&long(10, CrashPolicy::Retry), rule).await;
     let abandon = Abandon::new(key(10), token(10), Reason::Dropped);
     assert_eq!(scene.store().abandon(abandon).await.ok(), Some(Written::Applied), "{rule}");
@@ -503,7 +503,7 @@ pub async fn a_scan_lists_what_somebody_has_to_look_at<S: Subject>(scene: Scene<
         (Only::Any, Some(State::Released), vec![8]),
         (Only::Any, None, (1..=10).collect()),
     ] {
-        let found = listed(&scene, Scan { only, state, ..Scan::default() }, rule).await;
+        let found = listed(&scene, Scan { state, only, ..Scan::default() }, rule).await;
         let expected: Vec<_> = expected.into_iter().map(key).collect();
         assert_eq!(found, expected, "{rule} ({only:?}, {state:?})");
     }

@@ -161,7 +161,7 @@ pub async fn a_takeover_replaces_holder_and_trace<S: Subject>(scene: Scene<S>) {
             assert_eq!(&*record.operation, OPERATION, "{rule}");
             assert!(record.body == body, "{rule}: the checkpoint is kept");
         }
-        // What comes after the texts of several owners is written as ever.
+        // What comes after the texts of several owners is written as before.
         let (last, owner) = (u128::try_from(owners.len()).expect(&rule), &owners[owners.len() - 1]);
         let larger = Bytes::from(vec![b'd'; 20_000]);
         let sequence = u32::from(size > 0);
