@@ -55,6 +55,7 @@ pub(crate) const AREAS: &[Area] = &[
                 "golden",
                 "sqlite",
                 "conformance_memory",
+                "conformance_custom",
                 "conformance_sqlite",
                 "http",
             ],

@@ -300,3 +300,18 @@ proptest! {
         prop_assert_eq!(bytes(&list) == bytes(&reversed), list == reversed);
     }
 }
+
+#[test]
+fn the_variant_counts_also_where_its_fields_are_the_same() {
+    #[derive(Serialize)]
+    enum Other {
+        Coupon { code: u8 },
+    }
+    #[derive(Serialize)]
+    struct Code {
+        code: u8,
+    }
+    let voucher = bytes(Payment::Voucher { code: 1 });
+    assert_ne!(voucher, bytes(Other::Coupon { code: 1 }));
+    assert_ne!(voucher, bytes(Code { code: 1 }));
+}

@@ -292,3 +292,27 @@ fn a_float_reads_back_as_itself() {
         }
     }
 }
+
+/// A map whose keys are floats, which no map of the standard library can be.
+#[derive(Debug)]
+struct Rates<F>(Vec<(F, u8)>);
+
+impl<F: Serialize> Serialize for Rates<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (rate, count) in &self.0 {
+            map.serialize_entry(rate, count)?;
+        }
+        map.end()
+    }
+}
+
+#[test]
+fn a_key_of_a_map_that_is_no_number_is_refused_as_a_value_is() {
+    for number in [f64::NAN, f64::INFINITY] {
+        let refused = encode_for_any_reader(&Rates(vec![(number, 1)])).unwrap_err().to_string();
+        assert!(refused.contains("NaN or infinite"), "{refused}");
+    }
+    let refused = encode_for_any_reader(&Rates(vec![(f32::NAN, 1)])).unwrap_err().to_string();
+    assert!(refused.contains("NaN or infinite"), "{refused}");
+}

@@ -226,6 +226,35 @@ mod tests {
         assert!(Key::of(&(1, (Period { from: Some(1), to: None }, 2))).in_window(0, 1024).is_ok());
     }
 
+    fn written<K: IntoKey + ?Sized>(key: &K) -> Vec<u8> {
+        Key::of(key).in_window(0, 1024).unwrap()
+    }
+
+    /// Sixteen bytes that are a UUID are another key than the same bytes.
+    struct Id([u8; 16]);
+
+    impl IntoKey for Id {
+        fn encode(&self, encoder: &mut KeyEncoder) {
+            encoder.uuid(self.0);
+        }
+    }
+
+    #[test]
+    fn what_a_value_is_distinguishes_it_from_others_with_the_same_bytes() {
+        let bytes = [7_u8; 16];
+        assert_ne!(written(&Id(bytes)), written(&bytes));
+        assert!(written(&Id(bytes)).ends_with(&bytes));
+        assert_eq!(written(&Id(bytes)).len(), 1 + 16, "its type comes first");
+    }
+
+    #[test]
+    fn a_tuple_written_part_by_part_is_the_tuple_of_its_parts() {
+        let pairs = Key::from_parts(|parts| parts.add(&1).tuple(|parts| { parts.add(&2).add(&3); }));
+        assert_eq!(pairs.in_window(0, 1024).unwrap(), written(&(1, (2, 3))));
+        let three = Key::from_parts(|parts| parts.add(&1).add(&2).add(&3));
+        assert_eq!(three.in_window(0, 1024).unwrap(), written(&(1, 2, 3)));
+    }
+
     #[test]
     fn a_key_is_not_printed_while_it_is_written() {
         let mut encoder = KeyEncoder::new();
