@@ -70,7 +70,9 @@ pub mod error_policy {
 
 /// Records, as operators see and resolve them.
 pub mod record {
-    pub use crate::engine::{RecordHandle, RecordView, Resolution, Revision, TraceContext};
+    pub use crate::engine::{
+        RecordHandle, RecordView, Records, Resolution, Revision, TraceContext,
+    };
     pub use crate::steps::{StepOutcome, StepView};
     pub use crate::store::{Reason, State};
 }

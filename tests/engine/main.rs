@@ -20,6 +20,7 @@ mod in_doubt;
 mod late;
 mod ledger;
 mod limits;
+mod lists;
 mod memory;
 #[cfg(feature = "near-cache")]
 mod near_cache;

@@ -26,6 +26,7 @@ mod origin;
 mod owed;
 mod purge;
 mod record;
+mod records;
 mod renewals;
 mod report;
 mod request;
@@ -60,6 +61,7 @@ pub use operations::Site;
 pub use origin::TraceContext;
 pub use purge::PurgeStats;
 pub use record::{RecordHandle, RecordView, Resolution, Revision};
+pub use records::Records;
 pub use report::{Report, with_report};
 pub(crate) use run::in_its_own_task;
 pub use run::{Run, run, run_detached};
@@ -87,7 +89,7 @@ use crate::events::Observers;
 use crate::key::{IntoKey, Key, KeyHash};
 use crate::near_cache::NearCache;
 use crate::registry;
-use crate::store::{Claim, DynStore, Reason, Record, Release, Store, StoreError, Token};
+use crate::store::{Claim, DynStore, Reason, Record, Release, Scan, Store, StoreError, Token};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough. After a
 /// `fork`, the child must create a store and an engine of its own: the parent's engine refuses to
@@ -446,6 +448,37 @@ impl Idempotency {
     /// ```
     pub async fn find(&self, prefix: &str) -> Result<Vec<KeyHash>, Error> {
         search::find(&self.inner, prefix).await
+    }
+
+    /// Lists the records that `scan` describes, without their results: those of this engine's
+    /// [namespace](Builder::namespace), unless it names another one.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotent_runtime::{Error, ErrorAction, Idempotency};
+    /// # use idempotent_runtime::store::{MemoryStore, Only, Scan};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60)).on_error(ErrorAction::Hold);
+    /// let charged: Result<(), Box<dyn std::error::Error + Send + Sync>> =
+    ///     call.run(|| async { Err("no answer".into()) }).await;
+    /// assert!(charged.is_err());
+    ///
+    /// let mut scan = Scan::default();
+    /// scan.only = Only::InDoubt;
+    /// let mut records = engine.records(scan);
+    /// while let Some(record) = records.next().await {
+    ///     let record = record?;
+    ///     println!("{} {:?}, held by {}", record.operation, record.reason, record.holder);
+    /// #   assert_eq!(&*record.operation, "payments.charge");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn records(&self, mut scan: Scan) -> Records {
+        scan.namespace.get_or_insert_with(|| self.inner.settings.namespace.clone());
+        Records::new(self.inner.clone(), scan)
     }
 
     /// Switches off the protection of `operation`, for emergencies. Its bodies run at every call,

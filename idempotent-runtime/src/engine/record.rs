@@ -143,7 +143,7 @@ impl fmt::Debug for Revision {
 }
 
 impl RecordView {
-    fn new(record: &Record) -> Self {
+    pub(super) fn new(record: &Record) -> Self {
         let (state, reason) = shown(record);
         let is_unfinished = matches!(state, State::InProgress | State::InDoubt);
         Self {

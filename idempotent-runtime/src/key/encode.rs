@@ -249,7 +249,11 @@ mod tests {
 
     #[test]
     fn a_tuple_written_part_by_part_is_the_tuple_of_its_parts() {
-        let pairs = Key::from_parts(|parts| parts.add(&1).tuple(|parts| { parts.add(&2).add(&3); }));
+        let pairs = Key::from_parts(|parts| {
+            parts.add(&1).tuple(|parts| {
+                parts.add(&2).add(&3);
+            })
+        });
         assert_eq!(pairs.in_window(0, 1024).unwrap(), written(&(1, (2, 3))));
         let three = Key::from_parts(|parts| parts.add(&1).add(&2).add(&3));
         assert_eq!(three.in_window(0, 1024).unwrap(), written(&(1, 2, 3)));

@@ -1,0 +1,86 @@
+//! The list of records, for operators.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use super::Inner;
+use super::record::RecordView;
+use super::retry::Budget;
+use crate::error::{Error, ErrorKind};
+use crate::key::KeyHash;
+use crate::store::{Page, Scan};
+
+/// Records of an engine's store, one after the other, without their results. Created by
+/// [`Idempotency::records`](crate::Idempotency::records).
+///
+/// A record that is created or removed while the list is read may be in it or not. One that is
+/// there all the time is in it once; a store that cannot promise that says so.
+pub struct Records {
+    engine: Arc<Inner>,
+    scan: Scan,
+    found: VecDeque<Listed>,
+    has_more: bool,
+}
+
+/// A record of a page, or the name of one that cannot be read.
+enum Listed {
+    Record(Box<RecordView>),
+    Unreadable(KeyHash),
+}
+
+impl Records {
+    pub(super) fn new(engine: Arc<Inner>, scan: Scan) -> Self {
+        Self { engine, scan, found: VecDeque::new(), has_more: true }
+    }
+
+    /// Returns the next record, or `None` after the last one. Sends a request for each page, whose
+    /// size is [`Scan::limit`]. If the future is dropped, nothing is left out.
+    ///
+    /// # Errors
+    /// [`Decode`](ErrorKind::Decode), with the name of the record, for one that this release cannot
+    /// read: the next call continues with the others. The store's errors: the next call asks for
+    /// the same page again.
+    pub async fn next(&mut self) -> Option<Result<RecordView, Error>> {
+        loop {
+            match self.found.pop_front() {
+                Some(Listed::Record(view)) => return Some(Ok(*view)),
+                Some(Listed::Unreadable(key)) => {
+                    return Some(Err(Error::new(ErrorKind::Decode).of_record(None, &key)));
+                }
+                None if !self.has_more => return None,
+                None => {}
+            }
+            if let Err(error) = self.turn_the_page().await {
+                return Some(Err(error));
+            }
+        }
+    }
+
+    async fn turn_the_page(&mut self) -> Result<(), Error> {
+        self.engine.at_home()?;
+        let budget = Budget::of(self.engine.settings.claim_timeout);
+        let answer = self.engine.store.scan(budget, &self.scan).await;
+        let Page { records, unreadable, next, .. } = answer.map_err(|error| {
+            let error = self.engine.store_error(error);
+            match error.kind() {
+                ErrorKind::StoreUnavailable => {
+                    error.with_text("the records could not be listed", "try again later")
+                }
+                _ => error,
+            }
+        })?;
+        let records =
+            records.iter().map(|record| Listed::Record(Box::new(RecordView::new(record))));
+        self.found.extend(records.chain(unreadable.into_iter().map(Listed::Unreadable)));
+        self.has_more = next.is_some();
+        self.scan.after = next;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Records {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Records").field("scan", &self.scan).finish_non_exhaustive()
+    }
+}
