@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, ensure};
 use idempotency::record::{RecordView, Resolution, State};
-use idempotency::store::{Only, Scan, SqliteStore, Store as _};
+use idempotency::store::{Only, Scan, SqliteStore};
 use idempotency::{Error, ErrorKind, Idempotency, idempotent};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
@@ -82,20 +82,15 @@ async fn worker(directory: &Path, payment: u32, until: Option<&str>) -> anyhow::
 
 /// Lists the records in doubt, including those that no caller has noticed yet. A list shows hashes:
 /// the store does not know the keys. What an operator resolves is the view of one record.
-async fn in_doubt(store: &SqliteStore, engine: &Idempotency) -> anyhow::Result<Vec<RecordView>> {
+async fn in_doubt(engine: &Idempotency) -> anyhow::Result<Vec<RecordView>> {
     let (mut scan, mut found) = (Scan::default(), Vec::new());
     (scan.only, scan.operation) = (Only::InDoubt, Some(OPERATION.into()));
-    loop {
-        let page = store.scan(scan.clone()).await?;
-        for record in page.records {
-            let view = engine.record_by_hash(record.key).inspect().await?;
-            found.extend(view.filter(|view| view.state == State::InDoubt));
-        }
-        scan.after = page.next;
-        if scan.after.is_none() {
-            return Ok(found);
-        }
+    let mut records = engine.records(scan);
+    while let Some(record) = records.next().await {
+        let view = engine.record_by_hash(record?.key).inspect().await?;
+        found.extend(view.filter(|view| view.state == State::InDoubt));
     }
+    Ok(found)
 }
 
 async fn lead(directory: &Path) -> anyhow::Result<()> {
@@ -107,8 +102,8 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
     worker(directory, 8, None).await?;
 
     let store = SqliteStore::open(directory.join("payments.db")).await?;
-    let engine = Idempotency::new(store.clone());
-    let (ada_sees, bob_sees) = (in_doubt(&store, &engine).await?, in_doubt(&store, &engine).await?);
+    let engine = Idempotency::new(store);
+    let (ada_sees, bob_sees) = (in_doubt(&engine).await?, in_doubt(&engine).await?);
     println!("in doubt are {} payments", ada_sees.len());
     let books = fs::read_to_string(directory.join("books"))?;
     for payment in [7, 8] {
@@ -146,7 +141,7 @@ async fn lead(directory: &Path) -> anyhow::Result<()> {
             answer => anyhow::bail!("Bob has answered as well: {answer:?}"),
         }
     }
-    ensure!(in_doubt(&store, &engine).await?.is_empty(), "something is still in doubt");
+    ensure!(in_doubt(&engine).await?.is_empty(), "something is still in doubt");
 
     worker(directory, 7, None).await?;
     worker(directory, 8, None).await?;

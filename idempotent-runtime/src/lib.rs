@@ -71,7 +71,7 @@ pub mod error_policy {
 /// Records, as operators see and resolve them.
 pub mod record {
     pub use crate::engine::{
-        RecordHandle, RecordView, Records, Resolution, Revision, TraceContext,
+        RecordHandle, RecordSummary, RecordView, Records, Resolution, Revision, TraceContext,
     };
     pub use crate::steps::{StepOutcome, StepView};
     pub use crate::store::{Reason, State};

@@ -61,7 +61,7 @@ pub use operations::Site;
 pub use origin::TraceContext;
 pub use purge::PurgeStats;
 pub use record::{RecordHandle, RecordView, Resolution, Revision};
-pub use records::Records;
+pub use records::{RecordSummary, Records};
 pub use report::{Report, with_report};
 pub(crate) use run::in_its_own_task;
 pub use run::{Run, run, run_detached};
@@ -450,7 +450,7 @@ impl Idempotency {
         search::find(&self.inner, prefix).await
     }
 
-    /// Lists the records that `scan` describes, without their results: those of this engine's
+    /// Lists the records that `scan` describes: those of this engine's
     /// [namespace](Builder::namespace), unless it names another one.
     ///
     /// ```

@@ -129,7 +129,7 @@ impl Revision {
 
 /// The state and the reason as shown to people: a record whose owner is gone is in doubt if no
 /// caller may take it over.
-fn shown(record: &Record) -> (State, Option<Reason>) {
+pub(super) fn shown(record: &Record) -> (State, Option<Reason>) {
     let is_orphaned = record.is_orphaned();
     let is_in_doubt = is_orphaned && !record.policy.allows_takeover();
     let state = if is_in_doubt { State::InDoubt } else { record.state };
@@ -143,7 +143,7 @@ impl fmt::Debug for Revision {
 }
 
 impl RecordView {
-    pub(super) fn new(record: &Record) -> Self {
+    fn new(record: &Record) -> Self {
         let (state, reason) = shown(record);
         let is_unfinished = matches!(state, State::InProgress | State::InDoubt);
         Self {

@@ -5,13 +5,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Inner;
-use super::record::RecordView;
+use super::record::shown;
 use super::retry::Budget;
+use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
-use crate::store::{Page, Scan};
+use crate::store::{CrashPolicy, Page, Reason, Record, Scan, State};
 
-/// Records of an engine's store, one after the other, without their results. Created by
+/// Records of an engine's store, one after the other. Created by
 /// [`Idempotency::records`](crate::Idempotency::records).
 ///
 /// A record that is created or removed while the list is read may be in it or not. One that is
@@ -23,9 +24,63 @@ pub struct Records {
     has_more: bool,
 }
 
+/// A record as a list shows it: without what depends on its body, which a list does not read.
+/// [`record_by_hash`](crate::Idempotency::record_by_hash) inspects and resolves it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RecordSummary {
+    /// The name of the record.
+    pub key: KeyHash,
+    /// The operation's name.
+    pub operation: Arc<str>,
+    /// The [namespace](crate::Builder::namespace) of the call.
+    pub namespace: Arc<str>,
+    /// The state, as [`RecordView::state`](super::RecordView::state) shows it.
+    pub state: State,
+    /// The reason for the record's state, if there is more to say than the state.
+    pub reason: Option<Reason>,
+    /// The time of the first claim, in the store's time.
+    pub created: Timestamp,
+    /// The time from which the store may forget the record, in the store's time.
+    pub expires: Timestamp,
+    /// The number of times that the call was claimed.
+    pub attempts: u32,
+    /// A number that grows with every change of ownership.
+    pub fence: u64,
+    /// What the next caller does if the owner is gone.
+    pub policy: CrashPolicy,
+    /// The end of the owner's lease, in the store's time.
+    pub lease_until: Timestamp,
+    /// The process that has claimed it last.
+    pub holder: Arc<str>,
+    /// The trace of the call that has claimed it last.
+    pub trace: Option<Arc<str>>,
+}
+
+impl RecordSummary {
+    fn new(record: &Record) -> Self {
+        let (state, reason) = shown(record);
+        Self {
+            key: record.key,
+            operation: record.operation.clone(),
+            namespace: record.namespace.clone(),
+            state,
+            reason,
+            created: record.created,
+            expires: record.expires,
+            attempts: record.attempts,
+            fence: record.fence,
+            policy: record.policy,
+            lease_until: record.lease_until,
+            holder: record.holder.clone(),
+            trace: record.trace.clone(),
+        }
+    }
+}
+
 /// A record of a page, or the name of one that cannot be read.
 enum Listed {
-    Record(Box<RecordView>),
+    Record(Box<RecordSummary>),
     Unreadable(KeyHash),
 }
 
@@ -41,10 +96,10 @@ impl Records {
     /// [`Decode`](ErrorKind::Decode), with the name of the record, for one that this release cannot
     /// read: the next call continues with the others. The store's errors: the next call asks for
     /// the same page again.
-    pub async fn next(&mut self) -> Option<Result<RecordView, Error>> {
+    pub async fn next(&mut self) -> Option<Result<RecordSummary, Error>> {
         loop {
             match self.found.pop_front() {
-                Some(Listed::Record(view)) => return Some(Ok(*view)),
+                Some(Listed::Record(record)) => return Some(Ok(*record)),
                 Some(Listed::Unreadable(key)) => {
                     return Some(Err(Error::new(ErrorKind::Decode).of_record(None, &key)));
                 }
@@ -71,7 +126,7 @@ impl Records {
             }
         })?;
         let records =
-            records.iter().map(|record| Listed::Record(Box::new(RecordView::new(record))));
+            records.iter().map(|record| Listed::Record(Box::new(RecordSummary::new(record))));
         self.found.extend(records.chain(unreadable.into_iter().map(Listed::Unreadable)));
         self.has_more = next.is_some();
         self.scan.after = next;
