@@ -109,8 +109,7 @@ impl Store for FileStore {
         let mut page = Page::default();
         for key in self.0.keys(Operation::Scan)?.into_iter().filter(|&key| Some(key) > scan.after) {
             let Some(mut record) = self.read(key).await? else { continue };
-            let wanted = scan.state.is_none_or(|state| state == record.state)
-                && scan.operation.as_ref().is_none_or(|operation| *operation == record.operation);
+            let wanted = scan.includes(&record);
             if wanted && scan.limit != 0 && page.records.len() == scan.limit {
                 page.next = page.records.last().map(|last| last.key);
                 break;
