@@ -22,6 +22,7 @@ mod keys;
 mod layers;
 mod lengths;
 mod many_headers;
+mod memory;
 mod passed_on;
 mod payload;
 mod peers;
