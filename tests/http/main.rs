@@ -6,6 +6,7 @@
 //! `IDEMPOTENCY_SEED` repeats the choices of the fleet.
 
 mod body_keys;
+mod breaks;
 mod charges;
 mod client;
 mod concurrency;
