@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use idempotency::record::{Resolution, State};
 use idempotency::store::{Operation, Remove, Store as _};
-use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, Verdict};
+use idempotency::{Context, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, Verdict};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{LEASE, OPERATION, World, eventually, without_renewals};
@@ -135,10 +135,7 @@ async fn an_owner_that_fails_is_told_that_its_record_was_taken_away() {
         let owner = fails(&world, case, || gate.wait());
         let remover = async {
             begun(&world, case.0).await;
-            let record = world.record(1).await.unwrap();
-            let mut remove = Remove::new(record.key, record.owner);
-            remove.force = true;
-            world.memory.remove(remove).await.unwrap();
+            is_removed(&world).await;
             gate.open();
         };
         let (owner, ()) = tokio::join!(owner, remover);
@@ -378,4 +375,151 @@ async fn an_owner_that_fails_says_so_itself_where_the_next_call_verifies_first()
     };
     let (owner, ()) = tokio::join!(owner, other);
     is_own(&owner.unwrap_err());
+}
+
+/// How the other owner has come by the call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Claimed {
+    /// It took the call over, and the record keeps that.
+    TakenOver,
+    /// Its claim was a first one: the record had been removed.
+    First,
+}
+
+const CLAIMED: [(Claimed, OnCrash); 5] = [
+    (Claimed::TakenOver, OnCrash::Retry),
+    (Claimed::TakenOver, OnCrash::Resume),
+    (Claimed::First, OnCrash::Hold),
+    (Claimed::First, OnCrash::Retry),
+    (Claimed::First, OnCrash::Resume),
+];
+
+/// How the owner ends that was too late.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Result,
+    HeldError,
+}
+
+/// What a late owner returns while another one is at work, and how often the body has run in the
+/// end if the other one says that it has done nothing, and the call is made again.
+async fn beside_another(end: End, claimed: Claimed, policy: OnCrash) -> (anyhow::Error, usize) {
+    let (here, gate, finish) = (World::new(), Gate::new(), Gate::new());
+    let there = here.other_process();
+    here.store.always(Operation::Renew, Some(Fault::LostRequest));
+    let owner = async {
+        let call = here.call(1).on_crash(policy).on_conflict(OnConflict::Reject);
+        let call = call.on_error(ErrorAction::Hold).run(|| async {
+            let receipt = here.effect(1)?;
+            gate.wait().await;
+            match end {
+                End::Result => Ok(receipt),
+                End::HeldError => Err(anyhow::anyhow!("the provider did not answer")),
+            }
+        });
+        let result = call.await;
+        finish.open();
+        result
+    };
+    let other = async {
+        begun(&here, Effect::Held).await;
+        stands_still(&here);
+        if claimed == Claimed::First {
+            is_removed(&here).await;
+        }
+        let call = there.call(1).on_crash(policy).on_error(ErrorAction::Release).run(|| async {
+            gate.open();
+            finish.wait().await;
+            Err::<String, _>(anyhow::anyhow!("busy"))
+        });
+        call.await.unwrap_err();
+    };
+    let (owner, ()) = tokio::join!(owner, other);
+    assert_eq!(here.engine.duplicates(), 1, "{end:?} {claimed:?} {policy:?}");
+    let again = there.call(1).on_crash(policy).run(|| async { there.effect(1) }).await;
+    assert!(again.is_ok(), "{end:?} {claimed:?} {policy:?}: {again:?}");
+    (owner.unwrap_err(), here.ledger.count())
+}
+
+async fn is_removed(world: &World) {
+    let record = world.record(1).await.unwrap();
+    let mut remove = Remove::new(record.key, record.owner);
+    remove.force = true;
+    world.memory.remove(remove).await.unwrap();
+}
+
+/// A retry waits for the other one. If that one says that it has done nothing, the record still
+/// knows of the owner here only where it was taken over, and its policy decides. Otherwise the
+/// retry runs as the first call would, under every policy.
+#[tokio::test]
+async fn an_owner_is_told_to_repeat_beside_another_one_only_where_the_record_knows_of_both() {
+    for (claimed, policy) in CLAIMED {
+        let (error, effects) = beside_another(End::Result, claimed, policy).await;
+        let case = (Effect::Held, policy);
+        assert_eq!(effects, 2, "{claimed:?} {policy:?}");
+        match claimed {
+            Claimed::First => is_not_to_be_repeated(&error, case),
+            Claimed::TakenOver => {
+                let Some(ours) = Error::find(error.as_ref()) else { panic!("{case:?}: {error}") };
+                assert_eq!((ours.kind(), ours.is_retryable()), (ErrorKind::Superseded, true));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_owner_that_fails_says_so_itself_beside_another_one_only_where_the_record_knows_of_both()
+{
+    for (claimed, policy) in CLAIMED {
+        let (error, _) = beside_another(End::HeldError, claimed, policy).await;
+        match claimed {
+            Claimed::First => is_not_to_be_repeated(&error, (Effect::Held, policy)),
+            Claimed::TakenOver => is_own(&error),
+        }
+    }
+}
+
+/// Nobody runs the call, and nobody will before the doubt is settled.
+#[tokio::test]
+async fn an_owner_whose_successor_does_not_know_is_not_told_to_repeat() {
+    for end in [End::Result, End::HeldError] {
+        for (claimed, policy) in CLAIMED {
+            let (here, gate) = (World::new(), Gate::new());
+            let there = here.other_process();
+            here.store.always(Operation::Renew, Some(Fault::LostRequest));
+            let owner = here.call(1).on_crash(policy).on_error(ErrorAction::Hold).run(|| async {
+                let receipt = here.effect(1)?;
+                gate.wait().await;
+                match end {
+                    End::Result => Ok(receipt),
+                    End::HeldError => Err(anyhow::anyhow!("the provider did not answer")),
+                }
+            });
+            let other = async {
+                begun(&here, Effect::Held).await;
+                stands_still(&here);
+                if claimed == Claimed::First {
+                    is_removed(&here).await;
+                }
+                let call = there.call(1).on_crash(policy).on_error(ErrorAction::Hold);
+                call.run(|| async { Err::<String, _>(anyhow::anyhow!("timeout")) })
+                    .await
+                    .unwrap_err();
+                gate.open();
+            };
+            let (owner, ()) = tokio::join!(owner, other);
+            let error = owner.unwrap_err();
+            match end {
+                End::Result => {
+                    is_not_to_be_repeated(&error, (Effect::Held, policy));
+                    let text = error.to_string();
+                    assert!(text.contains("outcome unknown") && !text.contains("retry"), "{text}");
+                }
+                End::HeldError => is_own(&error),
+            }
+            let again = there.call(1).on_crash(policy).run(|| async { there.effect(1) }).await;
+            assert_eq!(again.unwrap_err().kind(), ErrorKind::InDoubt, "{claimed:?} {policy:?}");
+            assert_eq!((here.ledger.count(), here.engine.duplicates()), (1, 1));
+        }
+    }
 }

@@ -18,11 +18,13 @@ use idempotency_test_support::server::{RedisOptions, RedisServer};
 use idempotency_test_support::worker::{
     AFTER_CLAIM, AFTER_EFFECT, BEFORE_COMMIT, BEFORE_SEND, DURING_RENEWAL, POINTS,
 };
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
 
-use crate::client::Client;
+use crate::client::{Client, Pending};
 use crate::process::{LEASE, Orders, Policy, Process, connect};
-use crate::scripted::{client, layer, send};
-use crate::world::{DAY, Shop, World, pay};
+use crate::scripted::{Answer, Outcome, client, layer, send};
+use crate::world::{DAY, Server, Shop, World, pay, router};
 
 async fn redis() -> anyhow::Result<RedisServer> {
     RedisServer::start(RedisOptions::new().private()).await
@@ -312,6 +314,153 @@ async fn rule_52_our_own_client_does_not_repeat_what_an_operator_believed_not_to
         assert_eq!((answer.status, problem), (409, Some("uncertain")), "{path} {status}");
         assert_eq!((answer.attempts(), world.effects("abc")), (Some(1), 1), "{path} {status}");
     }
+    Ok(())
+}
+
+/// How a second request with the key has come to run while the first one still does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Since {
+    /// An operator has answered that nothing had happened.
+    Freed(OnCrash),
+    /// By the policy, after the lease of the first one.
+    TakenOver,
+}
+
+/// A request that our own client has sent, and another one with its key that runs since.
+struct Pair {
+    world: World,
+    /// Of the client.
+    clock: ManualClock,
+    first: JoinHandle<anyhow::Result<Outcome>>,
+    /// Of another process.
+    shop: Shop,
+    second: Pending,
+    _server: (Server, TempDir),
+}
+
+impl Pair {
+    /// The handlers answer with `statuses`, when the gates of their shops are open.
+    async fn start(since: Since, path: &str, statuses: [&str; 2]) -> anyhow::Result<Self> {
+        let policy = match since {
+            Since::Freed(policy) => policy,
+            Since::TakenOver => OnCrash::Retry,
+        };
+        let routes = || Router::new().route("/fenced", post(fenced));
+        let setup = World::setup().clock_by_hand().routes(routes());
+        let world = setup.layer(move |layer| layer.with_on_crash(policy)).start().await?;
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
+        let request = Request::post(format!("http://{}{path}", world.client.address()))
+            .header("idempotency-key", "\"abc\"")
+            .header("x-wait", "1")
+            .header("x-status", statuses[0])
+            .body("{}".to_owned())?;
+        let clock = ManualClock::new();
+        let layer = layer(&clock).with_deadline(DAY).with_max_attempts(9);
+        let first = tokio::spawn(send(client(&layer), request));
+        world.entered("abc").await?;
+        world.clock.advance(Duration::from_secs(60));
+        if let Since::Freed(_) = since {
+            let record = world.record("abc");
+            let view = record.inspect().await?.context("the record is there")?;
+            record.resolve(&view, Resolution::not_executed()).await?;
+        }
+        let directory = tempfile::tempdir()?;
+        let shop = Shop::open(directory.path())?;
+        let layer = world.layer_of_another().with_on_crash(policy);
+        let server = Server::start(router(&shop, routes()).layer(layer)).await?;
+        let second = server.client().post(path).key("abc");
+        let second = second.header("x-wait", "1").header("x-status", statuses[1]).spawn();
+        eventually("the second one", || shop.count("entered-abc") == 1).await?;
+        Ok(Self { world, clock, first, shop, second, _server: (server, directory) })
+    }
+
+    /// The first handler ends, and its client gets this answer.
+    async fn first(&mut self) -> anyhow::Result<Answer> {
+        self.world.shop.gate.open();
+        let (clock, first) = (&self.clock, &self.first);
+        eventually("the end of the first one", || {
+            clock.advance(Duration::from_secs(1));
+            first.is_finished()
+        })
+        .await?;
+        Ok((&mut self.first).await???)
+    }
+}
+
+fn problem(answer: &Answer) -> Option<&str> {
+    answer.headers.get("idempotency-problem").and_then(|problem| problem.to_str().ok())
+}
+
+/// The second one frees the key, which a repetition of the first one would then take.
+#[tokio::test]
+async fn rule_52_our_own_client_does_not_repeat_what_runs_again_on_the_word_of_an_operator()
+-> anyhow::Result<()> {
+    for policy in [OnCrash::Hold, OnCrash::Retry] {
+        for (path, status) in [("/pay", "201"), ("/pay", "504"), ("/fenced", "201")] {
+            let mut pair = Pair::start(Since::Freed(policy), path, [status, "429"]).await?;
+            let answer = pair.first().await?;
+            assert_eq!(
+                (answer.status, problem(&answer), answer.attempts()),
+                (409, Some("uncertain"), Some(1)),
+                "{policy:?} {path} {status}"
+            );
+            pair.shop.gate.open();
+            assert_eq!(pair.second.reply().await?.status, 429);
+            assert_eq!(pair.world.state("abc").await?, None);
+            assert_eq!((pair.world.effects("abc"), pair.shop.count("abc")), (1, 1));
+        }
+    }
+    Ok(())
+}
+
+/// Nobody runs the request any more: the second one does not know either what it has done.
+#[tokio::test]
+async fn rule_52_a_late_owner_whose_successor_does_not_know_is_uncertain() -> anyhow::Result<()> {
+    for (status, expected) in [("201", (409, Some("uncertain"))), ("500", (500, None))] {
+        let mut pair = Pair::start(Since::Freed(OnCrash::Hold), "/pay", [status, "504"]).await?;
+        pair.shop.gate.open();
+        assert_eq!(pair.second.answered().await?.status, 504);
+        let answer = pair.first().await?;
+        assert_eq!((answer.status, problem(&answer)), expected, "{status}");
+        assert_eq!((answer.attempts(), pair.world.effects("abc")), (Some(1), 1), "{status}");
+        pair.world.pay("abc").send().await?.assert_problem(409, "uncertain")?;
+    }
+    Ok(())
+}
+
+/// The record knows of both, and a repetition gets the answer of the second one.
+#[tokio::test]
+async fn rule_52_our_own_client_gets_the_answer_of_the_request_that_has_taken_over()
+-> anyhow::Result<()> {
+    for status in ["201", "504"] {
+        let mut pair = Pair::start(Since::TakenOver, "/pay", [status, "201"]).await?;
+        let requests = pair.world.store.requests(Operation::Claim);
+        pair.world.shop.gate.open();
+        eventually("the repetition", || {
+            pair.clock.advance(Duration::from_secs(1));
+            pair.world.store.requests(Operation::Claim) > requests
+        })
+        .await?;
+        pair.shop.gate.open();
+        let second = pair.second.answered().await?;
+        let answer = pair.first().await?;
+        assert_eq!((answer.status, answer.body.as_bytes()), (201, &second.body[..]), "{status}");
+        assert!(answer.headers.contains_key("idempotency-replayed"), "{status}");
+        assert_eq!((pair.world.effects("abc"), pair.shop.count("abc")), (1, 1), "{status}");
+    }
+    Ok(())
+}
+
+/// A response that says itself that its outcome is unknown is the first client's.
+#[tokio::test]
+async fn rule_63_a_late_owner_that_does_not_know_says_so_itself_while_another_one_runs()
+-> anyhow::Result<()> {
+    let mut pair = Pair::start(Since::TakenOver, "/pay", ["500", "201"]).await?;
+    let answer = pair.first().await?;
+    assert_eq!((answer.status, problem(&answer), answer.attempts()), (500, None, Some(1)));
+    assert!(answer.body.contains("receipt"), "{}", answer.body);
+    pair.shop.gate.open();
+    assert_eq!(pair.second.reply().await?.status, 201);
     Ok(())
 }
 

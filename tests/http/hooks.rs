@@ -1,8 +1,8 @@
 //! Functions of the service and of the client that panic, or that ask for what they may not have:
 //! they come after the guards, and change no outcome.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -18,6 +18,7 @@ use idempotency_test_support::deadline::eventually_async;
 use tower::{Layer as _, ServiceExt as _};
 
 use crate::scripted::{Scripted, Step, Strict, answer, answer_with, client, layer, send};
+use crate::security::log;
 use crate::world::{NO_PATIENCE, PATIENCE, Shop, World};
 
 /// Panics as long as it is asked to.
@@ -317,5 +318,15 @@ async fn functions_of_the_client_that_panic_neither_lose_the_answer_nor_send_aga
         quick().with_body_copy(|_: &String| panic!("the test asked for it"));
     let answer = send(layer.layer(Strict::new()), service.post("/pay")).await??;
     assert_eq!((answer.text(), service.keys().len()), ((503, "answer 1"), 1));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_function_that_panics_is_named_in_the_log() -> anyhow::Result<()> {
+    let log = log();
+    let world = World::with(|layer| layer.with_ttl_of(|_| panic!("the test asked for it"))).await?;
+    assert_eq!(world.pay("abc").send().await?.status, 201);
+    let logged = log.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    assert!(logged.contains("option=\"with_ttl_of\""), "{logged}");
     Ok(())
 }

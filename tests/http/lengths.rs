@@ -12,7 +12,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Request, Response};
 use axum::routing::post;
 use futures::future::poll_fn;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use idempotency::http::{IdempotencyLayer, RequestBody, Scope};
 use idempotency::record::State as RecordState;
@@ -296,6 +296,65 @@ async fn rule_25_a_response_that_is_whole_by_its_length_is_kept_when_its_claim_e
             );
             assert_eq!(world.effects(name), 1);
         }
+    }
+    Ok(())
+}
+
+/// A response of two pieces, the second of which comes when the gate is open.
+async fn pause(State(shop): State<Shop>, request: Request<Body>) -> Response<Body> {
+    let kind = request.uri().path().trim_start_matches('/').to_owned();
+    let response = Response::builder().status(201);
+    let response = match &*kind {
+        "declared" => response.header("content-length", 5),
+        _ => response,
+    };
+    let length = (kind == "known").then_some(5);
+    let rest = async move {
+        shop.effect(&kind);
+        shop.gate.wait().await;
+        Ok::<_, std::io::Error>("lo")
+    };
+    let body = Body::from_stream(stream::iter([Ok("hel")]).chain(stream::once(rest)));
+    response.body(Body::new(WithLength { length, body })).expect("the response is well-formed")
+}
+
+/// A response is watched for its end only when all of it is there.
+#[tokio::test]
+async fn rule_25_a_response_may_pause_for_longer_than_its_end_is_watched() -> anyhow::Result<()> {
+    for kind in ["known", "declared", "pieces"] {
+        let routes = Router::new().route("/{kind}", post(pause));
+        let world = World::setup().clock_by_hand().routes(routes).start().await?;
+        let send = || world.client.post(&format!("/{kind}")).key(kind);
+        let first = send().spawn();
+        eventually("the pause", || world.shop.count(kind) == 1).await?;
+        world.clock.advance(Duration::from_secs(1));
+        // The handler's task, on this same thread, would notice.
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        world.shop.gate.open();
+        let (first, retry) = (first.reply().await?, send().send().await?);
+        assert_eq!((first.status, &first.body[..]), (201, &b"hello"[..]), "{kind}");
+        assert_eq!((retry.is_replayed(), retry.answer()), (true, first.answer()), "{kind}");
+    }
+    Ok(())
+}
+
+/// It is left out, because the status has none, and nobody waits for as much as it declares.
+#[tokio::test]
+async fn rule_18_a_response_without_content_declares_none_of_its_handler() -> anyhow::Result<()> {
+    let reset = async |_: Request<RequestBody<Body>>| {
+        let response = Response::builder().status(205).header("content-length", 5);
+        Ok::<_, std::io::Error>(response.body(Body::from("hello")).expect("it is well-formed"))
+    };
+    let layer = IdempotencyLayer::new(Idempotency::new(MemoryStore::new()), Scope::global());
+    for is_replayed in [false, true] {
+        let request = Request::post("/").header("idempotency-key", "abc").body(Body::empty())?;
+        let response = layer.layer(service_fn(reset)).oneshot(request).await?;
+        let headers = response.headers();
+        assert_eq!(headers.contains_key("idempotency-replayed"), is_replayed);
+        assert_eq!(headers.get("content-length"), None, "replayed: {is_replayed}");
+        assert_eq!(response.body().size_hint().exact(), Some(0), "replayed: {is_replayed}");
     }
     Ok(())
 }

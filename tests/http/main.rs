@@ -6,6 +6,7 @@
 //! `IDEMPOTENCY_SEED` repeats the choices of the fleet.
 
 mod body_keys;
+mod breaks;
 mod charges;
 mod client;
 mod concurrency;
@@ -22,6 +23,7 @@ mod keys;
 mod layers;
 mod lengths;
 mod many_headers;
+mod memory;
 mod passed_on;
 mod payload;
 mod peers;

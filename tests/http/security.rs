@@ -196,7 +196,7 @@ impl tracing::Subscriber for Log {
 }
 
 /// What all threads of this test process log.
-fn log() -> &'static Mutex<String> {
+pub fn log() -> &'static Mutex<String> {
     static LOG: OnceLock<Arc<Mutex<String>>> = OnceLock::new();
     LOG.get_or_init(|| {
         let log = Arc::new(Mutex::new(String::new()));

@@ -111,15 +111,12 @@ async fn leave_as(
     was_lost: bool,
     written: Option<Written>,
 ) -> Verdict {
-    match cause {
-        Cause::GivenUp => late::with_unknown_outcome(running, was_lost, written).await,
-        Cause::Answered => {
-            let left_out = running.journal.as_ref().and_then(|journal| journal.unasked());
-            let own = left_out.map_or(Verdict::Own, Verdict::refused);
-            late::with_held_error(running, own, was_lost, written).await
-        }
-        _ => late::with_held_error(running, Verdict::Own, was_lost, written).await,
-    }
+    let left_out = match cause {
+        Cause::Answered => running.journal.as_ref().and_then(|journal| journal.unasked()),
+        _ => None,
+    };
+    let own = left_out.map_or(Verdict::Own, Verdict::refused);
+    late::with_held_error(running, own, was_lost, written).await
 }
 
 /// Stores the answer of the body.
@@ -155,7 +152,8 @@ async fn store_answer(
             conclude(&mut running, verdict, Some(record), own)
         }
         Ok(_) => {
-            let verdict = late::overtaken(&mut running, commit.token, &commit.body, true).await;
+            let late = late::overtaken(&mut running, commit.token, &commit.body, true).await;
+            let verdict = late.verdict;
             let winner = verdict.winner();
             conclude(&mut running, verdict, winner, own)
         }

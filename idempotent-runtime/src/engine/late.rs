@@ -12,7 +12,7 @@ use super::request::Checked;
 use super::retry::Budget;
 use super::running::Running;
 use super::{Waiting, beside, wait};
-use crate::error::{Error, ErrorKind};
+use crate::error::ErrorKind;
 use crate::events::{Outcome, What};
 use crate::outcome::{Answer, StoredAnswer, stored};
 use crate::store::{CrashPolicy, Record, State, StoreError, Token, Written};
@@ -30,7 +30,7 @@ pub(super) async fn with_own_error(
 ) -> Verdict {
     let mut verdict = Verdict::Own;
     if (was_lost || running.lease.is_lost()) && written == Some(Written::Lost) {
-        let late = overtaken_without_result(&mut running).await;
+        let late = overtaken_without_result(&mut running).await.verdict;
         if matches!(late, Verdict::Instead(Answer::Stored(_))) {
             verdict = late;
         }
@@ -38,8 +38,9 @@ pub(super) async fn with_own_error(
     conclude_as(running, verdict, Outcome::Released)
 }
 
-/// Ends a body whose error may hide an effect, or whose steps had effects. Its caller gets `own`,
-/// which says so, as long as the record keeps the next call from running all of it again.
+/// Ends a body whose error may hide an effect, whose steps had effects, or whose outcome is not
+/// known. Its caller gets `own`, which says so, as long as the record keeps the next call from
+/// running all of it again as if nothing had happened.
 pub(super) async fn with_held_error(
     mut running: Box<Running>,
     own: Verdict,
@@ -49,27 +50,8 @@ pub(super) async fn with_held_error(
     if !is_overtaken(&running, was_lost, written) {
         return conclude_as(running, own, Outcome::Held);
     }
-    let verdict = match overtaken_without_result(&mut running).await {
-        // Another owner is at work: a call that is made now does not run the body.
-        Verdict::Instead(Answer::Refused(error)) if error.is_retryable() => own,
-        verdict => verdict,
-    };
-    conclude_as(running, verdict, Outcome::Held)
-}
-
-/// Ends a body whose outcome is not known. Its caller gets what the body returned, unless the
-/// record was answered, removed or taken over meanwhile: a retry would find no trace of this body,
-/// and would run it once more.
-pub(super) async fn with_unknown_outcome(
-    mut running: Box<Running>,
-    was_lost: bool,
-    written: Option<Written>,
-) -> Verdict {
-    let verdict = if is_overtaken(&running, was_lost, written) {
-        overtaken_without_result(&mut running).await
-    } else {
-        Verdict::Own
-    };
+    let late = overtaken_without_result(&mut running).await;
+    let verdict = if late.is_protected { own } else { late.verdict };
     conclude_as(running, verdict, Outcome::Held)
 }
 
@@ -96,8 +78,21 @@ fn conclude_as(mut running: Box<Running>, verdict: Verdict, own: Outcome) -> Ver
     conclude(&mut running, verdict, winner, own)
 }
 
+/// The end of an owner whose last write was refused.
+pub(super) struct Overtaken {
+    pub(super) verdict: Verdict,
+    /// True if the record keeps the next call from running the body as if it had not run here.
+    is_protected: bool,
+}
+
+impl Overtaken {
+    fn with(verdict: Verdict) -> Self {
+        Self { verdict, is_protected: false }
+    }
+}
+
 /// [`overtaken`] for an owner that has no result and waits for no other.
-pub(super) async fn overtaken_without_result(running: &mut Running) -> Verdict {
+pub(super) async fn overtaken_without_result(running: &mut Running) -> Overtaken {
     let token = running.grant.record.owner;
     overtaken(running, token, &Bytes::new(), false).await
 }
@@ -109,52 +104,67 @@ pub(super) async fn overtaken(
     token: Token,
     result: &Bytes,
     waits: bool,
-) -> Verdict {
+) -> Overtaken {
     let call = running.call.clone();
     let found = winner(running, waits).await;
     if let Ok(Winner::Answered(record)) = &found {
         // An earlier try of this very commit was applied, and its answer came late.
         if record.owner == token {
-            return StoredAnswer { record: record.clone(), version: call.version }
-                .marker()
-                .map_or(Verdict::Own, Verdict::refused);
+            let marker = StoredAnswer { record: record.clone(), version: call.version }.marker();
+            return Overtaken::with(marker.map_or(Verdict::Own, Verdict::refused));
         }
     }
     if let Ok(Winner::Own) = &found {
-        return Verdict::Own;
+        return Overtaken { verdict: Verdict::Own, is_protected: true };
     }
     // A verdict that came too late had no effect.
     if running.has_run {
         let record = if let Ok(Winner::Answered(record)) = &found { Some(record) } else { None };
         report_duplicate(&call, result, record).await;
     }
+    let is_protected = matches!(found, Ok(Winner::AtWork { is_successor: true } | Winner::InDoubt));
     let superseded = call.refused(ErrorKind::Superseded);
-    // A retry would not find a result, and would run the body once more.
-    let would_repeat = |error: Error| {
-        if running.has_run {
-            error.with_text(WITHOUT_RESULT.0, WITHOUT_RESULT.1).would_repeat()
-        } else {
-            error.with_text(ASKED_TOO_LATE.0, ASKED_TOO_LATE.1)
+    let (text, source) = match found {
+        Ok(Winner::Answered(record)) => {
+            return Overtaken::with(Verdict::Instead(stored(record, call.version)));
         }
+        // A retry waits for the successor. It gets its result, or what the policy makes of the
+        // attempts of both.
+        Ok(Winner::AtWork { is_successor: true }) if running.has_run => {
+            return Overtaken { verdict: Verdict::refused(superseded), is_protected };
+        }
+        Ok(Winner::AtWork { .. }) => (BESIDE_ANOTHER, None),
+        Ok(Winner::InDoubt) => (IN_DOUBT, None),
+        Ok(Winner::Own | Winner::Nobody) => (WITHOUT_RESULT, None),
+        Err(error) => (WITHOUT_WORD, Some(error)),
     };
-    match found {
-        Ok(Winner::Answered(record)) => Verdict::Instead(stored(record, call.version)),
-        Ok(Winner::AtWork) if running.has_run => Verdict::refused(superseded),
-        Ok(Winner::Own | Winner::AtWork | Winner::Nobody) => {
-            Verdict::refused(would_repeat(superseded))
-        }
-        Err(error) if running.has_run => {
-            let superseded = superseded.with_text(WITHOUT_WORD.0, WITHOUT_WORD.1).would_repeat();
-            Verdict::refused(superseded.with_source(error))
-        }
-        Err(error) => Verdict::refused(would_repeat(superseded).with_source(error)),
-    }
+    // A retry finds no result, and may run the body once more.
+    let error = if running.has_run {
+        superseded.with_text(text.0, text.1).would_repeat()
+    } else {
+        superseded.with_text(ASKED_TOO_LATE.0, ASKED_TOO_LATE.1)
+    };
+    let error = match source {
+        Some(source) => error.with_source(source),
+        None => error,
+    };
+    Overtaken { verdict: Verdict::refused(error), is_protected }
 }
 
 const WITHOUT_RESULT: (&str, &str) = (
     "the body ran here, and its record was removed, answered or given up meanwhile, so no caller \
      has its result",
     "find out what it did before making the call again",
+);
+const BESIDE_ANOTHER: (&str, &str) = (
+    "the body ran here, its record was removed or freed meanwhile, and another caller is running \
+     the call as if it were the first",
+    "find out what it did before making the call again",
+);
+const IN_DOUBT: (&str, &str) = (
+    "the body ran here, and another caller has run the call meanwhile and left its outcome \
+     unknown",
+    "find out what it did in both places before making the call again",
 );
 const WITHOUT_WORD: (&str, &str) = (
     "the body ran here, and the store does not report who owns its call now",
@@ -191,9 +201,14 @@ enum Winner {
     Own,
     /// It left a result, or an operator's answer.
     Answered(Arc<Record>),
-    /// Another owner, whose body runs or has left the record in doubt: a call that is made now does
-    /// not run the body.
-    AtWork,
+    /// Another owner, whose body runs. `is_successor`: its claim was taken over, so the record keeps
+    /// that an earlier body ran, whatever this owner says at its end. Otherwise its claim was a
+    /// first one, after an operator's answer or a removal: if it releases that, the next call runs
+    /// the body.
+    AtWork { is_successor: bool },
+    /// Another owner, which has left the record in doubt, or is gone: nobody runs the call, and the
+    /// next call does not run the body before it has verified the earlier attempts.
+    InDoubt,
     /// The record was removed, belongs to another request by now, or is free for the next call to
     /// run.
     Nobody,
@@ -207,8 +222,11 @@ impl Winner {
             State::Completed | State::Failed => Self::Answered(record),
             // An observer found the lease expired and put the record in doubt.
             State::InDoubt if record.owner == token => Self::Own,
-            State::InDoubt => Self::AtWork,
-            State::InProgress if !record.is_orphaned() || is_asked_about => Self::AtWork,
+            State::InDoubt => Self::InDoubt,
+            State::InProgress if !record.is_orphaned() => {
+                Self::AtWork { is_successor: record.taken_over.is_some() }
+            }
+            State::InProgress if is_asked_about => Self::InDoubt,
             State::InProgress | State::Released | State::Tombstone => Self::Nobody,
         }
     }
@@ -221,13 +239,17 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
     let engine = &call.engine;
     let token = running.grant.record.owner;
     let is_own_request = |record: &Record| call.accepts(record.fingerprint);
-    let record = engine.store.read(Budget::of(engine.settings.commit_timeout), call.key).await?;
-    let Some(record) = record.filter(is_own_request) else { return Ok(Winner::Nobody) };
+    let read = async || {
+        let record =
+            engine.store.read(Budget::of(engine.settings.commit_timeout), call.key).await?;
+        Ok::<_, StoreError>(record.filter(is_own_request))
+    };
+    let Some(record) = read().await? else { return Ok(Winner::Nobody) };
     if !(record.is_running() && waits) {
         return Ok(Winner::of(Arc::new(record), token));
     }
     let (Some(patience), Some(_waiting)) = (running.patience, Waiting::enter(engine)) else {
-        return Ok(Winner::AtWork);
+        return Ok(Winner::of(Arc::new(record), token));
     };
     running.waits();
     match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience))
@@ -236,6 +258,9 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
         // Checked again: it may be a different record from the one that was waited for.
         wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record, token)),
         wait::Changed::Record(_) | wait::Changed::Claimable => Ok(Winner::Nobody),
-        wait::Changed::OutOfTime => Ok(Winner::AtWork),
+        // Read again: its owner may be another one by now.
+        wait::Changed::OutOfTime => {
+            Ok(read().await?.map_or(Winner::Nobody, |record| Winner::of(Arc::new(record), token)))
+        }
     }
 }

@@ -343,7 +343,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                 None => return self.break_off(head, recording, headers::not_whole()),
                 Some(Ok(frame)) => match frame.data_ref() {
                     Some(data) if data.len() <= recording.room() => {
-                        recording.draft.push(data);
+                        recording.draft.push(data, recording.limit);
                         if recording.is_passed() {
                             return self.break_off(head, recording, headers::not_whole());
                         }
@@ -459,7 +459,7 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
                         return End::Unknown;
                     }
                     Some(data) if data.len() <= recording.room() => {
-                        recording.draft.push(data);
+                        recording.draft.push(data, recording.limit);
                         if recording.is_passed() {
                             end.fail(headers::not_whole());
                             return End::Unknown;

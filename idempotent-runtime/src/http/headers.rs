@@ -108,12 +108,9 @@ pub(super) fn is_without_body(response: &response::Parts) -> bool {
     is_without_content(response.status) || declared_length(response) == Some(0)
 }
 
-/// Returns the length in bytes that the response declares for its body.
+/// Returns the length in bytes that the response declares for its body. A response
+/// [without a body](is_without_body) may declare the length of one that it does not have.
 pub(super) fn declared_length(response: &response::Parts) -> Option<u64> {
-    // These may declare the length of a body that they do not have.
-    if matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
-        return None;
-    }
     response.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
@@ -234,7 +231,7 @@ impl Markers {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use http::Response;
+    use http::{HeaderMap, HeaderValue, Response};
 
     use super::{Markers, NEVER, STRIPE_SHOULD_RETRY};
     use crate::clock::Timestamp;
@@ -340,6 +337,18 @@ mod tests {
             ];
             assert!(written.into_iter().all(|name| markers.contain(&name.parse().unwrap())));
             assert!(!markers.contain(&"x-request-id".parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn only_a_response_that_ran_without_protection_is_marked_so_and_is_final_to_stripe() {
+        for to_stripe in [false, true] {
+            let mut headers = HeaderMap::new();
+            headers.insert("idempotency-key-expires", HeaderValue::from_static("soon"));
+            assert!(Markers::new(HeaderNames::new(), to_stripe).bypassed(&mut headers));
+            let has = ["idempotency-bypassed", "idempotency-key-expires", "stripe-should-retry"]
+                .map(|name| headers.contains_key(name));
+            assert_eq!(has, [true, false, to_stripe]);
         }
     }
 }

@@ -92,6 +92,7 @@
 
 #[cfg(feature = "axum")]
 mod axum;
+mod buffer;
 mod canonical_json;
 pub mod client;
 mod content;

@@ -13,6 +13,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use pin_project_lite::pin_project;
 
 use super::BoxError;
+use super::buffer::append;
 
 pin_project! {
     /// The body of a request behind the layer: untouched without a key, and read into memory with
@@ -76,11 +77,11 @@ where
         let mut trailers = None;
         // Pieces are copied, even small ones: each would otherwise keep the buffer alive in which
         // it was received.
-        let mut pieces = Vec::new();
+        let mut pieces = Vec::with_capacity(usize::try_from(least).unwrap_or_default());
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| Unread::because(&*error))?;
             match frame.into_data() {
-                Ok(data) => pieces.extend_from_slice(&data),
+                Ok(data) => append(&mut pieces, &data, limit),
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
@@ -95,6 +96,8 @@ where
         if !body.is_end_stream() {
             wait_once().await;
         }
+        // It is kept for as long as the handler runs, or the request waits for another one.
+        pieces.shrink_to_fit();
         let bytes = Bytes::from(pieces);
         let data = Some(bytes.clone()).filter(|bytes| !bytes.is_empty());
         Ok((bytes, Self { kind: Kind::Read { data, trailers } }))

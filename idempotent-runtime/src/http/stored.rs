@@ -13,6 +13,7 @@ use bytes::{Buf as _, BufMut as _, Bytes};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 
+use super::buffer::append;
 use super::headers;
 use crate::clock::Timestamp;
 use crate::edge::{self, EdgeResult};
@@ -80,9 +81,9 @@ impl Draft {
         self.bytes.reserve_exact(size);
     }
 
-    /// Adds to the body.
-    pub(super) fn push(&mut self, data: &[u8]) {
-        self.bytes.extend_from_slice(data);
+    /// Adds to the body of a record of at most `limit` bytes.
+    pub(super) fn push(&mut self, data: &[u8], limit: usize) {
+        append(&mut self.bytes, data, limit);
     }
 
     /// The length in bytes of head and body.
@@ -165,7 +166,7 @@ pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -
     // Some servers would send the body all the same, and a client would take it for the next
     // response.
     if !headers::is_without_content(parts.status) {
-        draft.push(&body);
+        draft.push(&body, usize::MAX);
     }
     let (record, _) = draft.finish();
     result(parts.status, record)
