@@ -227,7 +227,7 @@ mod tests {
     }
 
     fn written<K: IntoKey + ?Sized>(key: &K) -> Vec<u8> {
-        Key::of(key).in_window(0, 1024).unwrap()
+        Key::of(key).in_window(0, 1024).unwrap().into_owned()
     }
 
     /// Sixteen bytes that are a UUID are another key than the same bytes.
