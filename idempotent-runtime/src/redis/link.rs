@@ -274,8 +274,8 @@ impl Shared {
         }
     }
 
-    /// Asks once more on a connection on which requests were dropped. Answers arrive in the order of
-    /// the requests. The command is one that needs no other right than connecting does.
+    /// Asks once more on a connection on which requests were dropped. Answers arrive in the order
+    /// of the requests. The command needs no other right than connecting does.
     async fn follow_up(self: Arc<Self>, mut open: Open) {
         loop {
             let asked = open.traffic.last_left.load(Ordering::SeqCst);

@@ -15,11 +15,13 @@ use crate::store::transaction::KeepsLock;
 /// source (`#[error(transparent)]`) hide the client's own error and leave the server's error in the
 /// chain.
 ///
-/// What is behind an [unknown effect](may_have_happened) has ended some other transaction or call,
-/// and says nothing about this one.
+/// The cause of an effect that [may have happened](may_have_happened) has ended some other
+/// transaction or call, and says nothing about this one.
 pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
-    let sources = std::iter::successors(Some(error), |&error| error.source());
-    sources.take_while(|&error| !is_unknown_effect(error)).any(|error| {
+    if may_have_happened(error) {
+        return false;
+    }
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
         let of_client = error.downcast_ref::<sqlx::Error>();
         let of_server = of_client.and_then(sqlx::Error::as_database_error);
         let of_server =
@@ -34,13 +36,10 @@ pub(super) fn is_passing(error: &(dyn StdError + 'static)) -> bool {
 /// transaction inside this one whose commit got no answer, or in a call. Running it again might
 /// repeat that effect, or end with another error, which hides that it may have happened.
 pub(super) fn may_have_happened(error: &(dyn StdError + 'static)) -> bool {
-    std::iter::successors(Some(error), |&error| error.source()).any(is_unknown_effect)
-}
-
-fn is_unknown_effect(error: &(dyn StdError + 'static)) -> bool {
-    error
-        .downcast_ref::<Error>()
-        .is_some_and(|error| error.kind() == ErrorKind::NotStored || error.has_repeated_effects())
+    // `find`, and not a search through the sources, which pass over the error inside a transparent
+    // wrapper.
+    std::iter::successors(Error::find(error), |&error| error.source().and_then(Error::find))
+        .any(|error| error.kind() == ErrorKind::NotStored || error.has_repeated_effects())
 }
 
 /// Returns true if the transaction is run again because it keeps a lock from a call that it would

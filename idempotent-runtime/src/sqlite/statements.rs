@@ -103,7 +103,10 @@ impl Statements {
             identity: statement(format!(
                 "SELECT identity, coalesce(place.file, ''), coalesce(place.name, '')
                  FROM {} LEFT JOIN (
-                     SELECT file, CASE open.name WHEN 'temp' THEN 'temp' ELSE '' END AS name
+                     SELECT CASE open.name WHEN 'temp' THEN (
+                         SELECT main.file FROM pragma_database_list AS main WHERE main.name = 'main'
+                     ) ELSE open.file END AS file,
+                     CASE open.name WHEN 'temp' THEN 'temp' ELSE '' END AS name
                      FROM pragma_table_list('{}') AS found JOIN pragma_database_list AS open
                          ON open.name = found.schema
                      WHERE {schema} ORDER BY open.name <> 'temp', open.seq LIMIT 1
