@@ -17,6 +17,9 @@ pub enum Attempt<T, E> {
     Done(Result<T, E>),
     /// Nothing was committed.
     Again(E),
+    /// Nothing was committed, and nothing will be when it is run again. The body had succeeded, or
+    /// had not begun, and does not know of this.
+    Failed(E),
     /// It is unknown whether it was committed; only these records can show it.
     Unknown {
         /// The records that were in the transaction.
@@ -60,8 +63,18 @@ impl<P: Iterator<Item = Duration>> Attempts<P> {
         // attempt: either settles it. While the transaction of that commit is still open, the claim
         // of the same key waits for it, and the database does not answer. Each lost commit is
         // settled by its own records only: the attempts may call different keys.
-        self.lost.retain(|lost| !calls.tell_of(&lost.records));
+        //
+        // A commit that did happen is settled only by the attempt whose body speaks for it: one
+        // that was answered with its effect, and whose result the caller gets. If that attempt
+        // fails after its body, a later one may call another key, fail, and know nothing of it.
+        let body_speaks = matches!(attempt, Attempt::Done(_));
+        self.lost.retain(|lost| {
+            let is_settled =
+                calls.tell_of(&lost.records) && (body_speaks || calls.found_none_of(&lost.records));
+            !is_settled
+        });
         let failed = match attempt {
+            Attempt::Failed(error) => return ControlFlow::Break(Err(self.last_word(error))),
             Attempt::Done(Err(error)) => return ControlFlow::Break(Err(self.last_word(error))),
             Attempt::Done(result) => return ControlFlow::Break(result),
             Attempt::Again(failed) => failed,
@@ -115,4 +128,58 @@ pub(crate) fn unknown_by_effect(detail: impl Into<String>) -> Error {
         .with_text(UNKNOWN, FIND_BY_EFFECT)
         .with_detail(detail)
         .would_repeat()
+}
+
+#[cfg(all(test, feature = "memory"))]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::time::Duration;
+
+    use super::{Attempt, Attempts, unknown_by_key};
+    use crate::engine::Calls;
+    use crate::key::KeyHash;
+    use crate::store::MemoryStore;
+    use crate::{Error, ErrorKind, Idempotency};
+
+    const KEY: KeyHash = KeyHash::from_bytes([7; 32]);
+
+    /// The calls of an attempt that looked for the record.
+    fn looked(is_there: bool) -> Calls {
+        let calls = Calls::default();
+        calls.answered(KEY, &Idempotency::new(MemoryStore::new()).inner.store);
+        if is_there {
+            calls.found(KEY);
+        } else {
+            calls.absent(KEY);
+        }
+        calls
+    }
+
+    /// The kind that the caller gets of an error of its own in the third attempt, after the commit
+    /// of the first one was lost, and `second` was the end of the second one.
+    fn told(second: Attempt<(), Error>, calls: &Calls) -> ErrorKind {
+        let mut attempts = Attempts::new(std::iter::repeat_n(Duration::ZERO, 3));
+        let lost = Attempt::Unknown { records: vec![KEY], error: unknown_by_key("lost") };
+        let own = || Error::config("declined");
+        assert!(attempts.after::<(), Error>(lost, &Calls::default()).is_continue());
+        if let ControlFlow::Break(ended) = attempts.after(second, calls) {
+            return ended.unwrap_err().kind();
+        }
+        match attempts.after::<(), Error>(Attempt::Done(Err(own())), &Calls::default()) {
+            ControlFlow::Break(Err(error)) => error.kind(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_commit_that_happened_is_settled_only_where_a_body_speaks_that_knows_of_it() {
+        let again = || Attempt::Again(Error::config("a deadlock"));
+        assert_eq!(told(again(), &looked(false)), ErrorKind::Config, "it did not happen");
+        assert_eq!(told(again(), &looked(true)), ErrorKind::NotStored, "its answer got no further");
+        let own = || Attempt::Done(Err(Error::config("declined")));
+        assert_eq!(told(own(), &looked(true)), ErrorKind::Config, "the body was answered");
+        assert_eq!(told(own(), &Calls::default()), ErrorKind::NotStored, "it has not looked");
+        let refused = Attempt::Failed(Error::config("the database refused the commit"));
+        assert_eq!(told(refused, &looked(true)), ErrorKind::NotStored, "the body does not know");
+    }
 }

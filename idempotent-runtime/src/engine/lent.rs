@@ -31,6 +31,8 @@ pub struct Calls(Mutex<Met>);
 struct Met {
     /// The keys for which the database has answered whether there is a record.
     answered: BTreeSet<KeyHash>,
+    /// Those of them that had no record.
+    absent: BTreeSet<KeyHash>,
     /// The keys whose result was there.
     found: Vec<KeyHash>,
     /// The records in the order in which they were written. Those of calls inside a body precede
@@ -87,6 +89,11 @@ impl Calls {
         met.answered.insert(key);
         met.store.get_or_insert_with(|| store.clone());
         Mark(met.written.len())
+    }
+
+    /// Records that there was no record of `key`: its claim was granted.
+    pub(super) fn absent(&self, key: KeyHash) {
+        self.met().absent.insert(key);
     }
 
     /// Records that a call was answered with an existing record.
@@ -148,6 +155,13 @@ impl Calls {
     pub fn tell_of(&self, records: &[KeyHash]) -> bool {
         let met = self.met();
         !records.is_empty() && records.iter().all(|key| met.answered.contains(key))
+    }
+
+    /// Returns true if none of `records` was there. One that was there shows that they were
+    /// committed, even if another one is absent: a savepoint of the body's own may have undone it.
+    pub fn found_none_of(&self, records: &[KeyHash]) -> bool {
+        let met = self.met();
+        records.iter().all(|key| met.absent.contains(key))
     }
 
     /// Returns true if a call has stored or held an error.

@@ -267,6 +267,9 @@ async fn take<X: SqlTransaction + ?Sized>(
                 return Err(too_late(&call, claim.token, transaction).await);
             }
             Claimed::Mine(grant) => {
+                if let Some(calls) = &calls {
+                    calls.absent(call.key);
+                }
                 return Ok(granted(call, grant, &scope, report, calls.zip(before), busy));
             }
             Claimed::Held(record) => record,

@@ -253,7 +253,7 @@ where
         Err(error) => {
             let is_passing = is_passing(&error);
             let error = not_begun(error).into();
-            return if is_passing { Attempt::Again(error) } else { Attempt::Done(Err(error)) };
+            return if is_passing { Attempt::Again(error) } else { Attempt::Failed(error) };
         }
     };
     let home = Home::<DB>::default();
@@ -284,7 +284,7 @@ where
     let Some(transaction) = transaction else {
         let detail = "the body had ended and its transaction was still in use, so it was not \
             committed";
-        return Attempt::Done(Err(Error::config(detail).into()));
+        return Attempt::Failed(Error::config(detail).into());
     };
     match commit(transaction, calls).await {
         Ok(()) => Attempt::Done(Ok(value)),
@@ -358,13 +358,13 @@ where
             } else {
                 unknown_by_effect(OVER)
             };
-            return Err(Attempt::Done(Err(error.into())));
+            return Err(Attempt::Failed(error.into()));
         }
         Err(error) => {
             let is_passing = is_passing_before_commit(&error);
             let error =
                 rolled_back("the connection failed before the commit", MAKE_AGAIN, error).into();
-            return Err(if is_passing { Attempt::Again(error) } else { Attempt::Done(Err(error)) });
+            return Err(if is_passing { Attempt::Again(error) } else { Attempt::Failed(error) });
         }
     }
     let Err(error) = transaction.commit().await else { return Ok(()) };
@@ -372,7 +372,7 @@ where
     Err(if of_server.is_some_and(is_rolled_back) {
         Attempt::Again(rolled_back("the database could not continue it", MAKE_AGAIN, error).into())
     } else if of_server.is_some_and(is_refused) {
-        Attempt::Done(Err(rolled_back("the database refused the commit", CORRECT, error).into()))
+        Attempt::Failed(rolled_back("the database refused the commit", CORRECT, error).into())
     } else {
         let records = calls.records();
         if records.is_empty() {

@@ -34,6 +34,8 @@ const FIRST_JOB: u64 = 1_000;
 const RETRIES: usize = 6;
 const PAUSE: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Longer than a commit takes to arrive: of a record that has expired by then, nothing shows it.
+const TTL: Duration = Duration::from_secs(3600);
 
 /// The keys of the jobs that a worker takes.
 pub fn jobs() -> impl Iterator<Item = u64> {
@@ -162,12 +164,14 @@ impl Worker {
         if refuses == Refuses::BeforeTheCall {
             return Attempt::Done(Err(Failure::Refused));
         }
-        let call = self.process.engine.call(OPERATION, job).ttl(world.plan.ttl);
+        let call = self.process.engine.call(OPERATION, job).ttl(TTL);
+        let mut has_run = false;
         let run = call.on_conflict(OnConflict::Wait(PATIENCE)).run_in(
             &mut *transaction,
             async |transaction: &mut Transaction| {
                 let value = transaction.effect().await.map_err(|_| unavailable())?;
                 effects.note(&value);
+                has_run = true;
                 Ok::<_, Failure>(value)
             },
         );
@@ -178,6 +182,11 @@ impl Worker {
             }
             Err(failure) => return Attempt::Done(Err(failure)),
         };
+        if !has_run {
+            // The worker was answered with what an attempt before has committed. What it says from
+            // here on, it says knowing that.
+            effects.is_known(&value);
+        }
         if refuses == Refuses::AfterTheCall {
             return Attempt::Done(Err(Failure::Refused));
         }
@@ -211,12 +220,17 @@ impl Effects {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(value.to_owned());
     }
 
+    fn is_known(&self, value: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|noted| noted != value);
+    }
+
     fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// S13: whoever is told that nothing happened has no effect that is committed, then or later.
+/// S13: whoever is told that nothing happened, and was not answered with the effect before, has
+/// none that is committed, then or later.
 pub fn denied_effects(entries: &[Entry]) -> impl Iterator<Item = Violation> {
     let denials = entries.iter().filter_map(|entry| match entry {
         Entry::NothingHappened { at, values, failure } => Some((at, values, failure)),
