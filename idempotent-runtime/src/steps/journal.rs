@@ -213,9 +213,14 @@ impl Journal {
         }
     }
 
-    /// Marks that `step` has ended.
+    /// Marks that `step` has ended. If its body was running, its outcome is unknown.
     pub(super) fn ended(&self, step: &StepId) {
-        self.steps().running.remove(step);
+        {
+            let mut steps = self.steps();
+            if steps.running.remove(step) == Some(Progress::Running) {
+                steps.unsettled = true;
+            }
+        }
         self.step_ended.notify_waiters();
     }
 
@@ -266,10 +271,8 @@ impl Journal {
     pub(crate) async fn settled(&self, engine: &Inner, patience: Duration) {
         let all_recorded = async {
             loop {
-                // Enabled before the check: a step that ends in between wakes it too.
+                // Created before the check: a step that ends in between wakes it too.
                 let step_ended = self.step_ended.notified();
-                tokio::pin!(step_ended);
-                step_ended.as_mut().enable();
                 if !self.steps().running.values().any(|progress| *progress == Progress::Recording) {
                     break;
                 }
@@ -307,10 +310,8 @@ impl Journal {
     /// up.
     async fn all_are_heard(&self) {
         loop {
-            // Enabled before the check: an answer that arrives in between wakes it too.
+            // Created before the check: an answer that arrives in between wakes it too.
             let step_ended = self.step_ended.notified();
-            tokio::pin!(step_ended);
-            step_ended.as_mut().enable();
             if self.steps().unheard == 0 {
                 return;
             }
@@ -348,9 +349,6 @@ impl Journal {
         engine: &Inner,
         end: Duration,
     ) -> Result<tokio::sync::MutexGuard<'_, Writer>, Unwritten> {
-        if let Ok(writer) = self.writer.try_lock() {
-            return Ok(writer);
-        }
         let left = end.saturating_sub(engine.clock.monotonic());
         tokio::select! {
             biased;
@@ -405,7 +403,7 @@ impl Steps {
             (step, Some(recorded)) => steps.insert(step, recorded),
             (step, None) => steps.remove(step),
         };
-        encode(steps.into_iter())
+        encode(&steps)
     }
 
     fn apply(&mut self, step: StepId, recorded: Option<Recorded>) {
