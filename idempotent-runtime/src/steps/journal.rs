@@ -183,13 +183,9 @@ impl Journal {
     }
 
     /// Rejects running anything once another attempt may do so.
-    pub(super) fn check_claim(&self, step: &StepId) -> Result<(), Error> {
-        self.check(&self.steps(), step)
-    }
-
     fn check(&self, steps: &Steps, step: &StepId) -> Result<(), Error> {
         let superseded = || self.refused(ErrorKind::Superseded, step).would_repeat();
-        if steps.closed || self.lease.has_body_ended() {
+        if steps.closed {
             return Err(superseded().with_detail("the body of the call has ended"));
         }
         if steps.superseded || self.lease.is_lost() {
