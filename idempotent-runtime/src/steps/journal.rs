@@ -323,7 +323,8 @@ impl Journal {
         let body = {
             let steps = self.steps();
             // The step will not run, so its start must not be written.
-            if steps.closed && matches!(change.1, Some(Recorded::Started)) {
+            let will_not_run = steps.closed || self.lease.is_lost();
+            if will_not_run && matches!(change.1, Some(Recorded::Started)) {
                 return Err(Unwritten::Superseded);
             }
             let (step, recorded) = (&change.0, change.1.as_ref());
