@@ -300,6 +300,38 @@ async fn a_step_for_whose_record_there_is_no_room_does_not_run() {
 }
 
 #[tokio::test]
+async fn a_large_result_does_not_take_the_room_of_a_step_that_runs_beside_it() {
+    let world = World::with(|builder| builder.max_result_size(300));
+    for _ in 0..2 {
+        let (small_runs, large_has_ended) = (Notify::new(), Notify::new());
+        let call = world.fulfil().run(async || {
+            let context = Context::current();
+            let large = async {
+                let large = context.step("a", async || {
+                    small_runs.notified().await;
+                    world.ledger.charge("large");
+                    // It fits as long as it is alone.
+                    Ok::<_, Error>("x".repeat(220))
+                });
+                let large = large.await;
+                large_has_ended.notify_one();
+                large
+            };
+            let small = context.step("b", async || {
+                small_runs.notify_one();
+                large_has_ended.notified().await;
+                world.act("small").await
+            });
+            let (large, small) = tokio::join!(large, small);
+            assert_eq!(small.unwrap(), "small done");
+            large
+        });
+        assert_eq!(call.await.unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+    assert_eq!(world.ledger.charges(), ["large", "small"]);
+}
+
+#[tokio::test]
 async fn a_store_that_refuses_checkpoints_leaves_the_record_to_its_policy() {
     let world = World::new();
     world.store.always(Operation::Checkpoint, Some(Fault::Refused(StoreErrorKind::Full)));
