@@ -279,6 +279,8 @@ impl Journal {
         tokio::select! {
             biased;
             () = all_recorded => {}
+            // Only a start can be on its way without being seen as a running step: of a step that
+            // will not run, so this is more careful than it has to be.
             () = engine.clock.sleep(patience) => self.unsettled(),
         }
     }
