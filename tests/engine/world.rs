@@ -118,6 +118,19 @@ impl World {
         }
     }
 
+    /// Finishes `future` while time passes, for at most `limit` on the clock of the engine.
+    pub async fn while_at_most<F: Future>(&self, limit: Duration, future: F) -> F::Output {
+        let over = self.clock.sleep(limit);
+        let future = async {
+            tokio::select! {
+                biased;
+                output = future => output,
+                () = over => panic!("it takes longer than {limit:?}"),
+            }
+        };
+        self.while_time_passes(future).await
+    }
+
     /// Waits for renewals that are long due: the thread that sends them may be late on a busy
     /// machine. Some are never sent, and each is waited for once: `seen` has the ends of leases,
     /// and how many renewals were sent before.
@@ -167,6 +180,12 @@ pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
         assert!(tokio::time::Instant::now() < deadline, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// Finishes `future`, for at most a deadline of real time.
+pub async fn in_time<F: Future>(what: &str, future: F) -> F::Output {
+    let output = tokio::time::timeout(PATIENCE, future).await;
+    output.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
 /// Polls `future` once.

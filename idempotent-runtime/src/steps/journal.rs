@@ -183,13 +183,9 @@ impl Journal {
     }
 
     /// Rejects running anything once another attempt may do so.
-    pub(super) fn check_claim(&self, step: &StepId) -> Result<(), Error> {
-        self.check(&self.steps(), step)
-    }
-
     fn check(&self, steps: &Steps, step: &StepId) -> Result<(), Error> {
         let superseded = || self.refused(ErrorKind::Superseded, step).would_repeat();
-        if steps.closed || self.lease.has_body_ended() {
+        if steps.closed {
             return Err(superseded().with_detail("the body of the call has ended"));
         }
         if steps.superseded || self.lease.is_lost() {
@@ -213,9 +209,14 @@ impl Journal {
         }
     }
 
-    /// Marks that `step` has ended.
+    /// Marks that `step` has ended. If its body was running, its outcome is unknown.
     pub(super) fn ended(&self, step: &StepId) {
-        self.steps().running.remove(step);
+        {
+            let mut steps = self.steps();
+            if steps.running.remove(step) == Some(Progress::Running) {
+                steps.unsettled = true;
+            }
+        }
         self.step_ended.notify_waiters();
     }
 
@@ -266,10 +267,8 @@ impl Journal {
     pub(crate) async fn settled(&self, engine: &Inner, patience: Duration) {
         let all_recorded = async {
             loop {
-                // Enabled before the check: a step that ends in between wakes it too.
+                // Created before the check: a step that ends in between wakes it too.
                 let step_ended = self.step_ended.notified();
-                tokio::pin!(step_ended);
-                step_ended.as_mut().enable();
                 if !self.steps().running.values().any(|progress| *progress == Progress::Recording) {
                     break;
                 }
@@ -280,6 +279,8 @@ impl Journal {
         tokio::select! {
             biased;
             () = all_recorded => {}
+            // Only a start can be on its way without being seen as a running step: of a step that
+            // will not run, so this is more careful than it has to be.
             () = engine.clock.sleep(patience) => self.unsettled(),
         }
     }
@@ -307,10 +308,8 @@ impl Journal {
     /// up.
     async fn all_are_heard(&self) {
         loop {
-            // Enabled before the check: an answer that arrives in between wakes it too.
+            // Created before the check: an answer that arrives in between wakes it too.
             let step_ended = self.step_ended.notified();
-            tokio::pin!(step_ended);
-            step_ended.as_mut().enable();
             if self.steps().unheard == 0 {
                 return;
             }
@@ -326,7 +325,8 @@ impl Journal {
         let body = {
             let steps = self.steps();
             // The step will not run, so its start must not be written.
-            if steps.closed && matches!(change.1, Some(Recorded::Started)) {
+            let will_not_run = steps.closed || self.lease.is_lost();
+            if will_not_run && matches!(change.1, Some(Recorded::Started)) {
                 return Err(Unwritten::Superseded);
             }
             let (step, recorded) = (&change.0, change.1.as_ref());
@@ -348,9 +348,6 @@ impl Journal {
         engine: &Inner,
         end: Duration,
     ) -> Result<tokio::sync::MutexGuard<'_, Writer>, Unwritten> {
-        if let Ok(writer) = self.writer.try_lock() {
-            return Ok(writer);
-        }
         let left = end.saturating_sub(engine.clock.monotonic());
         tokio::select! {
             biased;
@@ -405,7 +402,7 @@ impl Steps {
             (step, Some(recorded)) => steps.insert(step, recorded),
             (step, None) => steps.remove(step),
         };
-        encode(steps.into_iter())
+        encode(&steps)
     }
 
     fn apply(&mut self, step: StepId, recorded: Option<Recorded>) {

@@ -152,7 +152,7 @@ where
                     Err(error) => Err(Err(E::from(error))),
                 },
                 StageProjection::Starting { .. } => {
-                    let StageOwned::Starting { mut underway } =
+                    let StageOwned::Starting { underway } =
                         this.stage.as_mut().project_replace(Stage::Over)
                     else {
                         continue;
@@ -172,12 +172,12 @@ where
                             None => return Poll::Pending,
                         }
                     }
-                    let StageOwned::Running { mut underway, .. } =
+                    let StageOwned::Running { underway, .. } =
                         this.stage.as_mut().project_replace(Stage::Over)
                     else {
                         continue;
                     };
-                    match end_of_try(polled, &mut underway, || (this.next_pause)(this.body)) {
+                    match end_of_try(polled, &underway, || (this.next_pause)(this.body)) {
                         Ok(EndOfTry::Again(sleep)) => Ok(Stage::Pausing { sleep, underway }),
                         Ok(EndOfTry::Failed(error)) => record(underway.failed(), Err(error)),
                         Ok(EndOfTry::Finished(value)) => {
@@ -231,7 +231,7 @@ enum EndOfTry<T, E> {
 /// step at once.
 fn end_of_try<T, E: CallError>(
     polled: Poll<Result<T, E>>,
-    underway: &mut Underway,
+    underway: &Underway,
     next_pause: impl FnOnce() -> Option<Duration>,
 ) -> Result<EndOfTry<T, E>, E> {
     match polled {

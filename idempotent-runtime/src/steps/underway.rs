@@ -43,6 +43,7 @@ impl<T: Send + 'static> Future for Writing<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<T> {
         let Some(followed) = &mut self.followed else { return Poll::Pending };
         let polled = Pin::new(followed).poll(cx);
+        // Spares the drop of this a detour: nothing is missing any more.
         if polled.is_ready() {
             self.followed = None;
         }
@@ -117,16 +118,7 @@ pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
         Some(Recorded::NotEncodable) => return refused(ErrorKind::Encode, has_run),
     }
     let scope = scope.of_step(&context, id.clone());
-    let underway = Underway {
-        context,
-        engine,
-        journal,
-        id,
-        scope,
-        at_most_once,
-        timeout,
-        phase: Phase::Asked,
-    };
+    let underway = Underway { context, engine, journal, id, scope, at_most_once, timeout };
     underway.prepare().await?;
     Ok(Admitted::Run(underway))
 }
@@ -142,14 +134,6 @@ pub(super) struct Underway {
     scope: Scope,
     at_most_once: bool,
     timeout: Option<Duration>,
-    phase: Phase,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Asked,
-    Running,
-    Ended,
 }
 
 impl Underway {
@@ -165,7 +149,7 @@ impl Underway {
             let write = async move { writer.write(&engine, change).await };
             Writing::new(&self.engine, journal.clone(), write).await.map_err(did_not_run)?;
         }
-        journal.check_claim(&self.id)
+        Ok(())
     }
 
     fn refused(&self, kind: ErrorKind) -> Error {
@@ -203,8 +187,7 @@ impl Underway {
     }
 
     /// Runs the user's code as part of this step.
-    pub(super) fn enter<T>(&mut self, code: impl FnOnce() -> T) -> T {
-        self.phase = Phase::Running;
+    pub(super) fn enter<T>(&self, code: impl FnOnce() -> T) -> T {
         self.scope.enter(code)
     }
 
@@ -214,12 +197,11 @@ impl Underway {
     }
 
     /// Handles a try that took too long and was dropped. `Ok` if another one may follow.
-    pub(super) fn timed_out(&mut self) -> Result<(), Error> {
-        self.phase = Phase::Asked;
+    pub(super) fn timed_out(&self) -> Result<(), Error> {
+        // Whatever the next try says, this one may have had its effect.
         if let Some(journal) = &self.journal {
             journal.unsettled();
         }
-        self.goes_on(Progress::Asked);
         if self.at_most_once { Err(self.interrupted()) } else { Ok(()) }
     }
 
@@ -230,18 +212,16 @@ impl Underway {
     }
 
     /// The pause before the next try.
-    pub(super) fn pause(&mut self, pause: Duration) -> Sleep {
-        self.phase = Phase::Asked;
+    pub(super) fn pause(&self, pause: Duration) -> Sleep {
         self.goes_on(Progress::Asked);
         self.engine.clock.sleep(pause)
     }
 
     /// Handles an error of the step, which means that nothing happened: nothing stays recorded for
     /// it.
-    pub(super) fn failed(mut self) -> Option<Writing> {
-        self.phase = Phase::Ended;
-        let journal = self.journal.clone().filter(|_| self.at_most_once)?;
+    pub(super) fn failed(self) -> Option<Writing> {
         self.goes_on(Progress::Recording);
+        let journal = self.journal.clone().filter(|_| self.at_most_once)?;
         let engine = self.engine.clone();
         Some(Writing::new(&engine, journal.clone(), async move {
             if let Err(unwritten) = journal.write(&self.engine, (self.id.clone(), None)).await {
@@ -252,11 +232,7 @@ impl Underway {
     }
 
     /// Handles a result of the step.
-    pub(super) fn finished(
-        mut self,
-        result: Result<Box<RawValue>, NotEncodable>,
-    ) -> Option<Writing> {
-        self.phase = Phase::Ended;
+    pub(super) fn finished(self, result: Result<Box<RawValue>, NotEncodable>) -> Option<Writing> {
         self.goes_on(Progress::Recording);
         let journal = self.journal.clone()?;
         let engine = self.engine.clone();
@@ -281,10 +257,8 @@ impl Underway {
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        let Some(journal) = &self.journal else { return };
-        if self.phase == Phase::Running {
-            journal.unsettled();
+        if let Some(journal) = &self.journal {
+            journal.ended(&self.id);
         }
-        journal.ended(&self.id);
     }
 }

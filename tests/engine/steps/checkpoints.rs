@@ -9,10 +9,11 @@ use idempotency::store::{
     Checkpoint, Claim, CrashPolicy, Operation, Release, Store as _, StoreErrorKind, Token,
 };
 use idempotency::{Context, Error, ErrorKind};
+use tokio::sync::Notify;
 
 use super::hang;
 use crate::faults::{Fault, Gate};
-use crate::world::{LEASE, OPERATION, World, eventually, poll_once};
+use crate::world::{LEASE, OPERATION, World, eventually, in_time, poll_once};
 
 /// Gives up before a lease is renewed for the first time.
 pub fn impatient() -> World {
@@ -130,16 +131,55 @@ async fn nothing_further_runs_while_an_answer_is_missing_and_nothing_is_lost_whe
 }
 
 #[tokio::test]
+async fn a_step_that_ends_after_the_record_of_another_one_was_given_up_records_both() {
+    for fault in [Fault::LostRequest, Fault::LostAnswer] {
+        let world = impatient();
+        let given_up = Notify::new();
+        let failing = world.fulfil().run(async || {
+            let context = Context::current();
+            let reserve = async {
+                world.store.always(Operation::Checkpoint, Some(fault));
+                let error = world.step("reserve").await.unwrap_err();
+                world.store.always(Operation::Checkpoint, None);
+                given_up.notify_one();
+                error
+            };
+            let charge = context.step("charge", async || {
+                given_up.notified().await;
+                world.act("charge").await
+            });
+            let (error, charged) = tokio::join!(reserve, charge);
+            assert_eq!(error.kind(), ErrorKind::NotStored);
+            assert_eq!(charged.unwrap(), "charge done");
+            Err::<String, _>(error)
+        });
+        assert!(world.while_time_passes(failing).await.is_err());
+        let again = world.fulfil().run(async || {
+            world.step("reserve").await?;
+            world.step("charge").await
+        });
+        assert_eq!(again.await.unwrap(), "charge done");
+        assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+    }
+}
+
+impl World {
+    /// Another caller takes over behind this one's back.
+    pub(super) async fn is_taken_over(&self) {
+        let record = self.record(1).await.unwrap();
+        self.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+        let mut claim = Claim::new(record.key, Token::from_bits(7), OPERATION.into());
+        claim.policy = CrashPolicy::Resume;
+        self.memory.claim(claim).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn after_the_claim_was_lost_nothing_further_runs() {
     let world = World::new();
     let call = world.fulfil().run(async || {
         world.step("reserve").await?;
-        // Another caller takes over behind this one's back.
-        let record = world.record(1).await.unwrap();
-        world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
-        let mut claim = Claim::new(record.key, Token::from_bits(7), OPERATION.into());
-        claim.policy = CrashPolicy::Resume;
-        world.memory.claim(claim).await.unwrap();
+        world.is_taken_over().await;
         let late = world.step("charge").await.unwrap_err();
         assert_eq!((late.kind(), late.step()), (ErrorKind::Superseded, Some("charge")));
         assert!(!late.is_retryable() && !late.to_string().contains("retry"), "{late}");
@@ -260,6 +300,38 @@ async fn a_step_for_whose_record_there_is_no_room_does_not_run() {
 }
 
 #[tokio::test]
+async fn a_large_result_does_not_take_the_room_of_a_step_that_runs_beside_it() {
+    let world = World::with(|builder| builder.max_result_size(300));
+    for _ in 0..2 {
+        let (small_runs, large_has_ended) = (Notify::new(), Notify::new());
+        let call = world.fulfil().run(async || {
+            let context = Context::current();
+            let large = async {
+                let large = context.step("a", async || {
+                    small_runs.notified().await;
+                    world.ledger.charge("large");
+                    // It fits as long as it is alone.
+                    Ok::<_, Error>("x".repeat(220))
+                });
+                let large = large.await;
+                large_has_ended.notify_one();
+                large
+            };
+            let small = context.step("b", async || {
+                small_runs.notify_one();
+                large_has_ended.notified().await;
+                world.act("small").await
+            });
+            let (large, small) = tokio::join!(large, small);
+            assert_eq!(small.unwrap(), "small done");
+            large
+        });
+        assert_eq!(call.await.unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+    assert_eq!(world.ledger.charges(), ["large", "small"]);
+}
+
+#[tokio::test]
 async fn a_store_that_refuses_checkpoints_leaves_the_record_to_its_policy() {
     let world = World::new();
     world.store.always(Operation::Checkpoint, Some(Fault::Refused(StoreErrorKind::Full)));
@@ -373,6 +445,6 @@ async fn a_step_waits_for_the_answer_about_a_dropped_one_and_runs_then() {
         }
         assert!(!world.ledger.charges().contains(&"ship".to_owned()));
         gate.open();
-        assert_eq!(call.await.unwrap(), "ship done");
+        assert_eq!(in_time("the next step", call).await.unwrap(), "ship done");
     }
 }

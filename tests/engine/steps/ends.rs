@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use idempotency::record::State;
+use idempotency::step::StepRetry;
 use idempotency::store::{Operation, Reason};
 use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash};
 
 use super::hang;
 use crate::faults::{Fault, Gate};
-use crate::world::{World, eventually, poll_once};
+use crate::world::{World, eventually, in_time, poll_once};
 
 #[derive(Debug)]
 struct NoTruck;
@@ -96,6 +97,25 @@ async fn an_error_after_a_step_was_dropped_in_its_middle_is_not_taken_for_nothin
 }
 
 #[tokio::test]
+async fn an_error_after_a_step_was_dropped_between_two_tries_leaves_nothing() {
+    let world = World::new();
+    let call = world.call(1).run(async || {
+        let ship = async || {
+            world.ledger.charge("ask for a truck");
+            Err::<(), _>(NoTruck)
+        };
+        let ship = Context::current().step("ship", ship).retry(StepRetry::tries(2));
+        let mut ship = Box::pin(ship.into_future());
+        assert!(poll_once(&mut ship).is_pending(), "it pauses");
+        drop(ship);
+        Err::<(), _>(NoTruck)
+    });
+    assert!(call.await.is_err());
+    assert_eq!(world.ledger.charges(), ["ask for a truck"]);
+    assert!(world.record(1).await.is_none(), "the try said that nothing happened");
+}
+
+#[tokio::test]
 async fn a_held_error_keeps_the_steps_in_doubt() {
     let world = World::new();
     let call = world.fulfil().on_error(ErrorAction::Hold).run(async || {
@@ -136,7 +156,7 @@ async fn a_step_whose_caller_is_gone_is_recorded_before_the_next_attempt_begins(
     let mut next = Box::pin(world.fulfil().run(async || world.step("reserve").await));
     nothing_ends_the_claim(&world, async || assert!(poll_once(&mut next).is_pending())).await;
     gate.open();
-    assert_eq!(next.await.unwrap(), "reserve done");
+    assert_eq!(in_time("the next attempt", next).await.unwrap(), "reserve done");
     assert_eq!(world.ledger.charges(), ["reserve"]);
 }
 
@@ -163,7 +183,7 @@ async fn fail_with_a_step_on_its_way(world: &World, policy: ErrorAction) {
     .await;
     nothing_ends_the_claim(world, async || assert!(poll_once(&mut failing).is_pending())).await;
     gate.open();
-    assert!(failing.await.is_err());
+    assert!(in_time("the end of the body", failing).await.is_err());
     assert_eq!(world.record(1).await.unwrap().checkpoints, 1);
 }
 

@@ -11,7 +11,7 @@ use crate::faults::{Fault, Gate};
 use crate::world::{LEASE, OPERATION, World, eventually, poll_once};
 
 impl World {
-    async fn charge_once(&self) -> Result<String, Error> {
+    pub(super) async fn charge_once(&self) -> Result<String, Error> {
         Context::current().step("charge", || self.act("charge")).at_most_once().await
     }
 }
@@ -219,25 +219,67 @@ async fn a_start_whose_answer_came_too_late_is_left_out_of_the_next_checkpoint()
 }
 
 #[tokio::test]
-async fn a_step_whose_start_waits_for_another_record_does_not_run_once_the_claim_is_lost() {
+async fn a_step_whose_start_is_confirmed_after_the_lease_does_not_run() {
     let world = World::new();
     world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let gate = Gate::new();
-    world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
-    let mut call = Box::pin(world.fulfil().run(async || {
-        let (reserved, charged) = tokio::join!(world.step("reserve"), world.charge_once());
-        assert_eq!(charged.as_ref().unwrap_err().kind(), ErrorKind::Superseded);
-        reserved.and(charged)
-    }));
-    eventually("the record of the first step", async || {
+    world.store.next(Operation::Checkpoint, Fault::LateAnswer(gate.clone()));
+    let mut call = Box::pin(world.fulfil().run(async || world.charge_once().await));
+    eventually("the start", async || {
         assert!(poll_once(&mut call).is_pending());
         world.store.requests(Operation::Checkpoint) == 1
     })
     .await;
     world.clock.advance(LEASE);
     gate.open();
-    call.await.unwrap_err();
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Superseded);
+    assert_eq!(world.ledger.count(), 0);
+}
+
+#[tokio::test]
+async fn a_step_whose_start_waits_for_another_record_does_not_run_once_the_claim_is_lost() {
+    let world = World::new();
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
+    let gate = Gate::new();
+    world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
+    let call = world.fulfil().run(async || {
+        let mut reserve = Box::pin(world.step("reserve"));
+        eventually("the record of the first step", async || {
+            assert!(poll_once(&mut reserve).is_pending());
+            world.store.requests(Operation::Checkpoint) == 1
+        })
+        .await;
+        let mut charge = Box::pin(world.charge_once());
+        assert!(poll_once(&mut charge).is_pending(), "it waits for the first one");
+        world.clock.advance(LEASE);
+        gate.open();
+        reserve.await?;
+        charge.await
+    });
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Superseded);
     assert_eq!(world.ledger.charges(), ["reserve"]);
+    // It is not marked as started either.
+    let again = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        world.charge_once().await
+    });
+    assert_eq!(again.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+}
+
+#[tokio::test]
+async fn a_step_that_comes_after_the_lease_does_not_run_and_is_not_marked_as_started() {
+    let world = World::new();
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
+    let call = world.fulfil().run(async || {
+        world.clock.advance(LEASE);
+        world.charge_once().await
+    });
+    assert_eq!(call.await.unwrap_err().kind(), ErrorKind::Superseded);
+    assert_eq!(world.store.requests(Operation::Checkpoint), 0);
+    let again = world.fulfil().run(async || world.charge_once().await);
+    assert_eq!(again.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["charge"]);
 }
 
 #[tokio::test]

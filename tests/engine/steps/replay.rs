@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hang;
 use crate::faults::Fault;
-use crate::world::{LEASE, World};
+use crate::world::{LEASE, World, eventually, poll_once};
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Place {
@@ -255,6 +255,51 @@ async fn a_recorded_result_of_another_type_is_decode_and_runs_nothing() {
         world.fulfil().run(async || world.step("reserve").await).await.unwrap(),
         "reserve done"
     );
+}
+
+#[tokio::test]
+async fn a_recorded_result_is_not_replayed_once_the_body_has_ended() {
+    let world = World::new();
+    let kept = std::sync::Mutex::new(None);
+    let died = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        hang::<Result<(), Error>>().await
+    });
+    world.crash_after(1, 1, died).await;
+    {
+        let mut dropped = Box::pin(world.fulfil().run(async || {
+            *kept.lock().unwrap() = Some(Context::current());
+            hang::<Result<(), Error>>().await
+        }));
+        eventually("the body", async || {
+            assert!(poll_once(&mut dropped).is_pending());
+            kept.lock().unwrap().is_some()
+        })
+        .await;
+    }
+    let context = kept.lock().unwrap().take().unwrap();
+    let late = context.step_at("reserve", 0, || world.act("again")).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Superseded);
+    assert_eq!(world.ledger.charges(), ["reserve"]);
+}
+
+#[tokio::test]
+async fn a_step_that_is_polled_after_it_has_returned_panics_and_says_so() {
+    let world = World::new();
+    let call = world.fulfil().run(async || {
+        let context = Context::current();
+        for kind in [None, Some(ErrorKind::Config)] {
+            let mut step = Box::pin(context.step("reserve", || world.act("reserve")).into_future());
+            assert_eq!((&mut step).await.err().map(|error| error.kind()), kind);
+            let again = std::panic::AssertUnwindSafe(|| poll_once(&mut step));
+            let panic = std::panic::catch_unwind(again).unwrap_err();
+            let said = panic.downcast_ref::<&str>();
+            assert_eq!(said, Some(&"a step was polled after it had returned"));
+        }
+        Ok::<_, Error>(())
+    });
+    call.await.unwrap();
+    assert_eq!(world.ledger.charges(), ["reserve"]);
 }
 
 #[tokio::test]

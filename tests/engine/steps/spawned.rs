@@ -11,7 +11,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::hang;
 use crate::faults::{Fault, Gate};
-use crate::world::{OPERATION, World, eventually, poll_once};
+use crate::world::{OPERATION, World, eventually, in_time, poll_once};
 
 const RUNS: u64 = 100;
 
@@ -280,6 +280,76 @@ async fn a_step_that_runs_at_most_once_in_a_task_is_interrupted_for_the_next_cal
     assert_eq!(world.ledger.count(), 1);
 }
 
+#[tokio::test]
+async fn a_start_that_waits_for_another_record_when_the_body_ends_is_not_marked() {
+    let (world, gate, body_ends) = (world(), Gate::new(), Notify::new());
+    world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
+    let tasks = std::sync::Mutex::new(JoinSet::new());
+    let call = world.fulfil().run(async || {
+        let there = world.clone();
+        let mut reserve = Box::pin(async move { there.step("reserve").await }.in_current_call());
+        eventually("the record of the first step", async || {
+            assert!(poll_once(&mut reserve).is_pending());
+            world.store.requests(Operation::Checkpoint) == 1
+        })
+        .await;
+        let there = world.clone();
+        let mut charge = Box::pin(async move { there.charge_once().await }.in_current_call());
+        assert!(poll_once(&mut charge).is_pending(), "it waits for the first one");
+        let mut tasks = tasks.lock().unwrap();
+        tasks.spawn(reserve);
+        tasks.spawn(charge);
+        body_ends.notify_one();
+        Err::<String, _>(Declined)
+    });
+    let open = async {
+        body_ends.notified().await;
+        gate.open();
+    };
+    assert!(in_time("the end", async { tokio::join!(call, open).0 }).await.is_err());
+    tasks.into_inner().unwrap().join_all().await;
+    assert_eq!(world.ledger.charges(), ["reserve"]);
+    let resumed = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        world.charge_once().await
+    });
+    assert_eq!(resumed.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+}
+
+/// A task that has used up its share of the executor gets no lock before its next turn.
+#[tokio::test]
+async fn an_error_waits_for_a_step_that_has_ended_and_whose_task_has_to_wait_for_its_turn() {
+    for policy in [ErrorAction::Release, ErrorAction::Hold] {
+        let (world, has_charged) = (world(), Arc::new(Notify::new()));
+        let call = world.fulfil().on_error(policy).run(async || {
+            let (there, charged) = (world.clone(), has_charged.clone());
+            let step = async move {
+                let charge = async || {
+                    there.ledger.charge("charge");
+                    while tokio::task::coop::has_budget_remaining() {
+                        tokio::task::coop::consume_budget().await;
+                    }
+                    charged.notify_one();
+                    Ok::<_, Error>("charge done".to_owned())
+                };
+                Context::current().step("charge", charge).await
+            };
+            tokio::spawn(step.in_current_call());
+            has_charged.notified().await;
+            Err::<String, _>(Declined)
+        });
+        assert!(in_time("the end of the call", call).await.is_err());
+        let record = world.record(1).await.unwrap();
+        assert_eq!(record.checkpoints, 1, "it is on the record before the claim ends");
+        if policy == ErrorAction::Release {
+            let resumed = world.fulfil().run(async || world.step("charge").await);
+            assert_eq!(resumed.await.unwrap(), "charge done");
+        }
+        assert_eq!(world.ledger.charges(), ["charge"]);
+    }
+}
+
 /// A result is the call's: what still runs belongs to nobody, and does not run again for this key.
 #[tokio::test]
 async fn a_result_while_a_step_runs_in_a_task_is_the_result() {
@@ -355,7 +425,7 @@ async fn a_shutdown_leaves_the_record_to_nobody_before_a_step_that_has_ended_is_
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     gate.open();
-    assert_eq!(drained.await.unwrap().abandoned, 1);
+    assert_eq!(in_time("the shutdown", drained).await.unwrap().abandoned, 1);
     let there = world.other_process();
     assert_eq!(
         there.fulfil().run(async || there.step("reserve").await).await.unwrap(),

@@ -14,6 +14,9 @@ use crate::world::{World, eventually, poll_once};
 
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// More than all tries of a call take here.
+const LIMIT: Duration = Duration::from_secs(16);
+
 #[derive(Debug, PartialEq)]
 enum Refused {
     Busy(u32),
@@ -40,6 +43,7 @@ impl<'a> Provider<'a> {
 
     async fn ask(&self) -> Result<u32, Refused> {
         let asked = self.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        assert!(asked <= 5, "no step here is tried more often");
         self.world.ledger.charge(&format!("asked at {:?}", self.world.clock.monotonic()));
         tokio::task::yield_now().await;
         if asked <= self.busy { Err(Refused::Busy(asked)) } else { Ok(asked) }
@@ -115,7 +119,7 @@ async fn time_out(world: &World, at_most_once: bool) -> Error {
         if at_most_once { step.at_most_once().await } else { step.await }
     });
     let start = world.clock_now();
-    let error = world.while_time_passes(call).await.unwrap_err();
+    let error = world.while_at_most(LIMIT, call).await.unwrap_err();
     assert!(world.clock_now().saturating_sub(start) >= PAUSE);
     assert!(error.to_string().contains("longer than 2s"), "{error}");
     error
@@ -152,8 +156,48 @@ async fn under_hold_a_step_that_takes_too_long_is_in_doubt() {
     let call = world.call(1).on_crash(OnCrash::Hold).run(async || {
         Context::current().step("charge", hang::<Result<(), Refused>>).timeout(PAUSE).await
     });
-    assert!(world.while_time_passes(call).await.is_err());
+    assert!(world.while_at_most(LIMIT, call).await.is_err());
     assert_eq!(world.record(1).await.unwrap().state, State::InDoubt);
+}
+
+#[tokio::test]
+async fn a_try_that_says_that_nothing_happened_does_not_speak_for_one_that_took_too_long() {
+    let world = World::new();
+    let call = world.call(1).on_crash(OnCrash::Hold).run(async || {
+        let charge = async || {
+            world.ledger.charge("charge");
+            if world.ledger.count() == 1 {
+                hang::<()>().await;
+            }
+            Err::<(), _>(Refused::Busy(2))
+        };
+        let step = Context::current().step("charge", charge).timeout(PAUSE);
+        step.retry(StepRetry::tries(2)).await
+    });
+    assert_eq!(world.while_at_most(LIMIT, call).await.unwrap_err(), Refused::Busy(2));
+    assert_eq!(world.record(1).await.unwrap().state, State::InDoubt);
+    assert_eq!(world.ledger.charges(), ["charge", "charge"]);
+}
+
+#[tokio::test]
+async fn after_the_claim_was_lost_no_further_try_begins() {
+    let world = World::new();
+    let call = world.fulfil().run(async || {
+        let context = Context::current();
+        let charge = async || {
+            world.ledger.charge("charge");
+            Err::<(), _>(Refused::Busy(1))
+        };
+        let policy = StepRetry::tries(2).first_pause(PAUSE);
+        let mut charge = Box::pin(context.step("charge", charge).retry(policy).into_future());
+        assert!(poll_once(&mut charge).is_pending(), "it pauses");
+        world.is_taken_over().await;
+        assert_eq!(world.step("reserve").await.unwrap_err().kind(), ErrorKind::Superseded);
+        world.clock.advance(PAUSE);
+        charge.await
+    });
+    assert_eq!(call.await.unwrap_err(), Refused::Other(ErrorKind::Superseded));
+    assert_eq!(world.ledger.charges(), ["charge", "reserve"]);
 }
 
 #[tokio::test]
@@ -175,11 +219,11 @@ async fn each_try_has_the_whole_time() {
         })
     };
     // A try that took too long may have had its effect.
-    let once = world.while_time_passes(call(true)).await;
+    let once = world.while_at_most(LIMIT, call(true)).await;
     assert_eq!(once.unwrap_err(), Refused::Other(ErrorKind::StepInterrupted));
     assert_eq!(tries.swap(0, Ordering::Relaxed), 1);
     world.engine.record(crate::world::OPERATION, 1).forget().await.unwrap();
-    assert_eq!(world.while_time_passes(call(false)).await.unwrap(), "charged");
+    assert_eq!(world.while_at_most(LIMIT, call(false)).await.unwrap(), "charged");
     assert_eq!(tries.load(Ordering::Relaxed), 3);
 }
 
