@@ -74,8 +74,9 @@ impl<P: Iterator<Item = Duration>> Attempts<P> {
             !is_settled
         });
         let failed = match attempt {
-            Attempt::Failed(error) => return ControlFlow::Break(Err(self.last_word(error))),
-            Attempt::Done(Err(error)) => return ControlFlow::Break(Err(self.last_word(error))),
+            Attempt::Done(Err(error)) | Attempt::Failed(error) => {
+                return ControlFlow::Break(Err(self.last_word(error)));
+            }
             Attempt::Done(result) => return ControlFlow::Break(result),
             Attempt::Again(failed) => failed,
             Attempt::Unknown { records, error } => {
