@@ -206,8 +206,8 @@ enum Winner {
     /// first one, after an operator's answer or a removal: if it releases that, the next call runs
     /// the body.
     AtWork { is_successor: bool },
-    /// Another owner, which has left the record in doubt, or is gone: no caller runs the call, and the
-    /// next call does not run the body before it has verified the earlier attempts.
+    /// Another owner, which has left the record in doubt, or is gone: no caller runs the call, and
+    /// the next call does not run the body before it has verified the earlier attempts.
     InDoubt,
     /// The record was removed, belongs to another request by now, or is free for the next call to
     /// run.
