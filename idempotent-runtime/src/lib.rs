@@ -63,7 +63,7 @@ pub mod call {
     pub use crate::engine::{NoVerify, Run, Verify};
 }
 
-/// What may decide about the `Err` of a body, beside [`OnError`](crate::OnError).
+/// What may decide about the `Err` of a body, beside [`OnError`].
 pub mod error_policy {
     pub use crate::outcome::{Decision, ErrorPolicy};
 }

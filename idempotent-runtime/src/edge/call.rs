@@ -286,7 +286,7 @@ impl EdgeCall {
     ///
     /// The body runs where this future is polled. If it is dropped while the body runs, the outcome
     /// is unknown. Functions in the body that name no engine use the call's, unless the caller has
-    /// [set](Idempotency::scope) or [installed](Idempotency::install) another one.
+    /// [set](crate::WithEngine::with_engine) or [installed](Idempotency::install) another one.
     pub async fn run<T, B, F>(self, body: B) -> EdgeOutcome<T>
     where
         B: FnOnce(Turn) -> F,
