@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::edge::Extensions;
+use crate::engine::Extensions;
 use crate::engine::Inner;
 use crate::engine::lease::Lease;
 use crate::engine::scope::Scope;

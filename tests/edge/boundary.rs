@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const ALLOWED: &[&str] = &["clock", "edge", "error", "http", "key", "record", "store"];
 
 /// The files of the runtime crate, by their paths in its `src`, without comments.
-fn sources() -> BTreeMap<PathBuf, String> {
+pub fn sources() -> BTreeMap<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("idempotent-runtime/src");
     let (mut places, mut sources) = (vec![root.clone()], BTreeMap::new());
     while let Some(place) = places.pop() {
@@ -33,7 +33,7 @@ fn is_of_http(file: &Path) -> bool {
 }
 
 /// The first names after each `crate::` in `code`, also of `crate::{…}`.
-fn paths(code: &str) -> Vec<&str> {
+pub fn paths(code: &str) -> Vec<&str> {
     let is_inside = |before: &str| before.ends_with(|c: char| c.is_alphanumeric() || c == '_');
     let mut names = Vec::new();
     for (at, prefix) in code.match_indices("crate::") {

@@ -7,6 +7,7 @@ mod effects;
 mod ends;
 mod jobs;
 mod outcomes;
+mod rooms;
 mod scopes;
 mod turns;
 mod world;

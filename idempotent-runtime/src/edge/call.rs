@@ -5,12 +5,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::extensions::Extensions;
 use super::limits;
 use super::outcome::{EdgeOutcome, EdgeResult, End};
 use super::run::{of_body, run, run_detached, run_detached_verifying, run_verifying};
 use super::turn::{Attempt, Turn};
 use crate::Idempotency;
+use crate::engine::Extensions;
 use crate::engine::scope::Scope;
 use crate::engine::{Call, NoVerify, RecordHandle, Unprotected, Verify};
 use crate::error::{Error, ErrorKind};

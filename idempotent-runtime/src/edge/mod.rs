@@ -71,7 +71,6 @@
 //! ([`InProgress`](crate::ErrorKind::InProgress)), acknowledge nothing.
 
 mod call;
-mod extensions;
 mod outcome;
 mod run;
 mod turn;
@@ -79,8 +78,8 @@ mod turn;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::engine::Extensions;
 pub use call::EdgeCall;
-pub use extensions::Extensions;
 pub use outcome::{EdgeOutcome, EdgeResult, End};
 pub use turn::{Attempt, NotBegun, Turn, Waiting};
 

@@ -12,6 +12,7 @@ mod claim;
 mod client;
 mod duplicate;
 mod exit;
+mod extensions;
 mod finish;
 mod flight;
 pub(crate) mod followed;
@@ -54,6 +55,7 @@ pub use attempts::{Attempt, Attempts, unknown_by_key};
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::DuplicateRun;
+pub use extensions::Extensions;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
 pub use lent::{Calls, Lent};
 pub use loan::{Loan, lend};

@@ -6,10 +6,10 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::task::futures::TaskLocalFuture;
 
+use super::extensions::Extensions;
 use super::report::Receiver;
 use super::{Idempotency, Inner};
 use crate::context::Context;
-use crate::edge::Extensions;
 use crate::error::{Error, ErrorKind};
 use crate::steps::StepId;
 

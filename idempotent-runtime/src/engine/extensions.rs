@@ -4,13 +4,13 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::engine::scope::Scope;
+use super::scope::Scope;
 
 type Extension = Arc<dyn Any + Send + Sync>;
 
 /// The values that edges have put into the scope of the running body, at most one of each type.
 ///
-/// [`EdgeCall::extension`](super::EdgeCall::extension) adds one. It is found in the body, in the
+/// [`EdgeCall::extension`](crate::edge::EdgeCall::extension) adds one. It is found in the body, in the
 /// verification of an earlier attempt, in the calls that they make, and in tasks that run
 /// [`in_current_call`](crate::InCurrentCall::in_current_call).
 ///
