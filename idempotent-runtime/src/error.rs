@@ -55,8 +55,8 @@ pub enum ErrorKind {
     /// The claim was lost. Either another caller had taken the call over and its result is not
     /// known, or the record was removed or answered meanwhile and there is no result. A body that
     /// ran here may have left its effect, so the error is [retryable](Error::is_retryable) only
-    /// where a retry does not repeat that effect as if it had not happened: another caller has taken
-    /// the call over and is running it. The record then keeps that the body ran here, also if that
+    /// where a retry does not repeat that effect as if it had not happened: another caller took the
+    /// call over and is running it. The record then keeps that the body ran here, also if that
     /// caller releases its claim, and a retry gets the result of that caller or what
     /// [`OnCrash`](crate::OnCrash) decides about the attempts of both. It is not retryable if that
     /// caller has left the call in doubt, or runs it as a first one, because the record was removed
@@ -402,10 +402,11 @@ impl Error {
     /// [`InDoubt`](ErrorKind::InDoubt) is retryable only if a later call queries the outside world
     /// (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when.
     /// [`Superseded`](ErrorKind::Superseded) is not retryable if the body ran here, unless another
-    /// caller has taken the call over and is running it: the next call may repeat what it did. Nor is [`NotStored`](ErrorKind::NotStored) of a body in a transaction
-    /// of the user, or of a [fence](crate::Context::fence). Otherwise the same call after `NotStored`
-    /// learns the outcome; if nothing has reached the store by the end of the lease,
-    /// [`OnCrash`](crate::OnCrash) decides, and for a step its kind.
+    /// caller has taken the call over and is running it: the next call may repeat what it did.
+    /// Nor is [`NotStored`](ErrorKind::NotStored) of a body in a transaction of the user, or of a
+    /// [fence](crate::Context::fence). Otherwise the same call after `NotStored` learns the outcome;
+    /// if nothing has reached the store by the end of the lease, [`OnCrash`](crate::OnCrash)
+    /// decides, and for a step its kind.
     pub fn is_retryable(&self) -> bool {
         let will_ask = self.0.kind == ErrorKind::InDoubt && self.0.retry_after.is_some();
         let passes = matches!(

@@ -201,13 +201,13 @@ enum Winner {
     Own,
     /// It left a result, or an operator's answer.
     Answered(Arc<Record>),
-    /// Another owner, whose body runs. `is_successor`: its claim was taken over, so the record keeps
+    /// Another owner, whose body runs. `is_successor`: it took the claim over, so the record keeps
     /// that an earlier body ran, whatever this owner says at its end. Otherwise its claim was a
     /// first one, after an operator's answer or a removal: if it releases that, the next call runs
     /// the body.
     AtWork { is_successor: bool },
     /// Another owner, which has left the record in doubt, or is gone: no caller runs the call, and
-    /// the next call does not run the body before it has verified the earlier attempts.
+    /// the next one does not run the body before it has verified the earlier attempts.
     InDoubt,
     /// The record was removed, belongs to another request by now, or is free for the next call to
     /// run.
