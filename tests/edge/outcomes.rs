@@ -47,7 +47,7 @@ async fn a_result_that_is_too_large_is_lost_for_every_later_caller() {
 #[tokio::test]
 async fn an_owner_that_was_overtaken_learns_the_result_and_keeps_its_own_value() {
     let world = World::new();
-    world.store.leave_renewals_unanswered();
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let other = call(&world.other_process()).on_crash(OnCrash::Retry);
     let overtaken = async |_| {
         world.clock.advance(LEASE * 2);

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use idempotency::edge::{EdgeOutcome, End, NotBegun, Turn};
 use idempotency::record::State;
+use idempotency::store::Operation;
+use idempotency::testing::Fault;
 use idempotency::{Context, Error, ErrorKind, OnCrash};
 use tokio::sync::Notify;
 
@@ -59,7 +61,7 @@ async fn a_shutdown_gives_up_a_body_whose_turn_has_come() -> Result<(), Error> {
 #[tokio::test]
 async fn a_turn_does_not_come_after_the_claim_has_ended() {
     let world = World::new();
-    world.store.leave_renewals_unanswered();
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
     let late = async |turn: Turn| {
         let waiting = turn.wait();
         world.clock.advance(crate::world::LEASE * 2);

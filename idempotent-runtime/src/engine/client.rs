@@ -248,7 +248,10 @@ impl StoreClient {
         let answer = tokio::select! {
             biased;
             answer = &mut request => {
-                answer.unwrap_or_else(|panic| Err(unavailable(operation).with_source(panic)))
+                answer.unwrap_or_else(|panic| {
+                    let detail = panic.to_string();
+                    Err(unavailable(operation).with_detail(detail).with_source(panic))
+                })
             }
             () = self.clock.sleep(patience) => Err(no_answer_within(operation, patience)),
         };

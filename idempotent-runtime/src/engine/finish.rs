@@ -330,6 +330,9 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
             Ok(written) if late::is_overtaken(&running, false, Some(written)) => {
                 late::overtaken_without_result(&mut running).await;
             }
+            Ok(written) if written.is_done() => {
+                running.call.tell(What::InDoubt { reason: Reason::Error });
+            }
             Ok(_) => {}
             Err(error) => {
                 tracing::error!(key = %park.key, %error,
@@ -360,6 +363,7 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
     let lease = running.lease.clone();
     running.tell(&verdict, Outcome::NotStored);
     let Some(place) = place else {
+        call.tell(What::NeverStored);
         running.conclude(None);
         return verdict;
     };

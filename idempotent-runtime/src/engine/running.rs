@@ -318,10 +318,16 @@ impl Drop for Running {
                 let park = self.parking(reason, self.rest());
                 keeper.finish(async move {
                     drop(kept);
-                    if let Err(error) = engine.store.park(Budget::of(budget), park).await {
-                        tracing::warn!(key = %park.key, %error,
-                            "a question without an answer could not be recorded; the next caller \
-                             asks when the lease has expired");
+                    match engine.store.park(Budget::of(budget), park).await {
+                        Ok(written) if written.is_done() => {
+                            engine.observers.tell(None, Some(&park.key), What::InDoubt { reason });
+                        }
+                        Ok(_) => {}
+                        Err(error) => {
+                            tracing::warn!(key = %park.key, %error,
+                                "a question without an answer could not be recorded; the next \
+                                 caller asks when the lease has expired");
+                        }
                     }
                     drop(leader);
                 });
@@ -389,6 +395,9 @@ pub(super) async fn leave(
         journal.close();
         journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
     }
+    // Read again after that wait: meanwhile the body may have ended in an error that is held, and
+    // then no call may run it again, whatever was decided before.
+    let left = if lease.may_be_taken_over() { left } else { Left::InDoubt };
     let budget = Budget::of(budget);
     let written = match left {
         Left::ToTheNextCall => engine.store.abandon(budget, Abandon::new(key, token, reason)).await,
@@ -402,4 +411,38 @@ pub(super) async fn leave(
             "an unknown outcome could not be recorded; the policy applies when the lease expires");
     };
     written.inspect_err(failed).ok()
+}
+
+#[cfg(all(test, feature = "memory", feature = "testing"))]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Left, leave};
+    use crate::Idempotency;
+    use crate::engine::lease::Lease;
+    use crate::key::KeyHash;
+    use crate::store::{Claim, Claimed, CrashPolicy, MemoryStore, Reason, State, Store, Token};
+
+    const LEASE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn a_record_that_its_owner_holds_is_not_left_to_the_next_call_whatever_was_decided_before()
+     {
+        let store = MemoryStore::new();
+        let engine = Idempotency::new(store.clone()).inner;
+        let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(9));
+        let mut claim = Claim::new(key, token, "payments.charge".into());
+        (claim.policy, claim.lease) = (CrashPolicy::Retry, LEASE);
+        let granted = store.claim(claim).await.unwrap();
+        assert!(matches!(granted, Claimed::Mine(_)), "{granted:?}");
+        let sent = engine.clock.monotonic();
+        let clock = engine.clock.clone();
+        let lease = Lease::new((key, token), CrashPolicy::Retry, LEASE, sent, LEASE, clock);
+        // As in a shutdown that decides while the body still runs, and waits for its steps.
+        let decided = (Reason::ShutDown, Left::ToTheNextCall);
+        lease.hold();
+        leave(&engine, &lease, decided, LEASE).await.unwrap();
+        let record = store.read(key).await.unwrap().unwrap();
+        assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::ShutDown)));
+    }
 }

@@ -100,12 +100,15 @@ impl Leaves {
 }
 
 impl InClaim {
-    /// Reports the end of the call, and records for the creator of the transaction what it has left
-    /// there.
-    fn end(&mut self, leaves: Leaves, outcome: Outcome) {
+    /// Reports the end of the call.
+    fn exits(&mut self, outcome: Outcome) {
         if let Some(exit) = self.exit.take() {
             exit.end(outcome);
         }
+    }
+
+    /// Records for the creator of the transaction what the call has left there.
+    fn leaves(&self, leaves: Leaves) {
         let Some((calls, before)) = &self.calls else { return };
         if leaves != Leaves::Result {
             calls.undid(*before);
@@ -407,20 +410,23 @@ impl<R, P> InTransaction<R, P> {
         claim.ended.store(true, Ordering::Release);
         let error = match (ended, refused) {
             (Ok(true), None) => {
-                claim.end(leaves, own);
+                claim.leaves(leaves);
+                claim.exits(own);
                 return result;
             }
             // The body's own error comes first: it may be what broke the transaction. What it wrote
             // is undone also where its error cannot be stored.
             (ended, _) if !is_kept => {
+                claim.leaves(Leaves::Nothing);
                 if keeps_error && ended.is_err_and(|error| !is_over(&error)) {
                     undo(call, token, transaction).await;
                 }
-                claim.end(Leaves::Nothing, Outcome::Released);
+                claim.exits(Outcome::Released);
                 return result;
             }
             (Ok(true), Some(error)) => {
-                claim.end(Leaves::Nothing, Outcome::Unkept);
+                claim.leaves(Leaves::Nothing);
+                claim.exits(Outcome::Unkept);
                 return reader.answer(Answer::Refused(error));
             }
             (Ok(false), _) => call.refused(ErrorKind::Superseded).with_detail(
@@ -432,9 +438,12 @@ impl<R, P> InTransaction<R, P> {
             ErrorKind::Superseded => Outcome::Superseded,
             _ => Outcome::NotStored,
         };
+        // Recorded before the wait, in which this may be dropped: the creator of the transaction
+        // must not take it for a call that has left its record there.
+        claim.leaves(Leaves::Nothing);
         // The caller gets an error, and finds no record if it commits all the same.
         undo(call, token, transaction).await;
-        claim.end(Leaves::Nothing, outcome);
+        claim.exits(outcome);
         reader.answer(Answer::Refused(error))
     }
 }

@@ -119,14 +119,16 @@ pub enum What<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The body ran here, and its result is stored.
+    /// The body ran here, and its result is stored. In the user's own transaction it is stored once
+    /// that is committed.
     Executed,
     /// The body ran here, and its error is stored as the result.
     Failed,
-    /// The body ran here, and its error released the claim: the next call runs.
+    /// The body ran here, and its error releases the claim: the next call runs. If the store does not
+    /// answer, the background goes on releasing it.
     Released,
-    /// The body ran here, and its error, or its steps, keep the record in doubt or for the next
-    /// attempt.
+    /// The body ran here, or the outside world was asked, and the record is left in doubt or to the
+    /// next attempt: because of the error, of the steps, or of an answer that is not known yet.
     Held,
     /// The body ran here, and its result could not be kept: it is too large, or cannot be encoded.
     Unkept,
@@ -136,9 +138,10 @@ pub enum Outcome {
     Refused(ErrorKind),
     /// The body ran here, and another party decided the call meanwhile.
     Superseded,
-    /// The body ran here, and its result could not be stored. The background continues.
+    /// The body ran here, and its result could not be stored. The background continues if it has a
+    /// place for it: [`What::StoredLate`] or [`What::NeverStored`] follows.
     NotStored,
-    /// The future of the call was dropped.
+    /// The future of the call was dropped, before or after its body began.
     Dropped,
     /// The body panicked.
     Panicked,
