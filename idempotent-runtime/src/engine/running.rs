@@ -85,8 +85,8 @@ impl Running {
         engine.keeper.keep(&lease);
         leader.runs_under(&lease);
         if engine.is_closed() {
-            // Too late for the shutdown to take the claim away. Its body never begins, and its
-            // lease is not renewed until that is noticed.
+            // Too late for the shutdown to take the claim away. Its body never begins: `start` will
+            // notice, and until then nobody needs the lease.
             lease.stop_renewal();
         }
         let adoption = Adoption::new(claim, &grant);
@@ -264,7 +264,7 @@ impl Running {
         }
     }
 
-    /// How far the attempt came.
+    /// How far the attempt came. Once `finish` has begun this is `Begun`, also for a verification.
     pub(super) fn came_to(&self) -> settle::Phase {
         match self.phase {
             Phase::Granted => settle::Phase::Claimed,
@@ -354,7 +354,7 @@ impl Drop for Running {
                     keeper.finish(rest);
                 }
             }
-            // Nothing has begun.
+            // `ReleaseUnused`: nothing has begun.
             _ => {
                 let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
                 keeper.finish(async move {
@@ -381,8 +381,20 @@ impl Drop for Kept {
     }
 }
 
+/// Waits for steps that have ended and are being written, so that their results are on the record
+/// before the next caller gets it. No step begins afterwards.
+pub(super) async fn settle_steps(engine: &super::Inner, lease: &Lease, budget: Duration) {
+    if let Some(journal) = lease.journal() {
+        journal.close();
+        journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
+    }
+}
+
 /// Leaves a record whose outcome is unknown to the next call, or in doubt, at once. If that fails,
 /// the lease expires. Returns `None` if the store has not answered.
+///
+/// The steps have been waited for, while the lease was still renewed: otherwise that wait could use
+/// up what is left of it.
 pub(super) async fn leave(
     engine: &super::Inner,
     lease: &Lease,
@@ -390,12 +402,7 @@ pub(super) async fn leave(
     budget: Duration,
 ) -> Option<Written> {
     let (key, token) = (lease.key, lease.token);
-    // The results of steps that ended before this are on the record before the next caller gets it.
-    if let Some(journal) = lease.journal() {
-        journal.close();
-        journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
-    }
-    // Read again after that wait: meanwhile the body may have ended in an error that is held, and
+    // Read again after the wait for the steps: meanwhile the body may have ended in an error that is held, and
     // then no call may run it again, whatever was decided before.
     let left = if lease.may_be_taken_over() { left } else { Left::InDoubt };
     let budget = Budget::of(budget);
