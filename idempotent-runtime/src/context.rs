@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
@@ -13,6 +13,7 @@ use crate::engine::lease::Lease;
 use crate::engine::scope::Scope;
 use crate::error::{CLAIM_LOST, Error, ErrorKind};
 use crate::key::{KeyHash, derive, derive_in_step};
+use crate::lock::Mutex;
 use crate::outcome::refused;
 use crate::steps::Journal;
 use crate::store::{Grant, StoreErrorKind, Token};
@@ -311,7 +312,7 @@ impl Context {
 
     /// The value of type `T` of this attempt, created when it is first requested.
     pub(crate) fn extension<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
-        let extensions = || self.0.extensions.lock().unwrap_or_else(PoisonError::into_inner);
+        let extensions = || self.0.extensions.lock();
         let found = extensions().shared();
         found.unwrap_or_else(|| {
             // Created without the lock, which its constructor may need.

@@ -20,6 +20,7 @@ mod first_poll;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod key;
+mod lock;
 #[cfg(feature = "memory")]
 mod memory;
 #[cfg(feature = "mysql")]
@@ -50,6 +51,14 @@ pub mod store;
 pub mod task;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(any(
+    feature = "memory",
+    feature = "redis",
+    feature = "postgres",
+    feature = "mysql",
+    feature = "sqlite"
+))]
+mod waiters;
 
 pub use context::Context;
 pub use engine::{Builder, Call, Idempotency, Report, with_report};
