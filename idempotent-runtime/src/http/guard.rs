@@ -3,8 +3,8 @@
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -24,7 +24,6 @@ use crate::Verdict;
 use crate::clock::Timestamp;
 use crate::edge::{Attempt, EdgeCall, EdgeOutcome, EdgeResult};
 use crate::error::Error;
-use crate::lock::Mutex;
 
 /// One request whose key is known.
 pub(super) struct Guard {

@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{self, AtomicBool};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,7 +26,6 @@ use super::{BoxError, headers};
 use crate::Context;
 use crate::clock::Timestamp;
 use crate::edge::{Attempt, End, Turn};
-use crate::lock::Mutex;
 
 /// A service behind the layer, with the bounds that a task of its own requires.
 pub(super) trait Handles<B, R>:
@@ -64,7 +63,7 @@ pub(super) type Unhandled<S, B> = Arc<Mutex<Option<(S, Request<RequestBody<B>>)>
 
 /// Takes the service and its request if the handler has not begun.
 pub(super) fn take<S, B>(unhandled: &Unhandled<S, B>) -> Option<(S, Request<RequestBody<B>>)> {
-    unhandled.lock().take()
+    unhandled.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// The response of the handler, for the request that waits for it.

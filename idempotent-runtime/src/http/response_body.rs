@@ -1,7 +1,7 @@
 //! The body of a response as the client receives it.
 
 use std::pin::Pin;
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -10,8 +10,6 @@ use http_body_util::Full;
 use pin_project_lite::pin_project;
 
 use super::BoxError;
-
-use crate::lock::Mutex;
 
 pin_project! {
     /// The body of a response of the layer: the handler's own, or one from a record.
@@ -79,7 +77,7 @@ impl<B> Passage<B> {
     }
 
     fn passed(&self) -> MutexGuard<'_, Passed<B>> {
-        self.0.lock()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Applies a change and wakes the client, unless it has disconnected. The waker is called after
@@ -224,7 +222,7 @@ impl<B> OpenEnd<B> {
     }
 
     fn place(&self) -> MutexGuard<'_, Option<HeldEnd<B>>> {
-        self.0.lock()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores the end: all of the body has been read, or all that is read here.

@@ -1,10 +1,9 @@
 //! Requests of a body that only their address identifies.
 
 use std::collections::HashSet;
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::edge::Attempt;
-use crate::lock::Mutex;
 
 /// The keys of those that are in flight or were answered, in one attempt of a body.
 #[derive(Default)]
@@ -12,7 +11,7 @@ struct Unlabelled(Mutex<HashSet<String>>);
 
 impl Unlabelled {
     fn keys(&self) -> MutexGuard<'_, HashSet<String>> {
-        self.0.lock()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
