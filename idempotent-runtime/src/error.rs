@@ -345,7 +345,7 @@ impl Error {
     }
 
     /// Returns true if the body ran here, and what it did may be done again by the next call.
-    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+    #[cfg(any(feature = "__sql", feature = "testing"))]
     pub(crate) fn has_repeated_effects(&self) -> bool {
         self.0.would_repeat
     }

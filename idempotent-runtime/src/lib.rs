@@ -40,9 +40,9 @@ pub mod private;
 #[cfg(feature = "redis")]
 mod redis;
 mod registry;
-#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__external")]
 mod runtime;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__sql")]
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -51,13 +51,7 @@ pub mod store;
 pub mod task;
 #[cfg(feature = "testing")]
 pub mod testing;
-#[cfg(any(
-    feature = "memory",
-    feature = "redis",
-    feature = "postgres",
-    feature = "mysql",
-    feature = "sqlite"
-))]
+#[cfg(any(feature = "memory", feature = "__external"))]
 mod waiters;
 
 pub use context::Context;

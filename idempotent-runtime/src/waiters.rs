@@ -40,7 +40,7 @@ impl<K: Eq + Hash, W> Waiters<K, W> {
     }
 }
 
-#[cfg(any(feature = "memory", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(any(feature = "memory", feature = "__sql"))]
 impl<K: Eq + Hash, W> Waiters<K, W> {
     /// The waiters of `key`.
     pub(crate) fn of<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> impl Iterator<Item = &W>
@@ -67,7 +67,7 @@ impl<K: Eq + Hash, W> Waiters<K, W> {
     }
 }
 
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__sql")]
 impl<K: Copy + Eq + Hash, W> Waiters<K, W> {
     /// The keys with a waiter that `is_meant`.
     pub(crate) fn keys(&self, is_meant: impl Fn(&W) -> bool) -> Vec<K> {

@@ -47,7 +47,7 @@ struct Met {
 
 #[derive(Debug)]
 #[cfg_attr(
-    not(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing")),
+    not(any(feature = "__sql", feature = "testing")),
     expect(dead_code, reason = "only `in_transaction` looks, which needs a database")
 )]
 struct Written {
@@ -121,7 +121,7 @@ impl Calls {
     }
 }
 
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 impl Calls {
     /// Lets the calls in the transaction whose connection is at `place` find this, until the
     /// returned guard is dropped.
@@ -172,11 +172,11 @@ impl Calls {
 }
 
 /// A guard that exists for as long as a transaction is lent.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 #[derive(Debug)]
 pub struct Lent(usize);
 
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 impl Drop for Lent {
     fn drop(&mut self) {
         lent().remove(&self.0);

@@ -1,7 +1,7 @@
 //! The engine: takes a call to its answer.
 
 mod admission;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 mod attempts;
 mod beside;
 mod bound;
@@ -51,15 +51,15 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub(crate) use admission::{Admission, admit};
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__sql")]
 pub(crate) use attempts::unknown_by_effect;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 pub use attempts::{Attempt, Attempts, unknown_by_key};
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::DuplicateRun;
 pub use extensions::Extensions;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 pub use lent::{Calls, Lent};
 pub use loan::{Loan, lend};
 pub use operations::Site;

@@ -22,7 +22,7 @@
 //! one process does not hold between processes. The suite itself is tested with a list of broken
 //! stores, `tests/conformance/broken` in the repository.
 
-#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__external")]
 pub(crate) mod bounds;
 mod capability;
 pub(crate) mod codes;
