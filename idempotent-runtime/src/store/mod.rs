@@ -25,6 +25,8 @@
 #[cfg(feature = "__external")]
 pub(crate) mod bounds;
 mod capability;
+#[cfg(feature = "__sql")]
+pub(crate) mod cas;
 pub(crate) mod codes;
 mod dynamic;
 pub mod envelope;
