@@ -86,7 +86,7 @@ impl Running {
         leader.runs_under(&lease);
         if engine.is_closed() {
             // Too late for the shutdown to take the claim away. Its body never begins: `start` will
-            // notice, and until then nobody needs the lease.
+            // notice, and until then no call needs the lease.
             lease.stop_renewal();
         }
         let adoption = Adoption::new(claim, &grant);
