@@ -99,14 +99,12 @@ pub(crate) async fn admit(request: Request) -> Admission {
 async fn admit_by_store(call: Arc<Checked>, scope: Scope, report: Report) -> Admission {
     let mut exit = Exit::new(&call, &scope, report);
     let report = &mut exit.report;
-    // Counted once, however many records the call waits for.
-    let clock = &call.engine.clock;
-    let deadline = call.patience().map(|patience| clock.monotonic().saturating_add(patience));
+    let deadlines = Deadlines::of(&call);
     let sought = match &call.windowed {
-        None => seek_in_store(&call, deadline, &scope, report)
+        None => seek_in_store(&call, deadlines, &scope, report)
             .await
             .map(|sought| (call.clone(), sought)),
-        Some(windowed) => seek_in_windows(&call, windowed, deadline, &scope, report).await,
+        Some(windowed) => seek_in_windows(&call, windowed, deadlines, &scope, report).await,
     };
     match sought {
         Ok((call, Sought::Found(record, source))) => {
@@ -144,22 +142,43 @@ fn refuse(call: &Checked, scope: &Scope, report: Report, error: Error) -> Admiss
     Admission::Answer(Answer::Refused(error))
 }
 
+/// The deadlines of a call, on the monotonic clock. They count from its beginning, however many
+/// records and leaders it waits for.
+#[derive(Clone, Copy)]
+pub(super) struct Deadlines {
+    /// The end of its waiting for a call that runs; `None` if it does not wait.
+    waits: Option<Duration>,
+    /// The end of its following of other callers in this process.
+    follows: Duration,
+}
+
+impl Deadlines {
+    fn of(call: &Checked) -> Self {
+        let now = call.engine.clock.monotonic();
+        let waits = call.patience().map(|patience| now.saturating_add(patience));
+        // A caller that does not wait still learns what the store answers its leaders. All of them
+        // together take no longer than a claim of its own.
+        let claim = call.engine.settings.claim_timeout;
+        Self { waits, follows: waits.unwrap_or_else(|| now.saturating_add(claim)) }
+    }
+}
+
 pub(super) enum Sought {
     Found(Arc<Record>, Source),
     Running(Box<Running>),
 }
 
-/// Finds an answer or acquires a claim. Waits for other callers until `deadline` on the monotonic
-/// clock, or not at all.
+/// Finds an answer or acquires a claim. Waits for other callers until their deadline, or not at
+/// all.
 pub(super) async fn seek(
     call: &Arc<Checked>,
-    deadline: Option<Duration>,
+    deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
 ) -> Result<Sought, Error> {
     match at_hand(call, scope)? {
         Some((record, source)) => Ok(Sought::Found(record, source)),
-        None => seek_in_store(call, deadline, scope, report).await,
+        None => seek_in_store(call, deadlines, scope, report).await,
     }
 }
 
@@ -197,7 +216,7 @@ fn at_hand(call: &Checked, scope: &Scope) -> Result<Option<(Arc<Record>, Source)
 /// Leads or follows until there is an answer or a claim.
 async fn seek_in_store(
     call: &Arc<Checked>,
-    deadline: Option<Duration>,
+    deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
 ) -> Result<Sought, Error> {
@@ -208,6 +227,7 @@ async fn seek_in_store(
             .with_detail("the thread that renews leases could not be started")
             .with_source(error)
     })?;
+    let deadline = deadlines.waits;
     // True once this caller has waited for another call, here or elsewhere, or learned of one.
     let mut has_met = report.waited;
     loop {
@@ -238,7 +258,7 @@ async fn seek_in_store(
                 }
             }
             Seat::Follower(flight) => {
-                let answer = follow(call, &flight, deadline, report).await?;
+                let answer = follow(call, &flight, deadlines, report).await?;
                 // Also if this follower did not see the stage in which the leader met another call.
                 has_met |= report.waited || flight.has_met();
                 match answer {
@@ -512,23 +532,19 @@ fn in_words(duration: Duration) -> String {
 async fn follow(
     call: &Checked,
     flight: &Flight,
-    deadline: Option<Duration>,
+    deadlines: Deadlines,
     report: &mut Report,
 ) -> Result<Option<Answer>, Error> {
     let clock = &call.engine.clock;
     let Some(_waiting) = Waiting::enter(&call.engine) else { return Err(in_progress(call, None)) };
-    // A caller that does not wait still learns what the store answers the leader. That takes no
-    // longer than a claim of its own.
-    let deadline_or_answer = deadline
-        .unwrap_or_else(|| clock.monotonic().saturating_add(call.engine.settings.claim_timeout));
-    let out_of_time = clock.sleep(deadline_or_answer.saturating_sub(clock.monotonic()));
+    let out_of_time = clock.sleep(deadlines.follows.saturating_sub(clock.monotonic()));
     tokio::pin!(out_of_time);
     loop {
         // Created before the stage is read: a change in between wakes it too.
         let changed = flight.changed();
         match flight.stage() {
             Stage::Asking => {}
-            Stage::Busy if deadline.is_none() => return Err(in_progress(call, None)),
+            Stage::Busy if deadlines.waits.is_none() => return Err(in_progress(call, None)),
             Stage::Busy => report.waited = true,
             Stage::Answered(answer) => return Ok(Some(answer)),
             Stage::Vacant => return Ok(None),
