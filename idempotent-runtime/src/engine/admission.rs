@@ -99,12 +99,14 @@ pub(crate) async fn admit(request: Request) -> Admission {
 async fn admit_by_store(call: Arc<Checked>, scope: Scope, report: Report) -> Admission {
     let mut exit = Exit::new(&call, &scope, report);
     let report = &mut exit.report;
-    let deadlines = Deadlines::of(&call);
+    let (deadlines, mut has_met) = (Deadlines::of(&call), false);
     let sought = match &call.windowed {
-        None => seek_in_store(&call, deadlines, &scope, report)
+        None => seek_in_store(&call, deadlines, &scope, report, &mut has_met)
             .await
             .map(|sought| (call.clone(), sought)),
-        Some(windowed) => seek_in_windows(&call, windowed, deadlines, &scope, report).await,
+        Some(windowed) => {
+            seek_in_windows(&call, windowed, deadlines, &scope, report, &mut has_met).await
+        }
     };
     match sought {
         Ok((call, Sought::Found(record, source))) => {
@@ -131,7 +133,7 @@ async fn admit_by_store(call: Arc<Checked>, scope: Scope, report: Report) -> Adm
         }
         Err(error) => {
             exit.end(Outcome::Refused(error.kind()));
-            Admission::Answer(Answer::Refused(error))
+            Admission::Answer(Answer::Refused(error.after_another(has_met)))
         }
     }
 }
@@ -169,16 +171,19 @@ pub(super) enum Sought {
 }
 
 /// Finds an answer or acquires a claim. Waits for other callers until their deadline, or not at
-/// all.
+/// all. Sets `has_met` once this caller has waited for another call, here or elsewhere, or learned
+/// of one, in whichever of its records: no later failure of the store is one of which it knows
+/// nothing else.
 pub(super) async fn seek(
     call: &Arc<Checked>,
     deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
+    has_met: &mut bool,
 ) -> Result<Sought, Error> {
     match at_hand(call, scope)? {
         Some((record, source)) => Ok(Sought::Found(record, source)),
-        None => seek_in_store(call, deadlines, scope, report).await,
+        None => seek_in_store(call, deadlines, scope, report, has_met).await,
     }
 }
 
@@ -219,6 +224,7 @@ async fn seek_in_store(
     deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
+    has_met: &mut bool,
 ) -> Result<Sought, Error> {
     let engine = &call.engine;
     engine.at_home().map_err(|error| error.of_record(Some(&call.operation), &call.key))?;
@@ -228,8 +234,6 @@ async fn seek_in_store(
             .with_source(error)
     })?;
     let deadline = deadlines.waits;
-    // True once this caller has waited for another call, here or elsewhere, or learned of one.
-    let mut has_met = report.waited;
     loop {
         // A caller with a verification callback verifies where others get an error, so the two do
         // not share a flight.
@@ -241,7 +245,7 @@ async fn seek_in_store(
             asks,
         )) {
             Seat::Leader(leader) => {
-                match lead(call, &leader, deadline, scope, report, &mut has_met).await {
+                match lead(call, &leader, deadline, scope, report, has_met).await {
                     Led::Granted(granted) => {
                         let running = Running::new(call.clone(), *granted, deadline, leader);
                         return Ok(Sought::Running(Box::new(running)));
@@ -260,14 +264,17 @@ async fn seek_in_store(
             Seat::Follower(flight) => {
                 let answer = follow(call, &flight, deadlines, report).await?;
                 // Also if this follower did not see the stage in which the leader met another call.
-                has_met |= report.waited || flight.has_met();
+                *has_met |= report.waited || flight.has_met();
                 match answer {
                     Some(Answer::Stored(answer)) => {
                         return Ok(Sought::Found(answer.record, Source::Joined));
                     }
                     // A leader that knows of no other call may run without the store. This caller
                     // knows of the leader.
-                    Some(Answer::Refused(error)) => return Err(error.after_another(true)),
+                    Some(Answer::Refused(error)) => {
+                        *has_met = true;
+                        return Err(error);
+                    }
                     None => {}
                 }
             }
@@ -285,6 +292,9 @@ async fn lead(
     has_met: &mut bool,
 ) -> Led {
     let engine = &call.engine;
+    if *has_met {
+        leader.has_met();
+    }
     let mut late = 0;
     let mut next = call.fingerprint;
     loop {
@@ -307,7 +317,7 @@ async fn lead(
             Err(_) if scope.is_shut_out(engine) => {
                 return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
             }
-            Err(error) => return Led::Refused(call.store_error(error).after_another(*has_met)),
+            Err(error) => return Led::Refused(call.store_error(error)),
             // The record with the former fingerprint is gone, and the claim has created a new one
             // in its place. That record does not identify this call: it would match every other
             // request that had the same fingerprint in the former release. So it is released, and
@@ -321,6 +331,8 @@ async fn lead(
             Ok(Answered { claimed: Claimed::Mine(grant), repeated })
                 if engine.may_start(sent, call.lease) =>
             {
+                // The body may not start yet: another window may be looked at first.
+                *has_met |= grant.taken_over.is_some();
                 return Led::Granted(Box::new(Granted {
                     claim,
                     grant,
@@ -403,7 +415,7 @@ async fn wait_for_other(
             Ok(wait::Changed::OutOfTime) => return in_progress(),
             // The store was queried for no longer than this caller waits.
             Err(_) if engine.clock.monotonic() >= deadline => return in_progress(),
-            Err(error) => return Some(Led::Refused(call.store_error(error).after_another(true))),
+            Err(error) => return Some(Led::Refused(call.store_error(error))),
         };
     }
 }

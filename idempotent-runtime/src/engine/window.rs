@@ -60,6 +60,7 @@ pub(super) async fn seek_in_windows(
     deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
+    has_met: &mut bool,
 ) -> Result<(Arc<Checked>, Sought), Error> {
     // The token under which this call has given up a claim that was only checking, in the previous
     // window.
@@ -67,7 +68,7 @@ pub(super) async fn seek_in_windows(
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
         let current = windowed.call_in(call, number)?;
-        let mut running = match sought(&current, deadlines, scope, report).await? {
+        let mut running = match sought(&current, deadlines, scope, report, has_met).await? {
             Sought::Running(running) if running.only_looks() => running,
             found => return Ok((current, found)),
         };
@@ -81,8 +82,9 @@ pub(super) async fn seek_in_windows(
                 }
             };
             if has_record {
+                *has_met = true;
                 running.give_back().await;
-                match sought(&previous, deadlines, scope, report).await? {
+                match sought(&previous, deadlines, scope, report, has_met).await? {
                     // The record that was there is gone: the call belongs to its own window after
                     // all.
                     Sought::Running(running) if running.only_looks() => {
@@ -115,9 +117,10 @@ async fn sought(
     deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
+    has_met: &mut bool,
 ) -> Result<Sought, Error> {
     report.key = call.key;
-    seek(call, deadlines, scope, report).await
+    seek(call, deadlines, scope, report, has_met).await
 }
 
 /// Returns true if there is a record that concerns the call, other than a claim that was only
