@@ -32,6 +32,9 @@ pub(crate) struct Running {
     pub(super) adoption: Adoption,
     /// Monotonic time at which the claim was first sent.
     sent: Duration,
+    /// Monotonic time at which the grant was known. It may be long before the body starts: the
+    /// outside world may be asked first, or another window looked at.
+    granted_at: Duration,
     /// True if an earlier try of the claim may still be on its way.
     pub(super) repeated: bool,
     /// The remaining time for waiting, of which the call has only one budget; `None` if it does not
@@ -70,7 +73,8 @@ impl Running {
         leader: Leader,
     ) -> Self {
         let engine = &call.engine;
-        let patience = deadline.map(|deadline| deadline.saturating_sub(engine.clock.monotonic()));
+        let granted_at = engine.clock.monotonic();
+        let patience = deadline.map(|deadline| deadline.saturating_sub(granted_at));
         let owner = (grant.record.key, grant.record.owner);
         let policy = grant.record.policy;
         let lease = Lease::new(
@@ -96,6 +100,7 @@ impl Running {
             lease,
             adoption,
             sent,
+            granted_at,
             repeated,
             patience,
             leader: Some(leader),
@@ -147,9 +152,7 @@ impl Running {
         self.lease.has_steps(&journal);
         self.phase = Phase::Started;
         self.has_run = true;
-        let context =
-            Context::new(engine, operation, &self.grant, self.lease.clone(), Some(journal));
-        Ok(scope.of_body(context))
+        Ok(scope.of_body(self.context(Some(journal))))
     }
 
     /// Returns the scope and the context for verifying an earlier attempt, if that is still
@@ -171,9 +174,13 @@ impl Running {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
         self.phase = Phase::Asking;
-        let context =
-            Context::new(engine, &self.call.operation, &self.grant, self.lease.clone(), None);
+        let context = self.context(None);
         Ok((scope.of_body(context.clone()), context))
+    }
+
+    fn context(&self, journal: Option<Arc<Journal>>) -> Context {
+        let Self { call, grant, granted_at, lease, .. } = self;
+        Context::new(&call.engine, &call.operation, grant, *granted_at, lease.clone(), journal)
     }
 
     /// Records the verdict that the body may run, under what is left of the lease now.

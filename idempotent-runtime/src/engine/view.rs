@@ -33,7 +33,8 @@ pub struct RecordView {
     pub fence: u64,
     /// The size of the stored result or checkpoint in bytes.
     pub size: usize,
-    /// The reason for the record's state, if there is more to say than the state.
+    /// The reason for the record's state, if there is more to say than the state. It is about the
+    /// last attempt: a takeover replaces the reason of the one before.
     pub reason: Option<Reason>,
     /// What the next caller does if the owner is gone. The stricter of this and the caller's own
     /// policy applies.
