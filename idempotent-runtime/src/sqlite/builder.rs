@@ -124,7 +124,7 @@ fn store(
     let renewals = if is_given { writer.clone() } else { aside.clone() };
     let pools = [readers, writer, renewals, aside];
     let [readers, writer, renewals, aside] =
-        pools.map(|pools| Connections { pools, response_timeout });
+        pools.map(|pools| Connections::new(pools, response_timeout));
     let watchers = {
         let (readers, statement, clock) =
             (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));

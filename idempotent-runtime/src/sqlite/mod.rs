@@ -2,6 +2,7 @@
 
 mod builder;
 mod error;
+mod lease;
 mod migrate;
 mod purge;
 mod renew;
@@ -16,18 +17,21 @@ use std::time::Duration;
 
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::{AssertSqlSafe, Error, Row as _, Sqlite, SqliteConnection, SqlitePool};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 pub use builder::SqliteStoreBuilder;
 use error::store_error;
+use lease::{Followed, Lease};
 use statements::Statements;
 
 use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen,
-    Table, TableName, Watchers, in_time, integer, is_answered, is_settled, reason_code, state_code,
+    self, Answer, COLUMNS, Fences, Found, Guard, Listed, Look, Pools, Row, Rows, Seen, Table,
+    TableName, Watchers, in_time, integer, is_answered, is_settled, reason_code, state_code,
     store_of_rows,
 };
 use crate::store::codes::{self, STATES};
@@ -155,17 +159,21 @@ impl Inner {
 #[derive(Clone)]
 struct Connections {
     pools: Pools<Sqlite>,
+    /// The places in front of a pool of the user, as many as it has connections.
+    places: Option<Arc<Semaphore>>,
     response_timeout: Duration,
 }
 
 impl Connections {
-    async fn lease(&self, operation: Operation) -> Answer<Lease<Sqlite>> {
-        // Boxed: some kilobytes, because it may have to open the file, and part of every request's
-        // future.
-        let connecting = Box::pin(self.pools.acquire());
-        let connecting = async { connecting.await.map_err(|error| store_error(operation, error)) };
-        let acquired = in_time(operation, self.response_timeout, connecting).await;
-        acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| {
+    fn new(pools: Pools<Sqlite>, response_timeout: Duration) -> Self {
+        let places = pools.most_given().map(|most| Arc::new(Semaphore::new(most)));
+        Self { pools, places, response_timeout }
+    }
+
+    async fn lease(&self, operation: Operation) -> Answer<Lease> {
+        let connecting =
+            async { self.connect().await.map_err(|error| store_error(operation, error)) };
+        in_time(operation, self.response_timeout, connecting).await.map_err(|error| {
             // Whatever the reason, no statement was begun.
             let is_unknown = error.is_outcome_unknown();
             if is_unknown {
@@ -174,6 +182,28 @@ impl Connections {
                 error
             }
         })
+    }
+
+    async fn connect(&self) -> Result<Lease, Error> {
+        let (pools, patience) = (self.pools.clone(), self.response_timeout);
+        let Some(places) = &self.places else {
+            // Boxed: some kilobytes, because it may have to open the file, and part of every
+            // request's future.
+            let acquired = Box::pin(async move { pools.acquire().await }).await?;
+            return Ok(Lease::new(acquired, false, patience));
+        };
+        // A pool tests a connection before it hands it out, and closes it if nobody waits for that
+        // any more. So this is followed to its end, which may be as far away as the pool's own
+        // patience: whoever waits longer than others leaves no more of them behind than the pool
+        // has connections.
+        let place = Arc::clone(places).acquire_owned().await.map_err(|_| Error::PoolClosed)?;
+        // It has timers, which end with their runtime.
+        Followed::new(&Handle::current(), false, async move {
+            let acquired = pools.acquire().await?;
+            drop(place);
+            Ok(Lease::new(acquired, true, patience))
+        })
+        .await
     }
 
     /// Returns the rows that one reading statement finds.
@@ -225,7 +255,7 @@ async fn read(
 
 /// A connection for several statements on one row.
 pub(crate) struct SqliteTable {
-    connection: Lease<Sqlite>,
+    connection: Lease,
     store: Arc<Inner>,
 }
 

@@ -1,0 +1,121 @@
+//! A pool of the service's own, with a database in memory: it is gone when its connection is closed.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
+
+use idempotency::key::KeyHash;
+use idempotency::store::{Claim, Release, Scan, SqliteStore, Store, StoreError, Token};
+use idempotency::{Error, Idempotency};
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use tokio::runtime::Builder;
+
+use crate::world::{DAY, OPERATION};
+
+const KEY: KeyHash = KeyHash::from_bytes([7; 32]);
+const REQUESTS: [&str; 6] = ["read", "watch", "scan", "purge", "claim", "migrate"];
+
+/// A service that keeps its own table and the records in memory.
+struct Service {
+    pool: SqlitePool,
+    store: SqliteStore,
+    engine: Idempotency,
+    bodies: AtomicU32,
+}
+
+impl Service {
+    async fn new(options: SqlitePoolOptions) -> anyhow::Result<Self> {
+        let pool = options.max_connections(1).connect_with(SqliteConnectOptions::new()).await?;
+        sqlx::query("CREATE TABLE shipped (number INTEGER)").execute(&pool).await?;
+        let store = SqliteStore::from_pool(pool.clone());
+        store.migrate().await?;
+        let engine = Idempotency::builder(store.clone()).build()?;
+        let service = Self { pool, store, engine, bodies: AtomicU32::new(0) };
+        service.charge().await?;
+        Ok(service)
+    }
+
+    async fn charge(&self) -> Result<u32, Error> {
+        let call = self.engine.call(OPERATION, 1).ttl(DAY);
+        call.run(|| async { Ok::<_, Error>(self.bodies.fetch_add(1, Ordering::Relaxed)) }).await
+    }
+
+    async fn request(&self, request: &str) -> Result<(), StoreError> {
+        match request {
+            "read" => self.store.read(KEY).await.map(drop),
+            "watch" => self.store.watch(KEY).await.map(drop),
+            "scan" => self.store.scan(Scan::default()).await.map(drop),
+            "purge" => self.store.purge(100).await.map(drop),
+            "migrate" => self.store.migrate().await,
+            _ => {
+                let token = Token::from_bits(1);
+                self.store.claim(Claim::new(KEY, token, OPERATION.into())).await?;
+                self.store.release(Release::new(KEY, token)).await.map(drop)
+            }
+        }
+    }
+
+    /// Begins the request, and drops it when it has been polled this often. Returns true if it had
+    /// ended before.
+    async fn cut(&self, request: &str, polls: u32) -> anyhow::Result<bool> {
+        let mut request = pin!(self.request(request));
+        let mut left = polls;
+        let answer = poll_fn(|cx| {
+            left = left.saturating_sub(1);
+            match request.as_mut().poll(cx) {
+                Poll::Pending if left == 0 => Poll::Ready(None),
+                polled => polled.map(Some),
+            }
+        });
+        Ok(answer.await.transpose()?.is_some())
+    }
+
+    /// Checks that the service's own table and the result are still there.
+    async fn check(&self, cut: &str) -> anyhow::Result<()> {
+        sqlx::query("INSERT INTO shipped VALUES (1)").execute(&self.pool).await?;
+        anyhow::ensure!(self.charge().await? == 0, "{cut}: the call ran again");
+        anyhow::ensure!(self.pool.size() == 1, "{cut}: {} connections", self.pool.size());
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_dropped_at_any_point_closes_no_connection() -> anyhow::Result<()> {
+    let service = Service::new(SqlitePoolOptions::new()).await?;
+    for request in REQUESTS {
+        let mut polls = 1;
+        while !service.cut(request, polls).await? {
+            service.check(&format!("{request} after {polls} polls")).await?;
+            polls += 1;
+        }
+        assert!(polls > 1, "{request} waits for the database");
+    }
+    Ok(())
+}
+
+/// What the pool does before it hands a connection out ends with the runtime, so it does nothing
+/// here.
+#[test]
+fn nor_does_the_end_of_a_runtime_in_which_a_request_is_under_way() -> anyhow::Result<()> {
+    let runtime = || Builder::new_current_thread().enable_all().build();
+    let home = runtime()?;
+    let options = SqlitePoolOptions::new().test_before_acquire(false);
+    let service = home.block_on(Service::new(options))?;
+    for request in REQUESTS {
+        let mut polls = 1;
+        loop {
+            let ending = runtime()?;
+            let has_ended = ending.block_on(service.cut(request, polls))?;
+            drop(ending);
+            if has_ended {
+                break;
+            }
+            home.block_on(service.check(&format!("{request} after {polls} polls")))?;
+            polls += 1;
+        }
+        assert!(polls > 1, "{request} waits for the database");
+    }
+    Ok(())
+}
