@@ -4,18 +4,28 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use idempotency::key::KeyHash;
-use idempotency::store::{Claim, Release, Scan, SqliteStore, Store, StoreError, Token};
+use idempotency::store::{
+    Claim, Commit, Release, Remove, Renewal, Scan, SqliteStore, Store, StoreError, Token,
+};
 use idempotency::{Error, Idempotency};
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, Row as _, SqliteConnection, SqlitePool};
 use tokio::runtime::Builder;
 
 use crate::world::{DAY, OPERATION};
 
 const KEY: KeyHash = KeyHash::from_bytes([7; 32]);
 const REQUESTS: [&str; 6] = ["read", "watch", "scan", "purge", "claim", "migrate"];
+
+/// How long the client lets a statement wait for a lock, in milliseconds.
+const CLIENT_WAITS: i64 = 5_000;
+
+async fn busy_timeout(connection: &mut SqliteConnection) -> anyhow::Result<i64> {
+    Ok(sqlx::raw_sql("PRAGMA busy_timeout").fetch_one(connection).await?.try_get(0)?)
+}
 
 /// A service that keeps its own table and the records in memory.
 struct Service {
@@ -76,6 +86,8 @@ impl Service {
     async fn check(&self, cut: &str) -> anyhow::Result<()> {
         sqlx::query("INSERT INTO shipped VALUES (1)").execute(&self.pool).await?;
         anyhow::ensure!(self.charge().await? == 0, "{cut}: the call ran again");
+        let waits = busy_timeout(&mut *self.pool.acquire().await?).await?;
+        anyhow::ensure!(waits == CLIENT_WAITS, "{cut}: the service waits for {waits} ms");
         anyhow::ensure!(self.pool.size() == 1, "{cut}: {} connections", self.pool.size());
         Ok(())
     }
@@ -116,6 +128,54 @@ fn nor_does_the_end_of_a_runtime_in_which_a_request_is_under_way() -> anyhow::Re
             polls += 1;
         }
         assert!(polls > 1, "{request} waits for the database");
+    }
+    Ok(())
+}
+
+/// The database itself tells how long each write would have waited.
+#[tokio::test]
+async fn writes_wait_for_a_lock_less_than_their_request_and_others_as_before() -> anyhow::Result<()>
+{
+    const TELL: [&str; 3] = ["INSERT", "UPDATE", "DELETE"];
+    for (own, bound) in [(5_000, 1_500), (300, 300)] {
+        let directory = tempfile::tempdir()?;
+        let options = SqliteConnectOptions::new().filename(directory.path().join("shop.db"));
+        let options = options.create_if_missing(true).busy_timeout(Duration::from_millis(own));
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+        let store = SqliteStore::from_pool(pool.clone());
+        store.migrate().await?;
+        sqlx::query("CREATE TABLE waits (write TEXT, millis INTEGER)").execute(&pool).await?;
+        for write in TELL {
+            let trigger = format!(
+                "CREATE TRIGGER tells_{write} AFTER {write} ON idempotency_records BEGIN
+                     INSERT INTO waits SELECT '{write}', timeout FROM pragma_busy_timeout; END"
+            );
+            sqlx::query(AssertSqlSafe(trigger)).execute(&pool).await?;
+        }
+        let token = Token::from_bits(1);
+        for number in 0..3 {
+            let mut claim = Claim::new(KEY, token, OPERATION.into());
+            (claim.lease, claim.ttl) = (DAY, DAY);
+            store.claim(claim).await?;
+            store.renew(vec![Renewal::new(KEY, token, DAY)]).await?;
+            if number == 0 {
+                store.release(Release::new(KEY, token)).await?;
+                continue;
+            }
+            let ttl = if number == 1 { DAY } else { Duration::ZERO };
+            store.complete(Commit::new(KEY, token, "done".into(), ttl)).await?;
+            if number == 1 {
+                store.remove(Remove::new(KEY, token)).await?;
+            } else {
+                assert_eq!(store.purge(10).await?.removed, 1);
+            }
+        }
+        let told: Vec<(String, i64)> =
+            sqlx::query_as("SELECT write, millis FROM waits").fetch_all(&pool).await?;
+        let count = |write: &str| told.iter().filter(|(told, _)| told == write).count();
+        assert_eq!(TELL.map(count), [3, 5, 3], "{told:?}");
+        assert!(told.iter().all(|(_, millis)| *millis == bound), "{told:?}");
+        assert_eq!(busy_timeout(&mut *pool.acquire().await?).await?, i64::try_from(own)?);
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::{Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, Error, Row as _, Sqlite, SqliteConnection, raw_sql};
 use tokio::runtime::Handle;
 
 use crate::runtime::while_runtime_lives;
@@ -22,6 +22,9 @@ pub(crate) struct Lease {
     connection: Option<PoolConnection<Sqlite>>,
     is_given: bool,
     answered: bool,
+    /// How long the user's own statements wait for a lock, in milliseconds, if the request's wait
+    /// less.
+    busy_timeout: Option<i64>,
     patience: Duration,
     abandoned: Abandoned,
     /// Pools take connections back in a task, and the future of a request may be dropped outside of
@@ -38,10 +41,27 @@ impl Lease {
             connection: Some(connection),
             is_given,
             answered: false,
+            busy_timeout: None,
             patience,
             abandoned,
             runtime: Handle::current(),
         }
+    }
+
+    /// Lets statements wait at most this long for a lock, until the connection is returned.
+    ///
+    /// A write that waits longer than its caller would be given up with an unknown outcome, and be
+    /// applied later.
+    pub(super) async fn bound(&mut self, longest: Duration) -> Result<(), Error> {
+        let longest = i64::try_from(longest.as_millis()).unwrap_or(i64::MAX);
+        // Never prepared: this pragma takes effect, and reads its answer, when it is compiled.
+        let found = raw_sql("PRAGMA busy_timeout").fetch_one(&mut **self).await?.try_get(0)?;
+        // A service may have a handler of its own instead, and then this is zero.
+        if found <= longest {
+            return Ok(());
+        }
+        self.busy_timeout = Some(found);
+        set_busy_timeout(self, longest).await
     }
 
     /// Returns the connection, and waits until the pool has it. A task for that would run only when
@@ -60,9 +80,13 @@ impl Lease {
     /// Takes the connection, and returns it to its pool.
     fn returning(&mut self) -> Option<Followed<()>> {
         let mut connection = self.connection.take()?;
-        let runtime = self.runtime.clone();
-        Some(Followed::new(&self.runtime, true, async move {
-            // The pool first reads the answer to what was sent before.
+        let (runtime, busy_timeout) = (self.runtime.clone(), self.busy_timeout);
+        Some(Followed::new(&self.runtime, self.is_given, async move {
+            // The answer to what was sent before is read first, here or by the pool.
+            if let Some(millis) = busy_timeout {
+                // Fails only if the pool does not take the connection back either.
+                let _ = set_busy_timeout(&mut connection, millis).await;
+            }
             let returning = connection.return_to_pool();
             {
                 // Dropping it may spawn a task, which needs a runtime.
@@ -72,6 +96,11 @@ impl Lease {
             returning.await;
         }))
     }
+}
+
+async fn set_busy_timeout(connection: &mut SqliteConnection, millis: i64) -> Result<(), Error> {
+    let statement = AssertSqlSafe(format!("PRAGMA busy_timeout = {millis}"));
+    raw_sql(statement).execute(connection).await.map(drop)
 }
 
 const THERE: &str = "the connection is there until the lease is dropped";

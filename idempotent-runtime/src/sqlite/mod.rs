@@ -123,6 +123,12 @@ impl SqliteStore {
     }
 }
 
+/// Returns the time that a statement may wait for the file's lock: shorter than a request may take,
+/// so that the answer says that nothing happened.
+fn lock_bound(response_timeout: Duration) -> Duration {
+    response_timeout * 3 / 4
+}
+
 type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
 
 fn query(statement: &Arc<str>) -> Bound<'static> {
@@ -170,9 +176,19 @@ impl Connections {
         Self { pools, places, response_timeout }
     }
 
+    /// Returns a connection whose statements wait for a lock no longer than their request.
     async fn lease(&self, operation: Operation) -> Answer<Lease> {
-        let connecting =
-            async { self.connect().await.map_err(|error| store_error(operation, error)) };
+        self.lease_with(operation, Some(lock_bound(self.response_timeout))).await
+    }
+
+    /// Returns a connection whose statements wait for a lock as long as it was set up to.
+    async fn unbounded(&self, operation: Operation) -> Answer<Lease> {
+        self.lease_with(operation, None).await
+    }
+
+    async fn lease_with(&self, operation: Operation, bound: Option<Duration>) -> Answer<Lease> {
+        let connecting = self.connect(bound);
+        let connecting = async { connecting.await.map_err(|error| store_error(operation, error)) };
         in_time(operation, self.response_timeout, connecting).await.map_err(|error| {
             // Whatever the reason, no statement was begun.
             let is_unknown = error.is_outcome_unknown();
@@ -184,7 +200,9 @@ impl Connections {
         })
     }
 
-    async fn connect(&self) -> Result<Lease, Error> {
+    /// Connects. The store's own connections were opened with a bound; one of the user's gets it
+    /// here, and only for as long as it is leased.
+    async fn connect(&self, bound: Option<Duration>) -> Result<Lease, Error> {
         let (pools, patience) = (self.pools.clone(), self.response_timeout);
         let Some(places) = &self.places else {
             // Boxed: some kilobytes, because it may have to open the file, and part of every
@@ -201,7 +219,11 @@ impl Connections {
         Followed::new(&Handle::current(), false, async move {
             let acquired = pools.acquire().await?;
             drop(place);
-            Ok(Lease::new(acquired, true, patience))
+            let mut lease = Lease::new(acquired, true, patience);
+            if let Some(bound) = bound {
+                lease.bound(bound).await?;
+            }
+            Ok(lease)
         })
         .await
     }
