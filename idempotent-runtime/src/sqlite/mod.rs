@@ -104,11 +104,12 @@ impl SqliteStore {
         SqliteStoreBuilder::at(path.as_ref())
     }
 
-    /// Creates a store in the database of `pool`. The caller chooses the pool's settings (WAL, busy
-    /// timeout, `synchronous`), but connections with `PRAGMA read_uncommitted` are rejected
-    /// ([`Config`](StoreErrorKind::Config)). Renewals use the pool's connections too. Code that
-    /// holds many of them keeps the engine's calls waiting. Call [`migrate`](Self::migrate) once
-    /// before the first use.
+    /// Creates a store in the database of `pool`. The caller chooses the pool's settings (WAL,
+    /// `synchronous`), but connections with `PRAGMA read_uncommitted` are rejected
+    /// ([`Config`](StoreErrorKind::Config)), and a `busy_timeout` of more than 1.5 seconds is
+    /// reduced to that while the store uses a connection. Renewals use the pool's connections too.
+    /// Code that holds many of them keeps the engine's calls waiting. Call
+    /// [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: SqlitePool) -> Self {
         SqliteStoreBuilder::in_pool(pool)
     }
