@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::engine::Extensions;
 use crate::engine::Inner;
 use crate::engine::lease::Lease;
-use crate::engine::scope::Scope;
+use crate::engine::task_state::TaskState;
 use crate::error::{CLAIM_LOST, Error, ErrorKind};
 use crate::key::{KeyHash, derive, derive_in_step};
 use crate::lock::Mutex;
@@ -130,7 +130,7 @@ impl Context {
         granted: (Timestamp, Duration),
         claim: Held,
     ) -> Self {
-        let around = Scope::current()
+        let around = TaskState::current()
             .context()
             .map(|context| context.running().cloned().collect())
             .unwrap_or_default();
@@ -160,7 +160,7 @@ impl Context {
 
     /// Returns the innermost guarded call that runs the current code, or `None` outside of one.
     pub fn try_current() -> Option<Self> {
-        Scope::current().context().cloned()
+        TaskState::current().context().cloned()
     }
 
     /// The number of attempts so far, this one included: 1 in the first. A claim that was released
@@ -275,7 +275,7 @@ impl Context {
     /// runs outside of every step: derive the keys that it needs outside of steps in the body too,
     /// and pass them to the steps.
     pub fn derive_key(&self, purpose: &str) -> String {
-        match Scope::current().step_of(self) {
+        match TaskState::current().step_of(self) {
             Some(step) => derive_in_step(&self.0.own.key, &step.name, step.index, purpose),
             None => derive(&self.0.own.key, purpose),
         }

@@ -69,8 +69,8 @@ impl NearCache {
     }
 
     /// Begins a lookup. Must be called before the store is queried for the record.
-    pub(crate) fn ask(&self, key: KeyHash) -> Asked<'_> {
-        Asked {
+    pub(crate) fn begin_lookup(&self, key: KeyHash) -> Lookup<'_> {
+        Lookup {
             cache: self,
             key,
             changes: self.changes(&key).load(Ordering::SeqCst),
@@ -127,14 +127,14 @@ impl ChangeListener for NearCache {
 }
 
 /// A lookup in the store that is under way.
-pub(crate) struct Asked<'cache> {
+pub(crate) struct Lookup<'cache> {
     cache: &'cache NearCache,
     key: KeyHash,
     changes: u64,
     since: Duration,
 }
 
-impl Asked<'_> {
+impl Lookup<'_> {
     /// Caches the record that the store answered with, if it is a result with a known expiry.
     pub(crate) fn found(self, record: &Arc<Record>) {
         self.keep(record, record.expires.saturating_duration_since(record.read_at));

@@ -14,7 +14,7 @@ impl NearCache {
         match *self {}
     }
 
-    pub(crate) fn ask(&self, _: KeyHash) -> Asked<'_> {
+    pub(crate) fn begin_lookup(&self, _: KeyHash) -> Lookup<'_> {
         match *self {}
     }
 
@@ -28,9 +28,9 @@ impl NearCache {
     }
 }
 
-pub(crate) struct Asked<'cache>(&'cache NearCache);
+pub(crate) struct Lookup<'cache>(&'cache NearCache);
 
-impl Asked<'_> {
+impl Lookup<'_> {
     pub(crate) fn found(self, _: &Arc<Record>) {
         match *self.0 {}
     }

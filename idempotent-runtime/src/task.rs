@@ -9,7 +9,7 @@ use pin_project_lite::pin_project;
 use tokio::task::futures::TaskLocalFuture;
 
 use crate::engine::Idempotency;
-use crate::engine::scope::Scope;
+use crate::engine::task_state::TaskState;
 
 /// Gives a future an engine of its own.
 pub trait WithEngine: Future {
@@ -60,7 +60,7 @@ pin_project! {
     enum Stage<F> {
         // The surroundings are those of the task that polls it, which is not known before.
         Unpolled { engine: Idempotency, future: F },
-        Polled { #[pin] future: TaskLocalFuture<Scope, F> },
+        Polled { #[pin] future: TaskLocalFuture<TaskState, F> },
         Between,
     }
 }
@@ -74,7 +74,7 @@ impl<F: Future> Future for OnEngine<F> {
             && let StageOwned::Unpolled { engine, future } =
                 stage.as_mut().project_replace(Stage::Between)
         {
-            let future = Scope::current().with_engine(engine).wrap(future);
+            let future = TaskState::current().with_engine(engine).wrap(future);
             stage.set(Stage::Polled { future });
         }
         match stage.project() {
@@ -113,7 +113,7 @@ pub trait InCurrentCall: Future {
     where
         Self: Sized,
     {
-        InCall { future: Scope::current().wrap(self) }
+        InCall { future: TaskState::current().wrap(self) }
     }
 }
 
@@ -124,7 +124,7 @@ pin_project! {
     #[must_use = "futures do nothing unless polled"]
     pub struct InCall<F> {
         #[pin]
-        future: TaskLocalFuture<Scope, F>,
+        future: TaskLocalFuture<TaskState, F>,
     }
 }
 

@@ -11,7 +11,7 @@ use super::run::{of_body, run, run_detached, run_detached_verifying, run_verifyi
 use super::turn::{Attempt, Turn};
 use crate::Idempotency;
 use crate::engine::Extensions;
-use crate::engine::scope::Scope;
+use crate::engine::task_state::TaskState;
 use crate::engine::{Call, NoVerify, RecordHandle, Unprotected, Verify};
 use crate::error::{Error, ErrorKind};
 use crate::key::Fingerprint;
@@ -261,22 +261,22 @@ impl<V> EdgeCall<V> {
         B: FnOnce() -> F,
         F: Future<Output = T>,
     {
-        let scope = Scope::current();
-        let unprotected = Unprotected::enter(&self.engine.inner, &scope)
+        let task_state = TaskState::current();
+        let unprotected = Unprotected::enter(&self.engine.inner, &task_state)
             .ok_or_else(|| Error::new(ErrorKind::ShuttingDown).of_operation(&self.operation))?;
         let context = unprotected.context(&self.operation, self.record().hash()?);
-        let scope = scope.of_edge(&self.engine, &self.extensions).of_body(context);
+        let task_state = task_state.of_edge(&self.engine, &self.extensions).of_body(context);
         // The body is called inside too: it may be a part of what is protected elsewhere.
-        Ok(scope.wrap(async move {
+        Ok(task_state.wrap(async move {
             let _until_it_has_ended = unprotected;
             body().await
         }))
     }
 
     /// Returns the scope of the call, the call, and the largest retention of a result.
-    fn parts(self) -> (Scope, Call, Duration, V) {
-        let scope = Scope::current().of_edge(&self.engine, &self.extensions);
-        (scope, self.call, limits(&self.engine).max_ttl, self.question)
+    fn parts(self) -> (TaskState, Call, Duration, V) {
+        let task_state = TaskState::current().of_edge(&self.engine, &self.extensions);
+        (task_state, self.call, limits(&self.engine).max_ttl, self.question)
     }
 }
 
@@ -292,8 +292,8 @@ impl EdgeCall {
         B: FnOnce(Turn) -> F,
         F: Future<Output = (T, End)>,
     {
-        let (scope, call, max_ttl, NoVerify) = self.parts();
-        scope.wrap(run(call, of_body(body, max_ttl))).await
+        let (task_state, call, max_ttl, NoVerify) = self.parts();
+        task_state.wrap(run(call, of_body(body, max_ttl))).await
     }
 
     /// Like [`run`](Self::run), but the body runs in a task of its own: it goes on when this future
@@ -332,8 +332,8 @@ impl EdgeCall {
         F: Future<Output = (T, End)> + Send + 'static,
         W: FnOnce(&EdgeOutcome<T>) + Send + 'static,
     {
-        let (scope, call, max_ttl, NoVerify) = self.parts();
-        scope.wrap(run_detached(call, of_body(body, max_ttl), settled)).await
+        let (task_state, call, max_ttl, NoVerify) = self.parts();
+        task_state.wrap(run_detached(call, of_body(body, max_ttl), settled)).await
     }
 }
 
@@ -349,8 +349,8 @@ where
         B: FnOnce(Turn) -> F,
         F: Future<Output = (T, End)>,
     {
-        let (scope, call, max_ttl, Verify(question)) = self.parts();
-        scope.wrap(run_verifying(call, question, max_ttl, of_body(body, max_ttl))).await
+        let (task_state, call, max_ttl, Verify(question)) = self.parts();
+        task_state.wrap(run_verifying(call, question, max_ttl, of_body(body, max_ttl))).await
     }
 
     /// Runs the call as [`EdgeCall::run_detached`] does. After a crash it verifies first, also in
@@ -368,9 +368,9 @@ where
         F: Future<Output = (T, End)> + Send + 'static,
         W: FnOnce(&EdgeOutcome<T>) + Send + 'static,
     {
-        let (scope, call, max_ttl, Verify(question)) = self.parts();
+        let (task_state, call, max_ttl, Verify(question)) = self.parts();
         let body = of_body(body, max_ttl);
-        scope.wrap(run_detached_verifying(call, question, max_ttl, body, settled)).await
+        task_state.wrap(run_detached_verifying(call, question, max_ttl, body, settled)).await
     }
 }
 

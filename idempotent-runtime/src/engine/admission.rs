@@ -7,11 +7,11 @@ use super::busy::Busy;
 use super::client::Answered;
 use super::exit::{self, Exit};
 use super::flight::{Flight, Leader, Seat, Stage};
-use super::lent::is_in_body_of;
+use super::owner::Owner;
 use super::report::Report;
-use super::request::{Checked, Request};
-use super::running::Running;
-use super::scope::Scope;
+use super::request::{CheckedCall, Request};
+use super::task_state::TaskState;
+use super::transaction_calls::is_in_body_of;
 use super::window::seek_in_windows;
 use super::{Unprotected, Waiting, claim, wait};
 use crate::error::{Error, ErrorKind};
@@ -25,16 +25,16 @@ pub(crate) enum Admission {
     /// Return this.
     Answer(Answer),
     /// Run the body under this claim.
-    Run(Box<Running>),
+    Run(Box<Owner>),
     /// Run the body without any protection: the operation is disabled.
-    Bypass(Scope, Unprotected),
+    Bypass(TaskState, Unprotected),
 }
 
 impl Admission {
     /// Returns the call that runs under a claim.
-    pub(crate) fn call(&self) -> Option<Arc<Checked>> {
+    pub(crate) fn call(&self) -> Option<Arc<CheckedCall>> {
         match self {
-            Self::Run(running) => Some(running.call.clone()),
+            Self::Run(owner) => Some(owner.call.clone()),
             Self::Answer(_) | Self::Bypass(..) => None,
         }
     }
@@ -58,7 +58,7 @@ enum Led {
     /// Applies to every caller of this key.
     Refused(Error),
     /// Applies to this caller alone: it comes from the caller's own patience or lease.
-    OutOfTime(Error),
+    OwnRefusal(Error),
 }
 
 /// The number of times that a claim which came too late is sent again.
@@ -68,44 +68,48 @@ pub(crate) async fn admit(request: Request) -> Admission {
     let call = match request.check() {
         Ok(call) => call,
         Err(invalid) => {
-            return Admission::Answer(Answer::Refused(invalid.refused(&Scope::current())));
+            return Admission::Answer(Answer::Refused(invalid.refused(&TaskState::current())));
         }
     };
-    let scope = Scope::current();
+    let task_state = TaskState::current();
     let report = Report::new(call.operation.clone(), call.key);
     if call.engine.operations.is_disabled(&call.operation) {
-        let Some(unprotected) = Unprotected::enter(&call.engine, &scope) else {
-            return refuse(&call, &scope, report, call.refused(ErrorKind::ShuttingDown));
+        let Some(unprotected) = Unprotected::enter(&call.engine, &task_state) else {
+            return refuse(&call, &task_state, report, call.refused(ErrorKind::ShuttingDown));
         };
         tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
-        exit::at_once(&call.engine, &scope, report, Outcome::Bypassed);
-        let scope = scope.of_body(unprotected.context(&call.operation, call.key));
-        return Admission::Bypass(scope, unprotected);
+        exit::at_once(&call.engine, &task_state, report, Outcome::Bypassed);
+        let task_state = task_state.of_body(unprotected.context(&call.operation, call.key));
+        return Admission::Bypass(task_state, unprotected);
     }
     // A key with a window has more than one record.
-    let answer = if call.windowed.is_none() { at_hand(&call, &scope) } else { Ok(None) };
+    let answer = if call.windowed.is_none() { at_hand(&call, &task_state) } else { Ok(None) };
     match answer {
         // Boxed: a call that is answered by now does not carry the state of the path to the store.
-        Ok(None) => Box::pin(admit_by_store(Arc::new(call), scope, report)).await,
+        Ok(None) => Box::pin(admit_by_store(Arc::new(call), task_state, report)).await,
         Ok(Some((record, source))) => {
             let report = Report { attempt: record.attempts, ..report };
-            exit::at_once(&call.engine, &scope, report, Outcome::Replayed(source));
+            exit::at_once(&call.engine, &task_state, report, Outcome::Replayed(source));
             Admission::Answer(stored(record, call.version))
         }
-        Err(error) => refuse(&call, &scope, report, error),
+        Err(error) => refuse(&call, &task_state, report, error),
     }
 }
 
-async fn admit_by_store(call: Arc<Checked>, scope: Scope, report: Report) -> Admission {
-    let mut exit = Exit::new(&call, &scope, report);
+async fn admit_by_store(
+    call: Arc<CheckedCall>,
+    task_state: TaskState,
+    report: Report,
+) -> Admission {
+    let mut exit = Exit::new(&call, &task_state, report);
     let report = &mut exit.report;
     let (deadlines, mut has_met) = (Deadlines::of(&call), false);
     let sought = match &call.windowed {
-        None => seek_in_store(&call, deadlines, &scope, report, &mut has_met)
+        None => seek_in_store(&call, deadlines, &task_state, report, &mut has_met)
             .await
             .map(|sought| (call.clone(), sought)),
         Some(windowed) => {
-            seek_in_windows(&call, windowed, deadlines, &scope, report, &mut has_met).await
+            seek_in_windows(&call, windowed, deadlines, &task_state, report, &mut has_met).await
         }
     };
     match sought {
@@ -116,20 +120,20 @@ async fn admit_by_store(call: Arc<Checked>, scope: Scope, report: Report) -> Adm
         }
         // The record requires verification, and this caller has no verification callback. Its body
         // does not run, even if a store has granted it the claim.
-        Ok((call, Sought::Running(running)))
-            if running.must_ask() && call.policy != CrashPolicy::Verify =>
+        Ok((call, Sought::Owner(owner)))
+            if owner.must_ask() && call.policy != CrashPolicy::Verify =>
         {
-            let left = Record { reason: Some(Reason::Crashed), ..running.grant.record.clone() };
+            let left = Record { reason: Some(Reason::Crashed), ..owner.grant.record.clone() };
             let ending =
                 Ending::Unknown { reason: Reason::Crashed, ask_again_after: Duration::ZERO };
-            running.finish(ending).await;
+            owner.finish(ending).await;
             let error = in_doubt(&call, &left);
             exit.end(Outcome::Refused(error.kind()));
             Admission::Answer(Answer::Refused(error))
         }
-        Ok((_, Sought::Running(mut running))) => {
-            running.enter(exit);
-            Admission::Run(running)
+        Ok((_, Sought::Owner(mut owner))) => {
+            owner.enter(exit);
+            Admission::Run(owner)
         }
         Err(error) => {
             exit.end(Outcome::Refused(error.kind()));
@@ -139,8 +143,8 @@ async fn admit_by_store(call: Arc<Checked>, scope: Scope, report: Report) -> Adm
 }
 
 /// Refuses a call before anything was awaited.
-fn refuse(call: &Checked, scope: &Scope, report: Report, error: Error) -> Admission {
-    exit::at_once(&call.engine, scope, report, Outcome::Refused(error.kind()));
+fn refuse(call: &CheckedCall, task_state: &TaskState, report: Report, error: Error) -> Admission {
+    exit::at_once(&call.engine, task_state, report, Outcome::Refused(error.kind()));
     Admission::Answer(Answer::Refused(error))
 }
 
@@ -155,7 +159,7 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    fn of(call: &Checked) -> Self {
+    fn of(call: &CheckedCall) -> Self {
         let now = call.engine.clock.monotonic();
         let waits = call.patience().map(|patience| now.saturating_add(patience));
         // A caller that does not wait still learns what the store answers its leaders. All of them
@@ -167,7 +171,7 @@ impl Deadlines {
 
 pub(super) enum Sought {
     Found(Arc<Record>, Source),
-    Running(Box<Running>),
+    Owner(Box<Owner>),
 }
 
 /// Finds an answer or acquires a claim. Waits for other callers until their deadline, or not at
@@ -175,29 +179,32 @@ pub(super) enum Sought {
 /// of one, in whichever of its records: no later failure of the store is one of which it knows
 /// nothing else.
 pub(super) async fn seek(
-    call: &Arc<Checked>,
+    call: &Arc<CheckedCall>,
     deadlines: Deadlines,
-    scope: &Scope,
+    task_state: &TaskState,
     report: &mut Report,
     has_met: &mut bool,
 ) -> Result<Sought, Error> {
-    match at_hand(call, scope)? {
+    match at_hand(call, task_state)? {
         Some((record, source)) => Ok(Sought::Found(record, source)),
-        None => seek_in_store(call, deadlines, scope, report, has_met).await,
+        None => seek_in_store(call, deadlines, task_state, report, has_met).await,
     }
 }
 
 /// Returns the answer that needs no claim because this process has it.
-fn at_hand(call: &Checked, scope: &Scope) -> Result<Option<(Arc<Record>, Source)>, Error> {
+fn at_hand(
+    call: &CheckedCall,
+    task_state: &TaskState,
+) -> Result<Option<(Arc<Record>, Source)>, Error> {
     let engine = &call.engine;
-    if scope.context().is_some_and(|context| context.is_running(engine, &call.key)) {
+    if task_state.context().is_some_and(|context| context.is_running(engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
     }
-    if scope.is_shut_out(engine) {
+    if task_state.is_shut_out(engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
     let is_in_transaction =
-        scope.context().is_some_and(|context| context.is_in_transaction_of(engine));
+        task_state.context().is_some_and(|context| context.is_in_transaction_of(engine));
     if (is_in_transaction || is_in_body_of(&engine.store))
         && engine.store.capabilities().single_writer
     {
@@ -214,15 +221,15 @@ fn at_hand(call: &Checked, scope: &Scope) -> Result<Option<(Arc<Record>, Source)
         Judged::Final => Ok(Some((record, source))),
         Judged::Refused(error) => Err(error),
         // The record is not a result that can be returned: query the store.
-        Judged::Busy => Ok(None),
+        Judged::NoAnswerYet => Ok(None),
     }
 }
 
 /// Leads or follows until there is an answer or a claim.
 async fn seek_in_store(
-    call: &Arc<Checked>,
+    call: &Arc<CheckedCall>,
     deadlines: Deadlines,
-    scope: &Scope,
+    task_state: &TaskState,
     report: &mut Report,
     has_met: &mut bool,
 ) -> Result<Sought, Error> {
@@ -245,10 +252,10 @@ async fn seek_in_store(
             asks,
         )) {
             Seat::Leader(leader) => {
-                match lead(call, &leader, deadline, scope, report, has_met).await {
+                match lead(call, &leader, deadline, task_state, report, has_met).await {
                     Led::Granted(granted) => {
-                        let running = Running::new(call.clone(), *granted, deadline, leader);
-                        return Ok(Sought::Running(Box::new(running)));
+                        let owner = Owner::new(call.clone(), *granted, deadline, leader);
+                        return Ok(Sought::Owner(Box::new(owner)));
                     }
                     Led::Found(record) => {
                         leader.answer(stored(record.clone(), call.version));
@@ -258,7 +265,7 @@ async fn seek_in_store(
                         leader.answer(Answer::Refused(error.clone()));
                         return Err(error);
                     }
-                    Led::OutOfTime(error) => return Err(error),
+                    Led::OwnRefusal(error) => return Err(error),
                 }
             }
             Seat::Follower(flight) => {
@@ -284,38 +291,39 @@ async fn seek_in_store(
 
 /// Queries the store until it grants the claim, has an answer, or time runs out.
 async fn lead(
-    call: &Arc<Checked>,
+    call: &Arc<CheckedCall>,
     leader: &Leader,
     deadline: Option<Duration>,
-    scope: &Scope,
+    task_state: &TaskState,
     report: &mut Report,
     has_met: &mut bool,
 ) -> Led {
     let engine = &call.engine;
     if *has_met {
-        leader.has_met();
+        leader.note_other_call();
     }
     let mut late = 0;
-    let mut next = call.fingerprint;
+    // Another one for one claim only: a record with a former fingerprint of this call was found.
+    let mut claimed_fingerprint = call.fingerprint;
     loop {
         let claim = match new_claim(call) {
-            Ok(claim) => {
-                Claim { fingerprint: std::mem::replace(&mut next, call.fingerprint), ..claim }
-            }
+            Ok(claim) => Claim { fingerprint: claimed_fingerprint, ..claim },
             Err(error) => return Led::Refused(error),
         };
+        claimed_fingerprint = call.fingerprint;
         // Busy first, then the check, and both again after each wait. Either a shutdown begins
         // after the check, and then it waits for everything busy, this claim included; or it began
         // before the check, and is seen here. So no claim is sent that a shutdown does not know of.
         let busy = engine.keeper.busy();
-        if scope.is_shut_out(engine) {
-            return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
+        if task_state.is_shut_out(engine) {
+            return Led::OwnRefusal(call.refused(ErrorKind::ShuttingDown));
         }
-        let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(call.key));
+        let near_cache =
+            engine.near_cache.as_ref().map(|near_cache| near_cache.begin_lookup(call.key));
         let sent = engine.clock.monotonic();
-        let found = match claim::send(engine, claim.clone(), scope).await {
-            Err(_) if scope.is_shut_out(engine) => {
-                return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
+        let record = match claim::send(engine, claim.clone(), task_state).await {
+            Err(_) if task_state.is_shut_out(engine) => {
+                return Led::OwnRefusal(call.refused(ErrorKind::ShuttingDown));
             }
             Err(error) => return Led::Refused(call.store_error(error)),
             // The record with the former fingerprint is gone, and the claim has created a new one
@@ -325,7 +333,7 @@ async fn lead(
             Ok(Answered { claimed: Claimed::Mine(grant), repeated })
                 if claim.fingerprint != call.fingerprint && grant.taken_over.is_none() =>
             {
-                engine.give_back(&claim, repeated).await;
+                engine.release_granted(&claim, repeated).await;
                 continue;
             }
             Ok(Answered { claimed: Claimed::Mine(grant), repeated })
@@ -344,41 +352,40 @@ async fn lead(
             Ok(Answered { claimed: Claimed::Mine(grant), repeated }) => {
                 if grant.taken_over.is_some() {
                     *has_met = true;
-                    leader.has_met();
+                    leader.note_other_call();
                 }
                 // Released before the next claim, which would otherwise wait for this one.
-                engine.give_back(&claim, repeated).await;
+                engine.release_granted(&claim, repeated).await;
                 if late == LATE_CLAIMS {
                     let detail = "the claim was granted so late that its lease could expire before \
                         the body starts";
-                    return Led::OutOfTime(
+                    return Led::OwnRefusal(
                         call.refused(ErrorKind::StoreUnavailable).with_detail(detail),
                     );
                 }
                 late += 1;
                 continue;
             }
+            // Also a finished result: every replay from the store comes through here.
             Ok(Answered { claimed: Claimed::Held(record), repeated }) => {
                 *has_met = true;
-                leader.has_met();
+                leader.note_other_call();
                 if repeated {
-                    engine.give_back_later(&claim);
+                    engine.release_denied(&claim);
                 }
                 if is_former(call, &record, claim.fingerprint) {
-                    next = record.fingerprint;
+                    claimed_fingerprint = record.fingerprint;
                     continue;
                 }
                 let record = Arc::new(record);
                 if let Some(near_cache) = near_cache {
                     near_cache.found(&record);
                 }
-                Some(record)
+                record
             }
         };
         drop(busy);
-        if let Some(record) = found
-            && let Some(led) = wait_for_other(call, leader, deadline, report, record).await
-        {
+        if let Some(led) = wait_for_other(call, leader, deadline, report, record).await {
             return led;
         }
     }
@@ -387,7 +394,7 @@ async fn lead(
 /// Waits on the record of another call for as long as it can be read without a claim. Returns
 /// `None` if the next step is a claim.
 async fn wait_for_other(
-    call: &Arc<Checked>,
+    call: &Arc<CheckedCall>,
     leader: &Leader,
     deadline: Option<Duration>,
     report: &mut Report,
@@ -398,29 +405,29 @@ async fn wait_for_other(
         match judge(call, &record) {
             Judged::Final => return Some(Led::Found(record)),
             Judged::Refused(error) => return Some(Led::Refused(error)),
-            Judged::Busy => {}
+            Judged::NoAnswerYet => {}
         }
         leader.busy();
-        let in_progress = || {
+        let give_up_waiting = || {
             let left = record.lease_until.saturating_duration_since(record.read_at);
-            Some(Led::OutOfTime(in_progress(call, Some(left))))
+            Some(Led::OwnRefusal(in_progress(call, Some(left))))
         };
-        let Some(deadline) = deadline else { return in_progress() };
-        let Some(_waiting) = Waiting::enter(engine) else { return in_progress() };
+        let Some(deadline) = deadline else { return give_up_waiting() };
+        let Some(_waiting) = Waiting::enter(engine) else { return give_up_waiting() };
         report.waited = true;
         record = match wait::for_change(engine, call.key, deadline).await {
             Ok(wait::Changed::Record(record)) if may_ask(call, &record) => return None,
             Ok(wait::Changed::Record(record)) => record,
             Ok(wait::Changed::Claimable) => return None,
-            Ok(wait::Changed::OutOfTime) => return in_progress(),
+            Ok(wait::Changed::OutOfTime) => return give_up_waiting(),
             // The store was queried for no longer than this caller waits.
-            Err(_) if engine.clock.monotonic() >= deadline => return in_progress(),
+            Err(_) if engine.clock.monotonic() >= deadline => return give_up_waiting(),
             Err(error) => return Some(Led::Refused(call.store_error(error))),
         };
     }
 }
 
-pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
+pub(super) fn new_claim(call: &CheckedCall) -> Result<Claim, Error> {
     let token = call.engine.token().map_err(|error| {
         call.refused(ErrorKind::StoreUnavailable)
             .with_detail("no random numbers are available for the claim")
@@ -441,7 +448,7 @@ pub(super) fn new_claim(call: &Checked) -> Result<Claim, Error> {
     Ok(claim)
 }
 
-fn in_progress(call: &Checked, retry_after: Option<Duration>) -> Error {
+fn in_progress(call: &CheckedCall, retry_after: Option<Duration>) -> Error {
     let error = call.refused(ErrorKind::InProgress);
     match retry_after {
         Some(retry_after) => error.with_retry_after(retry_after),
@@ -452,7 +459,7 @@ fn in_progress(call: &Checked, retry_after: Option<Duration>) -> Error {
 /// Returns true if the record was left by this very call before its fingerprint changed, and a
 /// claim with `sent` was denied for that reason: a store lets only an equal fingerprint take over.
 /// The next claim carries the record's own fingerprint, and is not denied for this reason again.
-fn is_former(call: &Checked, record: &Record, sent: Option<Fingerprint>) -> bool {
+fn is_former(call: &CheckedCall, record: &Record, sent: Option<Fingerprint>) -> bool {
     let is_left =
         matches!(record.state, State::InProgress | State::InDoubt) && !record.is_running();
     is_left && record.fingerprint != sent && call.accepts(record.fingerprint)
@@ -460,12 +467,12 @@ fn is_former(call: &Checked, record: &Record, sent: Option<Fingerprint>) -> bool
 
 pub(super) enum Judged {
     Final,
-    Busy,
+    NoAnswerYet,
     Refused(Error),
 }
 
 /// Judges what a record that was found means for this call.
-pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
+pub(super) fn judge(call: &CheckedCall, record: &Record) -> Judged {
     if record.state != State::Tombstone && !call.accepts(record.fingerprint) {
         return Judged::Refused(call.refused(ErrorKind::Mismatch));
     }
@@ -481,29 +488,29 @@ pub(super) fn judge(call: &Checked, record: &Record) -> Judged {
             )
         }
         State::Tombstone => Judged::Refused(call.refused(ErrorKind::Expired)),
-        State::InProgress | State::Released => Judged::Busy,
+        State::InProgress | State::Released => Judged::NoAnswerYet,
     }
 }
 
 /// Returns true if this caller has a verification callback and the record's policy accepts its
 /// verdict.
-fn asks(call: &Checked, record: &Record) -> bool {
+fn asks(call: &CheckedCall, record: &Record) -> bool {
     call.policy == CrashPolicy::Verify && record.policy <= CrashPolicy::Verify
 }
 
 /// Returns true if the record's owner is gone and the record requires a verification callback,
 /// which this caller does not have.
-fn is_for_askers(call: &Checked, record: &Record) -> bool {
+fn is_for_askers(call: &CheckedCall, record: &Record) -> bool {
     record.is_orphaned()
         && record.policy == CrashPolicy::Verify
         && call.policy != CrashPolicy::Verify
 }
 
-fn may_ask(call: &Checked, record: &Record) -> bool {
+fn may_ask(call: &CheckedCall, record: &Record) -> bool {
     record.state == State::InDoubt && record.lease_until <= record.read_at && asks(call, record)
 }
 
-pub(super) fn in_doubt(call: &Checked, record: &Record) -> Error {
+pub(super) fn in_doubt(call: &CheckedCall, record: &Record) -> Error {
     let age = record.read_at.saturating_duration_since(record.created);
     let reason =
         record.reason.map_or_else(|| "its owner is gone".to_owned(), |reason| reason.to_string());
@@ -542,7 +549,7 @@ fn in_words(duration: Duration) -> String {
 /// Waits for the leader's answer. Returns `None` if there is none or the leader's lease has
 /// expired: the leader's place is free.
 async fn follow(
-    call: &Checked,
+    call: &CheckedCall,
     flight: &Flight,
     deadlines: Deadlines,
     report: &mut Report,
@@ -555,9 +562,9 @@ async fn follow(
         // Created before the stage is read: a change in between wakes it too.
         let changed = flight.changed();
         match flight.stage() {
-            Stage::Asking => {}
-            Stage::Busy if deadlines.waits.is_none() => return Err(in_progress(call, None)),
-            Stage::Busy => report.waited = true,
+            Stage::Querying => {}
+            Stage::BodyRuns if deadlines.waits.is_none() => return Err(in_progress(call, None)),
+            Stage::BodyRuns => report.waited = true,
             Stage::Answered(answer) => return Ok(Some(answer)),
             Stage::Vacant => return Ok(None),
         }

@@ -24,7 +24,7 @@ impl UnderWay {
     }
 
     /// Wakes those that wait for a change, also of what is counted elsewhere.
-    pub(super) fn has_changed(&self) {
+    pub(super) fn notify(&self) {
         self.changed.notify_waiters();
     }
 }
@@ -45,6 +45,6 @@ impl Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         self.0.count.fetch_sub(1, Ordering::SeqCst);
-        self.0.has_changed();
+        self.0.notify();
     }
 }

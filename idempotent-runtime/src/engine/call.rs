@@ -11,7 +11,7 @@ use super::record::RecordHandle;
 use super::request::{Conflict, Operation, Request};
 use super::run::{Run, run};
 use super::verify::{NoVerify, Verify};
-use super::{Idempotency, scope};
+use super::{Idempotency, task_state};
 use crate::error::Error;
 use crate::key::Fingerprint;
 use crate::key::{IntoKey, Key};
@@ -53,7 +53,7 @@ impl Call {
     }
 
     pub(crate) fn at(site: &'static Site, engine: Option<&Idempotency>, key: Key) -> Self {
-        let engine = engine.map_or_else(scope::current_engine, |engine| Ok(engine.clone()));
+        let engine = engine.map_or_else(task_state::current_engine, |engine| Ok(engine.clone()));
         Self::new(engine, Operation::Site(site, None), key)
     }
 

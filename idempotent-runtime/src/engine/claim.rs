@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::client::{Answered, no_answer_within};
 use super::followed::{Followed, Following};
 use super::retry::Budget;
-use super::scope::Scope;
+use super::task_state::TaskState;
 use super::{Inner, owed};
 use crate::paused::explain;
 use crate::store::{Claim, Claimed, Operation, Release, StoreError, StoreErrorKind};
@@ -16,16 +16,17 @@ use crate::store::{Claim, Claimed, Operation, Release, StoreError, StoreErrorKin
 /// A claim that was sent is followed to its answer: if the caller goes away, or the time runs out,
 /// the background releases a claim that was granted to no caller.
 ///
-/// Once a shutdown has begun, nothing is sent again from `scope`.
+/// Once a shutdown has begun, nothing is sent again from a task in `task_state`.
 pub(crate) async fn send(
     engine: &Arc<Inner>,
     claim: Claim,
-    scope: &Scope,
+    task_state: &TaskState,
 ) -> Result<Answered, StoreError> {
     let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);
     let for_release = engine.clone();
-    let (sender, scope) = (engine.clone(), scope.clone());
-    let claiming = async move { sender.store.claim(claim, || scope.is_shut_out(&sender)).await };
+    let (sender, task_state) = (engine.clone(), task_state.clone());
+    let claiming =
+        async move { sender.store.claim(claim, || task_state.is_shut_out(&sender)).await };
     let mut followed =
         Followed::new(&engine.keeper, claiming).and_if_dropped(move |claiming| async move {
             release_if_granted(&for_release, claiming, release, lease).await;
@@ -42,7 +43,9 @@ pub(crate) async fn send(
     };
     if answer.as_ref().is_err_and(StoreError::is_outcome_unknown) {
         let for_release = engine.clone();
-        engine.keeper.spawn(async move { give_back(&for_release, release, lease, true).await });
+        engine
+            .keeper
+            .spawn(async move { release_unused(&for_release, release, lease, true).await });
     }
     answer
 }
@@ -67,7 +70,7 @@ async fn release_if_granted(
             // The answer may never arrive although the claim is applied, for example if the request
             // belongs to a caller's runtime that no longer runs. So the claim is released now, and
             // the request is still followed.
-            give_back(engine, release, lease, true).await;
+            release_unused(engine, release, lease, true).await;
             tokio::select! {
                 biased;
                 answer = &mut claiming => answer,
@@ -77,8 +80,8 @@ async fn release_if_granted(
     };
     match answer {
         Ok(Answered { claimed: Claimed::Held(_), repeated: false }) => {}
-        Ok(Answered { repeated, .. }) => give_back(engine, release, lease, repeated).await,
-        Err(_) => give_back(engine, release, lease, true).await,
+        Ok(Answered { repeated, .. }) => release_unused(engine, release, lease, repeated).await,
+        Err(_) => release_unused(engine, release, lease, true).await,
     }
 }
 
@@ -87,7 +90,7 @@ async fn release_if_granted(
 ///
 /// A claim that was `repeated` is released again later: a try that was believed lost may arrive
 /// after the release, and would leave a record without an owner.
-pub(crate) async fn give_back(
+pub(crate) async fn release_unused(
     engine: &Arc<Inner>,
     release: Release,
     budget: Duration,

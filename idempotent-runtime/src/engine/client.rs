@@ -81,7 +81,7 @@ impl StoreClient {
         claim: Claim,
         stops: impl Fn() -> bool,
     ) -> Result<Answered, StoreError> {
-        let mut request = Request::new(self, Operation::Claim);
+        let mut request = Measured::new(self, Operation::Claim);
         let start = self.clock.monotonic();
         let end = start.saturating_add(self.patience);
         let (mut unknown, mut slept) = (None, Duration::ZERO);
@@ -213,7 +213,7 @@ impl StoreClient {
 
     /// Removes a batch of expired records, once. Not bounded: no caller waits for it.
     pub(super) async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
-        let mut request = Request::new(self, Operation::Purge);
+        let mut request = Measured::new(self, Operation::Purge);
         request.tries = 1;
         request.answered(self.store.clone().purge(limit).await)
     }
@@ -227,14 +227,14 @@ impl StoreClient {
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let mut followed = Request::new(self, operation);
-        let tries = &mut followed.tries;
+        let mut measured = Measured::new(self, operation);
+        let tries = &mut measured.tries;
         let request = || {
             *tries += 1;
             request()
         };
         let answer = repeated(&*self.clock, operation, self.patience, budget, request).await;
-        followed.answered(answer)
+        measured.answered(answer)
     }
 
     async fn once<T: Send + 'static>(
@@ -243,8 +243,8 @@ impl StoreClient {
         patience: Duration,
         request: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let mut followed = Request::new(self, operation);
-        followed.tries = 1;
+        let mut measured = Measured::new(self, operation);
+        measured.tries = 1;
         let mut request = tokio::spawn(request);
         let answer = tokio::select! {
             biased;
@@ -257,13 +257,13 @@ impl StoreClient {
             () = self.clock.sleep(patience) => Err(no_answer_within(operation, patience)),
         };
         request.abort();
-        followed.answered(answer)
+        measured.answered(answer)
     }
 }
 
 /// A request on its way, for those who count and time requests. One that is dropped is not
 /// reported: its outcome is not known here.
-struct Request<'client> {
+struct Measured<'client> {
     client: &'client StoreClient,
     operation: Operation,
     /// `None` if no observer wants to know.
@@ -271,7 +271,7 @@ struct Request<'client> {
     tries: u32,
 }
 
-impl<'client> Request<'client> {
+impl<'client> Measured<'client> {
     fn new(client: &'client StoreClient, operation: Operation) -> Self {
         let is_wanted = client.observers.want(Interest::STORE);
         let since = is_wanted.then(|| client.clock.monotonic());

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::Inner;
 use super::report::{Receiver, Report};
-use super::request::Checked;
-use super::scope::Scope;
+use super::request::CheckedCall;
+use super::task_state::TaskState;
 use crate::events::{Outcome, What};
 
 /// A call that has not ended. It ends once: with [`end`](Self::end), or as dropped.
@@ -21,9 +21,9 @@ pub(super) struct Exit {
 
 impl Exit {
     /// Creates the exit of a call that turns to the store now.
-    pub(super) fn new(call: &Checked, scope: &Scope, report: Report) -> Self {
+    pub(super) fn new(call: &CheckedCall, task_state: &TaskState, report: Report) -> Self {
         let (engine, since) = (call.engine.clone(), call.engine.clock.monotonic());
-        Self { engine, receiver: scope.receiver().cloned(), report, since, has_ended: false }
+        Self { engine, receiver: task_state.receiver().cloned(), report, since, has_ended: false }
     }
 
     pub(super) fn end(mut self, outcome: Outcome) {
@@ -47,15 +47,20 @@ impl Drop for Exit {
 }
 
 /// Reports the end of a call that never awaited anything, so that it needs no [`Exit`].
-pub(super) fn at_once(engine: &Inner, scope: &Scope, mut report: Report, outcome: Outcome) {
-    tell(engine, scope.receiver(), &mut report, outcome, None);
+pub(super) fn at_once(
+    engine: &Inner,
+    task_state: &TaskState,
+    mut report: Report,
+    outcome: Outcome,
+) {
+    tell(engine, task_state.receiver(), &mut report, outcome, None);
 }
 
 /// Like [`at_once`], for a call that has no engine, which no observer can learn of.
-pub(super) fn without_engine(scope: &Scope, mut report: Report, outcome: Outcome) {
+pub(super) fn without_engine(task_state: &TaskState, mut report: Report, outcome: Outcome) {
     report.ended(outcome);
     trace(&report);
-    if let Some(receiver) = scope.receiver() {
+    if let Some(receiver) = task_state.receiver() {
         receiver.report(report);
     }
 }

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use super::scope::Scope;
+use super::task_state::TaskState;
 
 type Extension = Arc<dyn Any + Send + Sync>;
 
@@ -47,7 +47,7 @@ pub struct Extensions(Option<Arc<[Extension]>>);
 impl Extensions {
     /// Returns the values in the scope of the code that calls this.
     pub fn current() -> Self {
-        Scope::current().extensions()
+        TaskState::current().extensions()
     }
 
     /// Returns the value of type `T`, if there is one.

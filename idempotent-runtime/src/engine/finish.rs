@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::owner::{Owner, leave, settle_steps};
 use super::retry::Budget;
-use super::running::{Running, leave, settle_steps};
 use super::settle::{Cause, Left, Settlement, Steps, settle};
 use super::{overtaken, owed};
 use crate::encoding::NotEncodable;
@@ -16,14 +16,14 @@ use crate::outcome::{Answer, Ending};
 use crate::store::{Adoption, Commit, Reason, Record, Release, State, StoreError, Written};
 
 /// The result that the caller gets.
-pub(crate) enum Verdict {
+pub(crate) enum CallerGets {
     /// Its own result.
     Own,
     /// The result of another owner, or an error.
     Instead(Answer),
 }
 
-impl Verdict {
+impl CallerGets {
     pub(super) fn refused(error: Error) -> Self {
         Self::Instead(Answer::Refused(error))
     }
@@ -37,56 +37,56 @@ impl Verdict {
     }
 }
 
-pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict {
+pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets {
     // A shutdown waits for the lease, which is forgotten before the last word of some ends is
     // written. Without this, it would return in between, and the process could end.
-    let _busy = running.call.engine.keeper.busy();
+    let _busy = owner.call.engine.keeper.busy();
     let cause = cause_of(&ending);
     match cause {
-        Cause::NotBegun => running.has_run = false,
+        Cause::NotBegun => owner.has_run = false,
         // From here on, a shutdown puts the record in doubt too, whatever the policy.
-        Cause::Held => running.lease.hold(),
+        Cause::Held => owner.lease.hold(),
         _ => {}
     }
     // Before the first await: a lease that ends while this waits for steps had not ended when the
     // body did.
-    let was_lost = running.lease.is_lost();
-    let steps = running.what_steps_say(cause).await;
-    let may_be_taken_over = running.lease.may_be_taken_over();
-    let settlement = settle(running.came_to(), cause, may_be_taken_over, steps);
+    let was_lost = owner.lease.is_lost();
+    let steps = owner.what_steps_say(cause).await;
+    let may_be_taken_over = owner.lease.may_be_taken_over();
+    let settlement = settle(owner.came_to(), cause, may_be_taken_over, steps);
     match (settlement, ending) {
         (Settlement::Commit, Ending::Answer { state, body, ttl }) => {
-            store_answer(running, state, body, ttl).await
+            store_answer(owner, state, body, ttl).await
         }
         (Settlement::AskAgain(reason), Ending::Unknown { ask_again_after, .. }) => {
-            if let Err(error) = running.park(reason, ask_again_after).await {
-                tracing::warn!(operation = %running.call.operation, key = %running.call.key, %error, %reason,
+            if let Err(error) = owner.park(reason, ask_again_after).await {
+                tracing::warn!(operation = %owner.call.operation, key = %owner.call.key, %error, %reason,
                     "a record could not be marked as in doubt; its policy applies when the lease \
                      expires");
             }
-            conclude(&mut running, Verdict::Own, None, Outcome::Held)
+            conclude(&mut owner, CallerGets::Own, None, Outcome::Held)
         }
-        (Settlement::Hold, _) => match running.park(Reason::Error, Duration::ZERO).await {
-            Ok(written) => conclude_kept(running, Verdict::Own, was_lost, Some(written)).await,
-            Err(error) => not_held(running, &error),
+        (Settlement::Hold, _) => match owner.park(Reason::Error, Duration::ZERO).await {
+            Ok(written) => conclude_kept(owner, CallerGets::Own, was_lost, Some(written)).await,
+            Err(error) => not_held(owner, &error),
         },
         (Settlement::Release, _) => {
-            let written = running.release(running.own_release()).await;
-            conclude_released(running, was_lost, written).await
+            let written = owner.release(owner.own_release()).await;
+            conclude_released(owner, was_lost, written).await
         }
         (Settlement::ReleaseUnused, _) => {
-            let unused = Release::unused(running.lease.key, running.lease.token);
-            let written = running.release(unused).await;
-            conclude_released(running, was_lost, written).await
+            let unused = Release::unused(owner.lease.key, owner.lease.token);
+            let written = owner.release(unused).await;
+            conclude_released(owner, was_lost, written).await
         }
         (Settlement::Leave(reason, left), _) => {
-            let written = running.leave(reason, left).await;
-            leave_as(running, cause, was_lost, written).await
+            let written = owner.leave(reason, left).await;
+            leave_as(owner, cause, was_lost, written).await
         }
         // An ending and its cause agree, so this is not reached. It would lose a result.
         (Settlement::Commit | Settlement::AskAgain(_), _) => {
-            let written = running.leave(Reason::NotStored, Left::InDoubt).await;
-            conclude_kept(running, Verdict::Own, was_lost, written).await
+            let written = owner.leave(Reason::NotStored, Left::InDoubt).await;
+            conclude_kept(owner, CallerGets::Own, was_lost, written).await
         }
     }
 }
@@ -104,58 +104,59 @@ fn cause_of(ending: &Ending) -> Cause {
 
 /// Ends a body whose record was left to the next call, or in doubt.
 async fn leave_as(
-    running: Box<Running>,
+    owner: Box<Owner>,
     cause: Cause,
     was_lost: bool,
     written: Option<Written>,
-) -> Verdict {
+) -> CallerGets {
     let left_out = match cause {
-        Cause::Answered => running.journal.as_ref().and_then(|journal| journal.unasked()),
+        Cause::Answered => owner.journal.as_ref().and_then(|journal| journal.unasked()),
         _ => None,
     };
-    let own = left_out.map_or(Verdict::Own, Verdict::refused);
-    conclude_kept(running, own, was_lost, written).await
+    let own = left_out.map_or(CallerGets::Own, CallerGets::refused);
+    conclude_kept(owner, own, was_lost, written).await
 }
 
 /// Stores the answer of the body.
 async fn store_answer(
-    mut running: Box<Running>,
+    mut owner: Box<Owner>,
     state: State,
     body: Result<Bytes, NotEncodable>,
     ttl: Option<Duration>,
-) -> Verdict {
-    let (mut commit, marker) = running.commit(state, body);
+) -> CallerGets {
+    let (mut commit, marker) = owner.commit(state, body);
     let own = match (&marker, state) {
         (Some(_), _) => Outcome::Unkept,
         (None, State::Failed) => Outcome::Failed,
         (None, _) => Outcome::Executed,
     };
     commit.ttl = ttl.unwrap_or(commit.ttl);
-    let engine = running.call.engine.clone();
+    let engine = owner.call.engine.clone();
     // Begun before the commit is sent: if the record is removed or corrected after that, the near
     // cache notices, and does not keep this result.
-    let near_cache = engine.near_cache.as_ref().map(|near_cache| near_cache.ask(commit.key));
-    match running.store(&commit).await {
+    let near_cache =
+        engine.near_cache.as_ref().map(|near_cache| near_cache.begin_lookup(commit.key));
+    match owner.store(&commit).await {
         Ok(written) if written.is_done() => {
             if written == Written::Adopted {
-                tracing::warn!(operation = %running.call.operation, key = %running.call.key,
+                tracing::warn!(operation = %owner.call.operation, key = %owner.call.key,
                     "the record had vanished and was written again: the store loses records");
-                running.call.tell(What::Adopted);
+                owner.call.tell(What::Adopted);
             }
-            let record = Arc::new(running.answered(&commit));
+            let record = Arc::new(owner.answered(&commit));
             if let Some(near_cache) = near_cache {
                 near_cache.keep(&record, commit.ttl);
             }
-            let verdict = marker.map_or(Verdict::Own, Verdict::refused);
-            conclude(&mut running, verdict, Some(record), own)
+            let verdict = marker.map_or(CallerGets::Own, CallerGets::refused);
+            conclude(&mut owner, verdict, Some(record), own)
         }
         Ok(_) => {
-            let late = overtaken::overtaken(&mut running, &commit.body, true).await;
+            let late = overtaken::overtaken(&mut owner, &commit.body, true).await;
             let verdict = late.verdict;
             let winner = verdict.winner();
-            conclude(&mut running, verdict, winner, own)
+            conclude(&mut owner, verdict, winner, own)
         }
-        Err(error) => not_stored(running, commit, error),
+        Err(error) => not_stored(owner, commit, error),
     }
 }
 
@@ -166,55 +167,55 @@ async fn store_answer(
 /// because an outage may span its end. If it has not expired, `Lost` means that the first try was
 /// applied and its answer was lost: the record's present owner came after it.
 pub(super) async fn conclude_released(
-    mut running: Box<Running>,
+    mut owner: Box<Owner>,
     was_lost: bool,
     written: Option<Written>,
-) -> Verdict {
-    let mut verdict = Verdict::Own;
-    if (was_lost || running.lease.is_lost()) && written == Some(Written::Lost) {
-        let late = overtaken::without_result(&mut running).await.verdict;
-        if matches!(late, Verdict::Instead(Answer::Stored(_))) {
+) -> CallerGets {
+    let mut verdict = CallerGets::Own;
+    if (was_lost || owner.lease.is_lost()) && written == Some(Written::Lost) {
+        let late = overtaken::without_result(&mut owner).await.verdict;
+        if matches!(late, CallerGets::Instead(Answer::Stored(_))) {
             verdict = late;
         }
     }
-    conclude_as(running, verdict, Outcome::Released)
+    conclude_as(owner, verdict, Outcome::Released)
 }
 
 /// Ends a body whose error may hide an effect, whose steps had effects, or whose outcome is not
 /// known. Its caller gets `own`, which says so, as long as the record keeps the next call from
 /// running all of it again as if nothing had happened.
 pub(super) async fn conclude_kept(
-    mut running: Box<Running>,
-    own: Verdict,
+    mut owner: Box<Owner>,
+    own: CallerGets,
     was_lost: bool,
     written: Option<Written>,
-) -> Verdict {
-    if !overtaken::is_overtaken(&running, was_lost, written) {
-        return conclude_as(running, own, Outcome::Held);
+) -> CallerGets {
+    if !overtaken::is_overtaken(&owner, was_lost, written) {
+        return conclude_as(owner, own, Outcome::Held);
     }
-    let late = overtaken::without_result(&mut running).await;
+    let late = overtaken::without_result(&mut owner).await;
     let verdict = if late.is_protected { own } else { late.verdict };
-    conclude_as(running, verdict, Outcome::Held)
+    conclude_as(owner, verdict, Outcome::Held)
 }
 
 /// `own`: how the call ended if no other party decided it.
-fn conclude_as(mut running: Box<Running>, verdict: Verdict, own: Outcome) -> Verdict {
+fn conclude_as(mut owner: Box<Owner>, verdict: CallerGets, own: Outcome) -> CallerGets {
     let winner = verdict.winner();
-    conclude(&mut running, verdict, winner, own)
+    conclude(&mut owner, verdict, winner, own)
 }
 
 fn conclude(
-    running: &mut Running,
-    verdict: Verdict,
+    owner: &mut Owner,
+    verdict: CallerGets,
     record: Option<Arc<Record>>,
     own: Outcome,
-) -> Verdict {
-    running.tell(&verdict, own);
-    running.conclude(record);
+) -> CallerGets {
+    owner.report_end_as(&verdict, own);
+    owner.conclude(record);
     verdict
 }
 
-impl Running {
+impl Owner {
     /// Returns what the recorded steps say about an attempt that ended for `cause`. Waits for those
     /// that are being written, where that could change it or where nothing waits for them later.
     async fn what_steps_say(&self, cause: Cause) -> Steps {
@@ -291,7 +292,7 @@ impl Running {
         let mut adoption = self.adoption.clone();
         // On the store's clock, which showed this time or a later one when the answer to the claim
         // arrived.
-        adoption.ends = self.grant.record.read_at + self.lease.lasts().min(ttl);
+        adoption.ends = self.grant.record.read_at + self.lease.valid_for().min(ttl);
         Arc::new(adoption)
     }
 
@@ -342,7 +343,7 @@ impl Running {
             Ok(written) => {
                 if self.repeated {
                     let unused = Release::unused(release.key, release.token);
-                    engine.release_later(unused, self.call.lease);
+                    engine.release_again_later(unused, self.call.lease);
                 }
                 Some(written)
             }
@@ -353,28 +354,28 @@ impl Running {
 /// Returns the error to the caller while the background keeps trying to hold the record. Its effect
 /// may have happened, and under a policy that runs the body again, the next call would repeat it
 /// when the lease expires.
-fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
-    let engine = running.call.engine.clone();
-    running.tell(&Verdict::Own, Outcome::Held);
+fn not_held(mut owner: Box<Owner>, error: &StoreError) -> CallerGets {
+    let engine = owner.call.engine.clone();
+    owner.report_end_as(&CallerGets::Own, Outcome::Held);
     let keeper = engine.keeper.clone();
     let Some(place) = engine.bounds.ends.place() else {
-        tracing::error!(operation = %running.call.operation, key = %running.call.key, %error,
+        tracing::error!(operation = %owner.call.operation, key = %owner.call.key, %error,
             "a record in doubt could not be held; its policy applies when the lease expires");
-        running.conclude(None);
-        return Verdict::Own;
+        owner.conclude(None);
+        return CallerGets::Own;
     };
-    tracing::error!(operation = %running.call.operation, key = %running.call.key, %error,
+    tracing::error!(operation = %owner.call.operation, key = %owner.call.key, %error,
         "a record in doubt could not be held; this continues in the background");
     keeper.spawn(async move {
         let _place = place;
-        let park = running.parking(Reason::Error, Duration::ZERO);
+        let park = owner.parking(Reason::Error, Duration::ZERO);
         match engine.store.park(Budget::until_done(engine.settings.background_commit), park).await {
             // The caller has its answer. The duplicate is still to be counted and reported.
-            Ok(written) if overtaken::is_overtaken(&running, false, Some(written)) => {
-                overtaken::without_result(&mut running).await;
+            Ok(written) if overtaken::is_overtaken(&owner, false, Some(written)) => {
+                overtaken::without_result(&mut owner).await;
             }
             Ok(written) if written.is_done() => {
-                running.call.tell(What::InDoubt { reason: Reason::Error });
+                owner.call.tell(What::InDoubt { reason: Reason::Error });
             }
             Ok(_) => {}
             Err(error) => {
@@ -382,15 +383,15 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
                     "a record in doubt was never held; its policy applies when the lease expires");
             }
         }
-        running.conclude(None);
+        owner.conclude(None);
     });
-    Verdict::Own
+    CallerGets::Own
 }
 
 /// Returns the error to the caller and continues to store in the background. If that fails too, the
 /// record is given up and left to its policy.
-fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> Verdict {
-    let call = running.call.clone();
+fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> CallerGets {
+    let call = owner.call.clone();
     let engine = call.engine.clone();
     let place = engine.bounds.ends.place();
     let then = if place.is_some() {
@@ -401,38 +402,38 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
     tracing::error!(operation = %call.operation, key = %call.key, %error, "a result could not be stored; {then}");
     let refused =
         call.refused(ErrorKind::NotStored).with_store(engine.store.name()).with_source(error);
-    let verdict = Verdict::refused(refused);
+    let verdict = CallerGets::refused(refused);
     let keeper = engine.keeper.clone();
-    let lease = running.lease.clone();
-    running.tell(&verdict, Outcome::NotStored);
+    let lease = owner.lease.clone();
+    owner.report_end_as(&verdict, Outcome::NotStored);
     let Some(place) = place else {
         call.tell(What::NeverStored);
-        running.conclude(None);
+        owner.conclude(None);
         return verdict;
     };
     let ended = engine.clock.monotonic();
     keeper.spawn(async move {
         let _place = place;
         let budget = Budget::until_done(engine.settings.background_commit);
-        match engine.store.complete(budget, || running.to_store(&commit)).await {
+        match engine.store.complete(budget, || owner.to_store(&commit)).await {
             Ok(written) if written.is_done() => {
                 tracing::info!(key = %lease.key, "a result was stored in the background");
                 let after = engine.clock.monotonic().saturating_sub(ended);
                 call.tell(What::StoredLate { after });
             }
             Ok(_) => {
-                overtaken::overtaken(&mut running, &commit.body, true).await;
+                overtaken::overtaken(&mut owner, &commit.body, true).await;
             }
             Err(error) => {
                 tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left in doubt");
                 call.tell(What::NeverStored);
-                let budget = running.call.lease;
+                let budget = owner.call.lease;
                 settle_steps(&engine, &lease, budget).await;
                 engine.keeper.forget(&lease);
                 let cause = Cause::Cut(Reason::NotStored);
                 let may_be_taken_over = lease.may_be_taken_over();
                 let settlement =
-                    settle(running.came_to(), cause, may_be_taken_over, Steps::Silent);
+                    settle(owner.came_to(), cause, may_be_taken_over, Steps::Silent);
                 let written = match settlement {
                     Settlement::Leave(reason, left) => {
                         leave(&engine, &lease, (reason, left), budget).await
@@ -440,12 +441,12 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
                     // Not reached: a body that ended and was cut off is always left.
                     _ => None,
                 };
-                if overtaken::is_overtaken(&running, false, written) {
-                    overtaken::overtaken(&mut running, &commit.body, true).await;
+                if overtaken::is_overtaken(&owner, false, written) {
+                    overtaken::overtaken(&mut owner, &commit.body, true).await;
                 }
             }
         }
-        running.conclude(None);
+        owner.conclude(None);
     });
     verdict
 }

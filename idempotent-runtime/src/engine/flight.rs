@@ -58,7 +58,7 @@ impl Flight {
         }
     }
 
-    /// Returns true if a follower has followed more than a query to the store.
+    /// Returns true if the leader knows of another call with the key, or has run its body.
     pub(crate) fn has_met(&self) -> bool {
         self.has_met.load(Ordering::Acquire)
     }
@@ -77,9 +77,9 @@ impl Flight {
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
     /// It queries the store.
-    Asking,
+    Querying,
     /// The body runs, here or elsewhere.
-    Busy,
+    BodyRuns,
     /// It has the answer for all callers.
     Answered(Answer),
     /// It has no answer. One of the followers queries the store itself.
@@ -100,7 +100,7 @@ impl Flights {
             return Seat::Follower(flight.clone());
         }
         let flight = Arc::new(Flight {
-            stage: Mutex::new(Stage::Asking),
+            stage: Mutex::new(Stage::Querying),
             changed: Notify::new(),
             lease: OnceLock::new(),
             has_met: AtomicBool::new(false),
@@ -127,13 +127,14 @@ pub(crate) struct Leader {
 }
 
 impl Leader {
+    /// Records that another caller runs the body.
     pub(crate) fn busy(&self) {
-        self.has_met();
-        self.flight.enter(Stage::Busy);
+        self.note_other_call();
+        self.flight.enter(Stage::BodyRuns);
     }
 
     /// Records that the store has reported another call with the key.
-    pub(crate) fn has_met(&self) {
+    pub(crate) fn note_other_call(&self) {
         self.flight.has_met.store(true, Ordering::Release);
     }
 

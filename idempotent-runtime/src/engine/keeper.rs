@@ -14,12 +14,12 @@ use std::task::{Context, Waker};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::beside;
 use super::busy::{Busy, UnderWay};
 use super::client::StoreClient;
 use super::lease::Lease;
 use super::purge::{Purge, PurgeStats};
 use super::renewals::Renewals;
+use super::user_code;
 use crate::clock::Clock;
 use crate::lock::Mutex;
 use crate::near_cache::NearCache;
@@ -89,7 +89,7 @@ impl Keeper {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let _ = self.runtime.set(runtime.handle().clone());
             std::thread::Builder::new().name("idempotency-keeper".into()).spawn(move || {
-                beside::is_the_thread_of_renewals();
+                user_code::mark_thread_of_renewals();
                 runtime.block_on(background);
             })?;
         }
@@ -103,7 +103,7 @@ impl Keeper {
     }
 
     /// Like [`spawn`](Self::spawn), for a task that a shutdown does not wait for.
-    pub(super) fn spawn_beside(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn_unawaited(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.send(Box::pin(task));
     }
 
@@ -168,7 +168,7 @@ impl Keeper {
     /// Ends the renewals of `lease`.
     pub(crate) fn forget(&self, lease: &Lease) {
         self.renewals.forget(lease);
-        self.under_way.has_changed();
+        self.under_way.notify();
     }
 
     /// The claims that this process holds.

@@ -88,13 +88,13 @@ impl Lease {
     }
 
     /// The monotonic time since when, at the latest, the lease is known to run.
-    pub(crate) fn known_since(&self) -> Duration {
+    pub(crate) fn term_began(&self) -> Duration {
         Duration::from_nanos(self.valid_until.load(Ordering::Acquire)).saturating_sub(self.length)
     }
 
     /// The time during which no other caller can own the claim, from when it was known to be
     /// granted.
-    pub(crate) fn lasts(&self) -> Duration {
+    pub(crate) fn valid_for(&self) -> Duration {
         Duration::from_nanos(self.valid_until.load(Ordering::Acquire)).saturating_sub(self.granted)
     }
 
@@ -173,7 +173,7 @@ impl Lease {
     }
 
     /// Marks that the body has started, and records its steps' journal.
-    pub(crate) fn has_steps(&self, journal: &Arc<Journal>) {
+    pub(crate) fn set_journal(&self, journal: &Arc<Journal>) {
         // A claim has only one body.
         let _ = self.journal.set(Arc::downgrade(journal));
     }
@@ -188,11 +188,11 @@ impl Lease {
 
     /// Returns true if the body has run for as long as it may. Work after the body has limits of
     /// its own.
-    pub(super) fn is_renewed_no_more(&self, now: Duration) -> bool {
+    pub(super) fn max_run_is_over(&self, now: Duration) -> bool {
         !self.has_body_ended() && now >= self.renew_until
     }
 
-    pub(super) fn renewed(&self, sent: Duration) {
+    pub(super) fn note_renewed(&self, sent: Duration) {
         self.valid_until.store(end_of(sent, self.length), Ordering::Release);
         self.due.store(nanos(sent + self.length / 3), Ordering::Release);
     }

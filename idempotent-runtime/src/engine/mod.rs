@@ -1,16 +1,14 @@
 //! The engine: takes a call to its answer.
 
 mod admission;
-#[cfg(any(feature = "__sql", feature = "testing"))]
-mod attempts;
-mod beside;
-mod bound;
+mod background_bounds;
 mod builder;
 mod busy;
 mod call;
 mod claim;
 mod client;
 mod duplicate;
+mod erased_transaction;
 mod exit;
 mod extensions;
 mod finish;
@@ -19,12 +17,11 @@ pub(crate) mod followed;
 mod instance;
 mod keeper;
 pub(crate) mod lease;
-mod lent;
-mod loan;
 mod operations;
 mod origin;
 mod overtaken;
 mod owed;
+mod owner;
 mod purge;
 mod record;
 mod records;
@@ -33,13 +30,16 @@ mod report;
 mod request;
 pub(crate) mod retry;
 mod run;
-mod running;
-pub(crate) mod scope;
 mod search;
 mod settings;
 mod settle;
 mod shutdown;
+pub(crate) mod task_state;
 mod transaction;
+#[cfg(any(feature = "__sql", feature = "testing"))]
+mod transaction_attempts;
+mod transaction_calls;
+mod user_code;
 pub(crate) mod verify;
 mod view;
 mod wait;
@@ -51,17 +51,11 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub(crate) use admission::{Admission, admit};
-#[cfg(feature = "__sql")]
-pub(crate) use attempts::unknown_by_effect;
-#[cfg(any(feature = "__sql", feature = "testing"))]
-pub use attempts::{Attempt, Attempts, unknown_by_key};
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::DuplicateRun;
+pub use erased_transaction::{Loan, lend};
 pub use extensions::Extensions;
-#[cfg(any(feature = "__sql", feature = "testing"))]
-pub use lent::{Calls, Lent};
-pub use loan::{Loan, lend};
 pub use operations::Site;
 pub use origin::TraceContext;
 pub use purge::PurgeStats;
@@ -72,12 +66,18 @@ pub(crate) use run::in_its_own_task;
 pub use run::{Run, run, run_detached};
 pub use shutdown::ShutdownReport;
 pub use transaction::{Begun, InTransaction, begin};
+#[cfg(feature = "__sql")]
+pub(crate) use transaction_attempts::unknown_by_effect;
+#[cfg(any(feature = "__sql", feature = "testing"))]
+pub use transaction_attempts::{Attempt, Attempts, unknown_by_key};
+#[cfg(any(feature = "__sql", feature = "testing"))]
+pub use transaction_calls::{Calls, Lent};
 pub(crate) use verify::ask;
 pub use verify::{Asked, Cleared, NoVerify, Verified, Verify, verify};
 pub use view::{RecordView, Revision};
 pub(crate) use without_lease::Unprotected;
 
-use bound::Bounds;
+use background_bounds::Bounds;
 pub(crate) use client::StoreClient;
 use flight::Flights;
 use followed::Followed;
@@ -217,15 +217,15 @@ impl Inner {
 
     /// Releases a claim that was granted and is not used. The caller waits for at most
     /// `claim_timeout`, whatever its lease; the background then continues.
-    async fn give_back(self: &Arc<Self>, claim: &Claim, repeated: bool) {
+    async fn release_granted(self: &Arc<Self>, claim: &Claim, repeated: bool) {
         let (engine, release, lease) =
             (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
         // The second release is part of what is followed: the caller may go away before the first
         // has been answered.
         let released = Followed::new(&self.keeper, async move {
-            claim::give_back(&engine, release, lease, false).await;
+            claim::release_unused(&engine, release, lease, false).await;
             if repeated {
-                engine.release_later(release, lease);
+                engine.release_again_later(release, lease);
             }
         });
         tokio::select! {
@@ -237,13 +237,14 @@ impl Inner {
 
     /// Releases a claim that was sent more than once and that is not ours: a late try may still
     /// take it.
-    fn give_back_later(self: &Arc<Self>, claim: &Claim) {
-        self.release_later(Release::unused(claim.key, claim.token), claim.lease);
+    fn release_denied(self: &Arc<Self>, claim: &Claim) {
+        self.release_again_later(Release::unused(claim.key, claim.token), claim.lease);
     }
 
-    pub(super) fn release_later(self: &Arc<Self>, release: Release, lease: Duration) {
+    pub(super) fn release_again_later(self: &Arc<Self>, release: Release, lease: Duration) {
         let engine = self.clone();
-        self.keeper.spawn(async move { claim::give_back(&engine, release, lease, true).await });
+        self.keeper
+            .spawn(async move { claim::release_unused(&engine, release, lease, true).await });
     }
 
     pub(crate) fn store_error(&self, error: StoreError) -> Error {
@@ -321,7 +322,7 @@ impl Idempotency {
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) if an engine is already installed.
     pub fn install(self) -> Result<(), Error> {
-        scope::install(self)
+        task_state::install(self)
     }
 
     /// Returns the number of panics of [observers](Builder::observer).

@@ -8,11 +8,11 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::duplicate::DuplicateRun;
-use super::finish::Verdict;
-use super::request::Checked;
+use super::finish::CallerGets;
+use super::owner::Owner;
+use super::request::CheckedCall;
 use super::retry::Budget;
-use super::running::Running;
-use super::{Waiting, beside, wait};
+use super::{Waiting, user_code, wait};
 use crate::error::ErrorKind;
 use crate::events::What;
 use crate::outcome::{StoredAnswer, stored};
@@ -23,53 +23,53 @@ use crate::store::{CrashPolicy, Record, State, StoreError, Token, Written};
 ///
 /// `was_lost`: the lease had expired before the store was first asked. An outage may span the end
 /// of the lease, so the lease is checked again here. If the first try was applied nevertheless and
-/// its answer was lost, it left the record to an operator or to the next caller. An answer is theirs
-/// in any case; without one, the owner is counted as a duplicate although it had ended before they
+/// its answer was lost, it left the record to an operator or to the next caller. An answer is
+/// theirs in any case; without one, the owner is counted as a duplicate although it had ended before they
 /// began. It cannot tell this from a request that was lost.
-pub(super) fn is_overtaken(running: &Running, was_lost: bool, written: Option<Written>) -> bool {
+pub(super) fn is_overtaken(owner: &Owner, was_lost: bool, written: Option<Written>) -> bool {
     match written {
         // Removed, whoever did it: there is no trace left that the body ran.
         Some(Written::Gone) => true,
-        Some(Written::Lost) => was_lost || running.lease.is_lost(),
+        Some(Written::Lost) => was_lost || owner.lease.is_lost(),
         _ => false,
     }
 }
 
 /// The end of an owner whose last write was refused.
 pub(super) struct Overtaken {
-    pub(super) verdict: Verdict,
+    pub(super) verdict: CallerGets,
     /// True if the record keeps the next call from running the body as if it had not run here.
     pub(super) is_protected: bool,
 }
 
 impl Overtaken {
-    fn with(verdict: Verdict) -> Self {
+    fn with(verdict: CallerGets) -> Self {
         Self { verdict, is_protected: false }
     }
 }
 
 /// [`overtaken`] for an owner that has no result and waits for no other.
-pub(super) async fn without_result(running: &mut Running) -> Overtaken {
-    overtaken(running, &Bytes::new(), false).await
+pub(super) async fn without_result(owner: &mut Owner) -> Overtaken {
+    overtaken(owner, &Bytes::new(), false).await
 }
 
 /// Handles a refused last write: another party decided. Returns the winner's result if there is one
 /// or will be one.
-pub(super) async fn overtaken(running: &mut Running, result: &Bytes, waits: bool) -> Overtaken {
-    let (call, token) = (running.call.clone(), running.grant.record.owner);
-    let found = winner(running, waits).await;
+pub(super) async fn overtaken(owner: &mut Owner, result: &Bytes, waits: bool) -> Overtaken {
+    let (call, token) = (owner.call.clone(), owner.grant.record.owner);
+    let found = winner(owner, waits).await;
     if let Ok(Winner::Answered(record)) = &found {
         // An earlier try of this very commit was applied, and its answer came late.
         if record.owner == token {
             let marker = StoredAnswer { record: record.clone(), version: call.version }.marker();
-            return Overtaken::with(marker.map_or(Verdict::Own, Verdict::refused));
+            return Overtaken::with(marker.map_or(CallerGets::Own, CallerGets::refused));
         }
     }
     if let Ok(Winner::Own) = &found {
-        return Overtaken { verdict: Verdict::Own, is_protected: true };
+        return Overtaken { verdict: CallerGets::Own, is_protected: true };
     }
     // A verification has no effect of its own: only a body can be a duplicate.
-    if running.has_run {
+    if owner.has_run {
         let record = if let Ok(Winner::Answered(record)) = &found { Some(record) } else { None };
         report_duplicate(&call, result, record).await;
     }
@@ -77,12 +77,12 @@ pub(super) async fn overtaken(running: &mut Running, result: &Bytes, waits: bool
     let superseded = call.refused(ErrorKind::Superseded);
     let (text, source) = match found {
         Ok(Winner::Answered(record)) => {
-            return Overtaken::with(Verdict::Instead(stored(record, call.version)));
+            return Overtaken::with(CallerGets::Instead(stored(record, call.version)));
         }
         // A retry waits for the successor. It gets its result, or what the policy makes of the
         // attempts of both.
-        Ok(Winner::AtWork { is_successor: true }) if running.has_run => {
-            return Overtaken { verdict: Verdict::refused(superseded), is_protected };
+        Ok(Winner::AtWork { is_successor: true }) if owner.has_run => {
+            return Overtaken { verdict: CallerGets::refused(superseded), is_protected };
         }
         Ok(Winner::AtWork { .. }) => (BESIDE_ANOTHER, None),
         Ok(Winner::InDoubt) => (IN_DOUBT, None),
@@ -90,7 +90,7 @@ pub(super) async fn overtaken(running: &mut Running, result: &Bytes, waits: bool
         Err(error) => (WITHOUT_WORD, Some(error)),
     };
     // A retry finds no result, and may run the body once more.
-    let error = if running.has_run {
+    let error = if owner.has_run {
         superseded.with_text(text.0, text.1).would_repeat()
     } else {
         superseded.with_text(ASKED_TOO_LATE.0, ASKED_TOO_LATE.1)
@@ -99,7 +99,7 @@ pub(super) async fn overtaken(running: &mut Running, result: &Bytes, waits: bool
         Some(source) => error.with_source(source),
         None => error,
     };
-    Overtaken { verdict: Verdict::refused(error), is_protected }
+    Overtaken { verdict: CallerGets::refused(error), is_protected }
 }
 
 const WITHOUT_RESULT: (&str, &str) = (
@@ -108,7 +108,7 @@ const WITHOUT_RESULT: (&str, &str) = (
     "find out what it did before making the call again",
 );
 const BESIDE_ANOTHER: (&str, &str) = (
-    "the body ran here, its record was removed or freed meanwhile, and another caller is running \
+    "the body ran here, its record was removed or freed meanwhile, and another caller is owner \
      the call as if it were the first",
     "find out what it did before making the call again",
 );
@@ -126,7 +126,7 @@ const ASKED_TOO_LATE: (&str, &str) = (
     "retry with the same key",
 );
 
-async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Record>>) {
+async fn report_duplicate(call: &CheckedCall, result: &Bytes, winner: Option<&Arc<Record>>) {
     tracing::warn!(operation = %call.operation, key = %call.key, winner = winner.is_some(),
         "a body finished after its call had been taken over: its effect may have happened twice");
     call.engine.duplicates.fetch_add(1, Ordering::Relaxed);
@@ -136,7 +136,7 @@ async fn report_duplicate(call: &Checked, result: &Bytes, winner: Option<&Arc<Re
         let (operation, key, result) = (call.operation.clone(), call.key, result.clone());
         let duplicate = DuplicateRun { operation, key, result, winner };
         // Called after everything was decided: the hook does not change the outcome.
-        beside::beside(move || {
+        user_code::run(move || {
             if catch_unwind(AssertUnwindSafe(|| hook(&duplicate))).is_err() {
                 let DuplicateRun { operation, key, .. } = duplicate;
                 tracing::error!(%operation, %key, "the hook `on_duplicate` panicked");
@@ -168,7 +168,7 @@ enum Winner {
 impl Winner {
     fn of(record: Arc<Record>, token: Token) -> Self {
         // The next call verifies before it runs anything, as it does after a doubt.
-        let is_asked_about = matches!(record.policy, CrashPolicy::Verify | CrashPolicy::Hold);
+        let is_not_rerun = matches!(record.policy, CrashPolicy::Verify | CrashPolicy::Hold);
         match record.state {
             State::Completed | State::Failed => Self::Answered(record),
             // An observer found the lease expired and put the record in doubt.
@@ -177,7 +177,7 @@ impl Winner {
             State::InProgress if !record.is_orphaned() => {
                 Self::AtWork { is_successor: record.taken_over.is_some() }
             }
-            State::InProgress if is_asked_about => Self::InDoubt,
+            State::InProgress if is_not_rerun => Self::InDoubt,
             State::InProgress | State::Released | State::Tombstone => Self::Nobody,
         }
     }
@@ -185,10 +185,10 @@ impl Winner {
 
 /// Finds the owner that took over, and its result. With `waits`, waits for that result as any
 /// caller would.
-async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError> {
-    let call = running.call.clone();
+async fn winner(owner: &mut Owner, waits: bool) -> Result<Winner, StoreError> {
+    let call = owner.call.clone();
     let engine = &call.engine;
-    let token = running.grant.record.owner;
+    let token = owner.grant.record.owner;
     let is_own_request = |record: &Record| call.accepts(record.fingerprint);
     let read = async || {
         let record =
@@ -199,14 +199,14 @@ async fn winner(running: &mut Running, waits: bool) -> Result<Winner, StoreError
     if !(record.is_running() && waits) {
         return Ok(Winner::of(Arc::new(record), token));
     }
-    let (Some(patience), Some(_waiting)) = (running.patience, Waiting::enter(engine)) else {
+    let (Some(patience), Some(_waiting)) = (owner.patience, Waiting::enter(engine)) else {
         return Ok(Winner::of(Arc::new(record), token));
     };
-    running.waits();
+    owner.note_waiting();
     match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience))
         .await?
     {
-        // Checked again: it may be a different record from the one that was waited for.
+        // CheckedCall again: it may be a different record from the one that was waited for.
         wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record, token)),
         wait::Changed::Record(_) | wait::Changed::Claimable => Ok(Winner::Nobody),
         // Read again: its owner may be another one by now.

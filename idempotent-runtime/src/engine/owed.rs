@@ -47,7 +47,7 @@ struct Debts {
     /// The kind whose turn it is: neither keeps the other from the store.
     is_turn_of_again: bool,
     /// True while a payer is running.
-    is_paid: bool,
+    has_payer: bool,
 }
 
 /// One release. Times are monotonic.
@@ -181,7 +181,7 @@ fn owe(engine: &Arc<Inner>, owing: Owing, not_before: Duration) -> bool {
                 "too many claims are waiting to be released; this one expires with its lease");
             return false;
         }
-        if std::mem::replace(&mut debts.is_paid, true) {
+        if std::mem::replace(&mut debts.has_payer, true) {
             engine.owed.news.send_replace(());
             return false;
         }
@@ -190,10 +190,10 @@ fn owe(engine: &Arc<Inner>, owing: Owing, not_before: Duration) -> bool {
             engine: Arc::downgrade(engine),
             news: engine.owed.news.subscribe(),
             at: None,
-            has_paid: false,
+            left_nothing: false,
         }
     };
-    engine.keeper.spawn_beside(payer.pay());
+    engine.keeper.spawn_unawaited(payer.pay());
     true
 }
 
@@ -204,7 +204,7 @@ struct Payer {
     news: watch::Receiver<()>,
     /// The release that is on its way to the store.
     at: Option<Owing>,
-    has_paid: bool,
+    left_nothing: bool,
 }
 
 impl Drop for Payer {
@@ -212,10 +212,10 @@ impl Drop for Payer {
     /// fails, which also starts another payer. Two payers cannot run side by side, because the
     /// place is freed under the lock.
     fn drop(&mut self) {
-        let Some(engine) = self.engine.upgrade().filter(|_| !self.has_paid) else { return };
+        let Some(engine) = self.engine.upgrade().filter(|_| !self.left_nothing) else { return };
         let mut debts = engine.owed.lock();
         debts.first.extend(self.at.take().filter(|owing| owing.first.is_some()));
-        debts.is_paid = false;
+        debts.has_payer = false;
         let left = debts.len();
         // Without a payer they keep neither a shutdown nor the engine waiting. What they held is
         // dropped outside the lock.
@@ -238,8 +238,8 @@ impl Payer {
             let next = {
                 let mut debts = engine.owed.lock();
                 let next = debts.next(now);
-                self.has_paid = matches!(next, Next::Nothing);
-                debts.is_paid = !self.has_paid;
+                self.left_nothing = matches!(next, Next::Nothing);
+                debts.has_payer = !self.left_nothing;
                 next
             };
             let owing = match next {
@@ -354,15 +354,19 @@ mod tests {
         let engine = Idempotency::new(MemoryStore::new()).inner;
         let owed = || {
             let debts = engine.owed.lock();
-            (debts.is_paid, debts.len())
+            (debts.has_payer, debts.len())
         };
         let news = || engine.owed.news.subscribe();
-        let payer =
-            |at, has_paid| Payer { engine: Arc::downgrade(&engine), news: news(), at, has_paid };
-        engine.owed.lock().is_paid = true;
+        let payer = |at, left_nothing| Payer {
+            engine: Arc::downgrade(&engine),
+            news: news(),
+            at,
+            left_nothing,
+        };
+        engine.owed.lock().has_payer = true;
         drop(payer(Some(owing(1, Some(first(&engine)))), false));
         assert_eq!((owed(), Arc::strong_count(&engine)), ((false, 1), 1));
-        engine.owed.lock().is_paid = true;
+        engine.owed.lock().has_payer = true;
         drop(payer(None, true));
         assert_eq!(owed(), (true, 1), "the place is another's by now");
     }

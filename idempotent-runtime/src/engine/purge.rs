@@ -51,7 +51,7 @@ impl Purge {
     /// Sweeps again and again, until it is dropped.
     pub(crate) async fn run(self: Arc<Self>, store: StoreClient, clock: Arc<dyn Clock>) {
         loop {
-            clock.sleep(self.next_look(&*clock)).await;
+            clock.sleep(self.next_round(&*clock)).await;
             while let Ok(true) = self.look(&store).await {
                 clock.sleep(PAUSE).await;
             }
@@ -60,7 +60,7 @@ impl Purge {
 
     /// The time until the next sweep, up to a tenth shorter than configured: processes that start
     /// together should not sweep together.
-    fn next_look(&self, clock: &dyn Clock) -> Duration {
+    fn next_round(&self, clock: &dyn Clock) -> Duration {
         let share = clock.monotonic().subsec_micros() % 1_000;
         self.interval.saturating_sub(self.interval / 10 * share / 1_000)
     }

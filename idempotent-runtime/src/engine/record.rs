@@ -149,7 +149,7 @@ impl RecordHandle {
     }
 
     /// Returns the key, if the store may be queried from this process.
-    fn asked(&self) -> Result<KeyHash, Error> {
+    fn queryable_key(&self) -> Result<KeyHash, Error> {
         let key = self.hash()?;
         self.engine.at_home().map_err(|error| self.error(&key, error))?;
         Ok(key)
@@ -185,7 +185,7 @@ impl RecordHandle {
     /// # Errors
     /// The store's errors.
     pub async fn inspect(&self) -> Result<Option<RecordView>, Error> {
-        Ok(self.read(self.asked()?).await?.as_ref().map(RecordView::new))
+        Ok(self.read(self.queryable_key()?).await?.as_ref().map(RecordView::new))
     }
 
     /// Settles an in-doubt record on behalf of an owner that cannot. The answer is kept from now on
@@ -228,7 +228,7 @@ impl RecordHandle {
     }
 
     async fn resolved(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
-        let key = self.asked()?;
+        let key = self.queryable_key()?;
         let engine = &self.engine;
         let observed = view.revision.owner();
         let record = self.read(key).await?.filter(|record| view.revision.shows(record));
@@ -364,7 +364,7 @@ impl RecordHandle {
     }
 
     async fn removed(&self) -> Result<(), Error> {
-        let key = self.asked()?;
+        let key = self.queryable_key()?;
         let engine = &self.engine;
         let Some(record) = self.read(key).await? else { return Ok(()) };
         let remove = Remove::new(key, record.owner);

@@ -30,12 +30,12 @@ struct Leases {
     /// Sorted, so that a simulation renews in the same order again.
     by_token: BTreeMap<Token, Arc<Lease>>,
     /// The time of the next scheduled look, in monotonic nanoseconds.
-    next_look: u64,
+    next_round: u64,
 }
 
 impl Renewals {
     pub(super) fn new(store: StoreClient, clock: Arc<dyn Clock>) -> Self {
-        let leases = Mutex::new(Leases { by_token: BTreeMap::new(), next_look: u64::MAX });
+        let leases = Mutex::new(Leases { by_token: BTreeMap::new(), next_round: u64::MAX });
         let (earlier, goes_on) = (Notify::new(), AtomicBool::new(true));
         Self { store, clock, leases, earlier, goes_on }
     }
@@ -48,7 +48,7 @@ impl Renewals {
     pub(super) fn keep(&self, lease: &Arc<Lease>) {
         let mut leases = self.leases();
         leases.by_token.insert(lease.token, lease.clone());
-        if lease.due() < leases.next_look {
+        if lease.due() < leases.next_round {
             self.earlier.notify_one();
         }
     }
@@ -78,18 +78,18 @@ impl Renewals {
             for batch in self.due() {
                 tokio::spawn(self.clone().renew(batch));
             }
-            let next_look = self.leases().next_look;
+            let next_round = self.leases().next_round;
             let pause =
-                Duration::from_nanos(next_look.saturating_sub(nanos(self.clock.monotonic())));
+                Duration::from_nanos(next_round.saturating_sub(nanos(self.clock.monotonic())));
             let sleep = self.clock.sleep(pause);
-            if nanos(self.clock.monotonic()) >= next_look {
+            if nanos(self.clock.monotonic()) >= next_round {
                 // The clock has moved since `pause` was computed, so the sleep would be late.
                 continue;
             }
             tokio::select! {
                 biased;
                 () = self.earlier.notified() => {}
-                () = sleep, if next_look < u64::MAX => {}
+                () = sleep, if next_round < u64::MAX => {}
             }
         }
     }
@@ -100,7 +100,7 @@ impl Renewals {
     fn due(&self) -> Vec<Vec<Arc<Lease>>> {
         let mut leases = self.leases();
         let now = self.clock.monotonic();
-        for lease in leases.by_token.values().filter(|lease| lease.is_renewed_no_more(now)) {
+        for lease in leases.by_token.values().filter(|lease| lease.max_run_is_over(now)) {
             lease.stop_renewal();
         }
         let next = |leases: &Leases| {
@@ -115,7 +115,7 @@ impl Renewals {
                 due.entry(lease.length()).or_default().push(lease.clone());
             }
         }
-        leases.next_look = next(&leases);
+        leases.next_round = next(&leases);
         due.values().flat_map(|leases| leases.chunks(BATCH)).map(<[_]>::to_vec).collect()
     }
 
@@ -160,7 +160,7 @@ impl Renewals {
 
     fn note(&self, lease: &Lease, written: Written, sent: Duration) {
         if written.is_done() {
-            lease.renewed(sent);
+            lease.note_renewed(sent);
         } else {
             lease.stop_renewal();
             // A record that is gone has no owner: the claim stays valid for the rest of the lease.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
-use super::scope::Scope;
+use super::task_state::TaskState;
 use crate::error::Error;
 use crate::events::{Outcome, Source};
 use crate::key::KeyHash;
@@ -117,6 +117,6 @@ impl fmt::Debug for Receiver {
 /// ```
 pub async fn with_report<F: Future>(future: F) -> (F::Output, Option<Report>) {
     let receiver = Receiver::default();
-    let output = Scope::current().with_receiver(receiver.clone()).wrap(future).await;
+    let output = TaskState::current().with_receiver(receiver.clone()).wrap(future).await;
     (output, receiver.take())
 }

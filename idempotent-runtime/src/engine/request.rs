@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::instance::Instance;
 use super::operations::Site;
 use super::report::Report;
-use super::scope::Scope;
 use super::settings::{check_conflict, check_pause, check_time};
+use super::task_state::TaskState;
 use super::verify::SETTLE;
 use super::window::Windowed;
 use super::{Idempotency, Inner, exit};
@@ -69,7 +69,7 @@ pub(super) struct Invalid {
 
 impl Invalid {
     /// Reports the end of the call, and returns its error.
-    pub(super) fn refused(self, scope: &Scope) -> Error {
+    pub(super) fn refused(self, scope: &TaskState) -> Error {
         let Self { engine, error } = self;
         let (report, outcome) = (Report::of_refusal(&error), Outcome::Refused(error.kind()));
         match engine {
@@ -82,7 +82,7 @@ impl Invalid {
 
 /// A validated request.
 #[derive(Clone)]
-pub(crate) struct Checked {
+pub(crate) struct CheckedCall {
     pub(crate) engine: Arc<Inner>,
     pub(crate) operation: Arc<str>,
     pub(crate) key: KeyHash,
@@ -138,7 +138,7 @@ impl Request {
         self.version
     }
 
-    pub(super) fn check(self) -> Result<Checked, Invalid> {
+    pub(super) fn check(self) -> Result<CheckedCall, Invalid> {
         match &self.engine {
             Ok(engine) => {
                 let engine = engine.inner.clone();
@@ -154,7 +154,7 @@ impl Request {
         }
     }
 
-    pub(crate) fn checked(self) -> Result<Checked, Error> {
+    pub(crate) fn checked(self) -> Result<CheckedCall, Error> {
         let named = |error: Error, operation: &Arc<str>| error.of_operation(operation);
         let engine = self.engine?.inner;
         let operation: Arc<str> = match &self.operation {
@@ -237,7 +237,7 @@ impl Request {
             Some(Conflict::As(on_conflict)) => on_conflict,
         };
         let (policy, version, count_attempts) = (self.policy, self.version, self.count_attempts);
-        Ok(Checked {
+        Ok(CheckedCall {
             engine,
             operation,
             key,
@@ -256,7 +256,7 @@ impl Request {
     }
 }
 
-impl Checked {
+impl CheckedCall {
     pub(crate) fn refused(&self, kind: ErrorKind) -> Error {
         Error::new(kind).of_record(Some(&self.operation), &self.key)
     }

@@ -14,11 +14,11 @@ use tracing::Instrument as _;
 use super::Unprotected;
 use super::admission::{Admission, admit};
 use super::call::Call;
-use super::finish::Verdict;
+use super::finish::CallerGets;
 use super::followed::Followed;
-use super::request::Checked;
-use super::running::Running;
-use super::scope::Scope;
+use super::owner::Owner;
+use super::request::CheckedCall;
+use super::task_state::TaskState;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Codec, Reader, Writer};
 
@@ -46,25 +46,25 @@ pin_project! {
     enum Stage<R, B, F, P> {
         Admission { core: Core<Admission>, body: B, writer: Writer<R, P> },
         Body { #[pin] future: F, guard: Guard, writer: Writer<R, P> },
-        Bypass { #[pin] future: F, scope: Scope, unprotected: Unprotected },
-        Finish { core: Followed<Verdict>, result: R },
+        Bypass { #[pin] future: F, task_state: TaskState, unprotected: Unprotected },
+        Finish { core: Followed<CallerGets>, result: R },
         Over,
     }
 }
 
-/// The claim and the scope of a body that started. If it is dropped with the body, the outcome is
+/// The owner and the task's state of a body that started. If it is dropped with the body, the outcome is
 /// left to the policy.
 struct Guard {
-    running: Box<Running>,
-    scope: Scope,
+    owner: Box<Owner>,
+    task_state: TaskState,
 }
 
 impl Guard {
-    /// Runs the user's code in its scope, and records a panic.
+    /// Runs the user's code with its task's state, and records a panic.
     fn run<T>(&mut self, code: impl FnOnce() -> T) -> std::thread::Result<T> {
-        let answer = catch_unwind(AssertUnwindSafe(|| self.scope.enter(code)));
+        let answer = catch_unwind(AssertUnwindSafe(|| self.task_state.enter(code)));
         if answer.is_err() {
-            self.running.panicked();
+            self.owner.note_panic();
         }
         answer
     }
@@ -114,15 +114,17 @@ where
                         Admission::Answer(answer) => {
                             return Poll::Ready(this.reader.answer(answer));
                         }
-                        Admission::Bypass(scope, unprotected) => {
-                            Stage::Bypass { future: scope.enter(body), scope, unprotected }
-                        }
-                        Admission::Run(mut running) => match running.start() {
+                        Admission::Bypass(task_state, unprotected) => Stage::Bypass {
+                            future: task_state.enter(body),
+                            task_state,
+                            unprotected,
+                        },
+                        Admission::Run(mut owner) => match owner.start() {
                             Err(error) => {
                                 return Poll::Ready(this.reader.answer(Answer::Refused(error)));
                             }
-                            Ok(scope) => {
-                                let mut guard = Guard { running, scope };
+                            Ok(task_state) => {
+                                let mut guard = Guard { owner, task_state };
                                 let future =
                                     guard.run(body).unwrap_or_else(|panic| resume_unwind(panic));
                                 #[cfg(feature = "testing")]
@@ -154,10 +156,10 @@ where
                     let (result, ending) = guard
                         .run(|| writer.ending(result))
                         .unwrap_or_else(|panic| resume_unwind(panic));
-                    this.stage.set(Stage::Finish { core: guard.running.finish(ending), result });
+                    this.stage.set(Stage::Finish { core: guard.owner.finish(ending), result });
                 }
-                StageProjection::Bypass { future, scope, .. } => {
-                    let result = ready!(scope.enter(|| future.poll(cx)));
+                StageProjection::Bypass { future, task_state, .. } => {
+                    let result = ready!(task_state.enter(|| future.poll(cx)));
                     this.stage.set(Stage::Over);
                     return Poll::Ready(result);
                 }
@@ -169,8 +171,8 @@ where
                         continue;
                     };
                     return Poll::Ready(match verdict {
-                        Verdict::Own => result,
-                        Verdict::Instead(answer) => this.reader.instead(answer, result),
+                        CallerGets::Own => result,
+                        CallerGets::Instead(answer) => this.reader.instead(answer, result),
                     });
                 }
                 StageProjection::Over => panic!("a guarded call was polled after it had returned"),
@@ -221,10 +223,11 @@ where
     in_its_own_task(call, refusals, Run::admitted(admission, codec, body))
 }
 
-/// Starts `rest`, the remainder of `call`, in a task of its own, with the caller's scope and span.
+/// Starts `rest`, the remainder of `call`, in a task of its own, with the state of the caller's
+/// task and its span.
 /// The returned future waits for its result, and is small: it does not contain `rest`.
 pub(crate) fn in_its_own_task<R, F>(
-    call: Option<Arc<Checked>>,
+    call: Option<Arc<CheckedCall>>,
     refusals: Reader<R>,
     rest: F,
 ) -> impl Future<Output = R> + use<R, F>
@@ -232,7 +235,7 @@ where
     R: Send + 'static,
     F: Future<Output = R> + Send + 'static,
 {
-    let task = tokio::spawn(Scope::current().wrap(rest).in_current_span());
+    let task = tokio::spawn(TaskState::current().wrap(rest).in_current_span());
     async move {
         match task.await {
             Ok(result) => result,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::settle::{Cause, Phase, Settlement, Steps, settle};
-use super::{Idempotency, Inner, claim, running};
+use super::{Idempotency, Inner, claim, owner};
 use crate::store::{Reason, Release};
 
 /// New calls are accepted.
@@ -58,14 +58,14 @@ impl Idempotency {
             () = engine.clock.sleep(timeout) => {}
         }
         // Setting `CLOSED` separates the claims that are taken away below from those that are never
-        // sent. A call marks itself busy before it checks `closing`. If it checks before `CLOSED` is
-        // set, its claim is either held already and seen in the loop, or on its way and awaited by
+        // sent. A call marks itself busy before it checks `closing`. If it checks before `CLOSED`
+        // is set, its claim is either held already and seen in the loop, or on its way and awaited by
         // the last `idle`. If it checks afterwards, it sends nothing.
         engine.closing.store(CLOSED, Ordering::SeqCst);
         let mut abandoned = engine.without_lease.load(Ordering::SeqCst);
         for lease in engine.keeper.held() {
-            // The lease counts as lost from here on, so a commit that is under way no longer writes a
-            // vanished record again. A verification counts as begun too: the next call verifies at
+            // The lease counts as lost from here on, so a commit that is under way no longer writes
+            // a vanished record again. A verification counts as begun too: the next call verifies at
             // once.
             let has_begun = lease.shut_down();
             engine.keeper.forget(&lease);
@@ -79,11 +79,11 @@ impl Idempotency {
                 if let Settlement::Leave(reason, left) =
                     settle(phase, cause, may_be_taken_over, Steps::Silent)
                 {
-                    running::settle_steps(&engine, &lease, budget).await;
-                    running::leave(&engine, &lease, (reason, left), budget).await;
+                    owner::settle_steps(&engine, &lease, budget).await;
+                    owner::leave(&engine, &lease, (reason, left), budget).await;
                 } else {
                     let release = Release::unused(lease.key, lease.token);
-                    claim::give_back(&engine, release, budget, false).await;
+                    claim::release_unused(&engine, release, budget, false).await;
                 }
             });
         }

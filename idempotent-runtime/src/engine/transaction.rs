@@ -14,10 +14,10 @@ use super::admission::{Judged, judge, new_claim};
 use super::busy::Busy;
 use super::call::Call;
 use super::exit::Exit;
-use super::lent::{Calls, Mark, calls_at};
 use super::report::Report;
-use super::request::{Checked, Request};
-use super::scope::Scope;
+use super::request::{CheckedCall, Request};
+use super::task_state::TaskState;
+use super::transaction_calls::{Calls, Mark, calls_at};
 use super::{Unprotected, Waiting, WithoutLease, wait};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
@@ -52,7 +52,7 @@ pub enum Begun<R, P> {
 pub struct InTransaction<R, P> {
     /// An `Err` if the operation is disabled.
     claimed: Result<Box<InClaim>, Box<Unclaimed>>,
-    scope: Scope,
+    task_state: TaskState,
     writer: Writer<R, P>,
     reader: Reader<R>,
 }
@@ -60,14 +60,14 @@ pub struct InTransaction<R, P> {
 /// A body without a claim, because its operation is disabled. If it fails, its writes are still
 /// undone.
 struct Unclaimed {
-    call: Checked,
+    call: CheckedCall,
     savepoint: String,
     _unprotected: Unprotected,
 }
 
 /// A claim in the transaction.
 struct InClaim {
-    call: Checked,
+    call: CheckedCall,
     grant: Grant,
     /// `None` once the end of the call has been reported.
     exit: Option<Exit>,
@@ -101,7 +101,7 @@ impl Leaves {
 
 impl InClaim {
     /// Reports the end of the call.
-    fn exits(&mut self, outcome: Outcome) {
+    fn report_end(&mut self, outcome: Outcome) {
         if let Some(exit) = self.exit.take() {
             exit.end(outcome);
         }
@@ -134,8 +134,8 @@ where
     let version = call.request.version();
     match seek(call.request, transaction).await {
         Ok(Sought::Found(record)) => Begun::Answered(reader.answer(stored(record, version))),
-        Ok(Sought::Run { claimed, scope }) => {
-            Begun::Mine(InTransaction { claimed, scope, writer, reader })
+        Ok(Sought::Run { claimed, task_state }) => {
+            Begun::Mine(InTransaction { claimed, task_state, writer, reader })
         }
         Err(error) => Begun::Answered(reader.answer(Answer::Refused(error))),
     }
@@ -143,24 +143,24 @@ where
 
 enum Sought {
     Found(Arc<Record>),
-    Run { claimed: Result<Box<InClaim>, Box<Unclaimed>>, scope: Scope },
+    Run { claimed: Result<Box<InClaim>, Box<Unclaimed>>, task_state: TaskState },
 }
 
 async fn seek<X: SqlTransaction + ?Sized>(
     request: Request,
     transaction: &mut X,
 ) -> Result<Sought, Error> {
-    let scope = Scope::current();
-    let call = request.check().map_err(|invalid| invalid.refused(&scope))?;
-    let mut exit = Exit::new(&call, &scope, Report::new(call.operation.clone(), call.key));
-    match seek_checked(call, scope, &mut exit.report, transaction).await {
+    let task_state = TaskState::current();
+    let call = request.check().map_err(|invalid| invalid.refused(&task_state))?;
+    let mut exit = Exit::new(&call, &task_state, Report::new(call.operation.clone(), call.key));
+    match seek_checked(call, task_state, &mut exit.report, transaction).await {
         Ok(Sought::Found(record)) => {
             exit.end(Outcome::Replayed(Source::Store));
             Ok(Sought::Found(record))
         }
-        Ok(Sought::Run { claimed: Ok(mut claim), scope }) => {
+        Ok(Sought::Run { claimed: Ok(mut claim), task_state }) => {
             claim.exit = Some(exit);
-            Ok(Sought::Run { claimed: Ok(claim), scope })
+            Ok(Sought::Run { claimed: Ok(claim), task_state })
         }
         Ok(unclaimed) => {
             exit.end(Outcome::Bypassed);
@@ -174,8 +174,8 @@ async fn seek<X: SqlTransaction + ?Sized>(
 }
 
 async fn seek_checked<X: SqlTransaction + ?Sized>(
-    call: Checked,
-    scope: Scope,
+    call: CheckedCall,
+    task_state: TaskState,
     report: &mut Report,
     transaction: &mut X,
 ) -> Result<Sought, Error> {
@@ -185,13 +185,13 @@ async fn seek_checked<X: SqlTransaction + ?Sized>(
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
     }
     let engine = call.engine.clone();
-    if scope.is_shut_out(&engine) {
+    if task_state.is_shut_out(&engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
     if engine.operations.is_disabled(&call.operation) {
-        return Box::pin(bypass(call, scope, transaction)).await;
+        return Box::pin(bypass(call, task_state, transaction)).await;
     }
-    if scope.context().is_some_and(|context| context.is_running(&engine, &call.key)) {
+    if task_state.context().is_some_and(|context| context.is_running(&engine, &call.key)) {
         return Err(call.refused(ErrorKind::Reentrant));
     }
     engine.at_home().map_err(|error| error.of_record(Some(&call.operation), &call.key))?;
@@ -200,16 +200,16 @@ async fn seek_checked<X: SqlTransaction + ?Sized>(
         tracing::warn!(%error, "the background thread could not be started: expired records are not removed");
     }
     // Boxed: it loops, and the rest of the call does not carry its state along.
-    Box::pin(take(call, scope, report, transaction)).await
+    Box::pin(take(call, task_state, report, transaction)).await
 }
 
 /// Lets the body run without a claim.
 async fn bypass<X: SqlTransaction + ?Sized>(
-    call: Checked,
-    scope: Scope,
+    call: CheckedCall,
+    task_state: TaskState,
     transaction: &mut X,
 ) -> Result<Sought, Error> {
-    let Some(unprotected) = Unprotected::enter(&call.engine, &scope) else {
+    let Some(unprotected) = Unprotected::enter(&call.engine, &task_state) else {
         return Err(call.refused(ErrorKind::ShuttingDown));
     };
     tracing::warn!(operation = %call.operation, key = %call.key, "the operation is disabled: the body runs unprotected");
@@ -222,20 +222,21 @@ async fn bypass<X: SqlTransaction + ?Sized>(
         .set_savepoint(&savepoint)
         .await
         .map_err(|error| call.store_error(error))?;
-    let scope = scope.of_body(unprotected.context_in_transaction(&call.operation, call.key));
+    let task_state =
+        task_state.of_body(unprotected.context_in_transaction(&call.operation, call.key));
     let unclaimed = Unclaimed { call, savepoint, _unprotected: unprotected };
-    Ok(Sought::Run { claimed: Err(Box::new(unclaimed)), scope })
+    Ok(Sought::Run { claimed: Err(Box::new(unclaimed)), task_state })
 }
 
 /// The number of times that a transaction reads an outside call whose end it does not see.
-const LOOKS: usize = 3;
+const UNSEEN_READS: usize = 3;
 
 /// Acquires the claim, or finds the record that holds it. The database waits for other
 /// transactions, in the statement that meets them. Calls without a transaction are waited for
 /// between the reads.
 async fn take<X: SqlTransaction + ?Sized>(
-    call: Checked,
-    scope: Scope,
+    call: CheckedCall,
+    task_state: TaskState,
     report: &mut Report,
     transaction: &mut X,
 ) -> Result<Sought, Error> {
@@ -246,7 +247,7 @@ async fn take<X: SqlTransaction + ?Sized>(
     let (mut seen, mut looks) = (None, 0);
     loop {
         let busy = engine.keeper.busy();
-        if scope.is_shut_out(&engine) {
+        if task_state.is_shut_out(&engine) {
             return Err(call.refused(ErrorKind::ShuttingDown));
         }
         let mut claim = new_claim(&call)?;
@@ -266,14 +267,14 @@ async fn take<X: SqlTransaction + ?Sized>(
         let before = calls.as_ref().map(|calls| calls.answered(call.key, &engine.store));
         let record = match claimed {
             // Other transactions may have kept the claim waiting for long.
-            Claimed::Mine(_) if scope.is_shut_out(&engine) => {
+            Claimed::Mine(_) if task_state.is_shut_out(&engine) => {
                 return Err(too_late(&call, claim.token, transaction).await);
             }
             Claimed::Mine(grant) => {
                 if let Some(calls) = &calls {
                     calls.absent(call.key);
                 }
-                return Ok(granted(call, grant, &scope, report, calls.zip(before), busy));
+                return Ok(granted(call, grant, &task_state, report, calls.zip(before), busy));
             }
             Claimed::Held(record) => record,
         };
@@ -287,7 +288,7 @@ async fn take<X: SqlTransaction + ?Sized>(
                 return Ok(Sought::Found(Arc::new(record)));
             }
             Judged::Refused(error) => return Err(error),
-            Judged::Busy => {}
+            Judged::NoAnswerYet => {}
         }
         // Its owner could not finish it: this transaction holds the only writer.
         let deadline = deadline.filter(|_| !engine.store.capabilities().single_writer);
@@ -299,7 +300,7 @@ async fn take<X: SqlTransaction + ?Sized>(
             return Err(held_outside(&call, &record, LOCKED).with_source(KeepsLock));
         }
         looks = if seen.replace(record.owner) == Some(record.owner) { looks + 1 } else { 1 };
-        if looks > LOOKS {
+        if looks > UNSEEN_READS {
             return Err(held_outside(&call, &record, UNSEEN));
         }
         report.waited = true;
@@ -314,7 +315,7 @@ const UNSEEN: &str = "a call without `tx` held it, and this transaction does not
 const LOCKED: &str = "a call without `tx` holds it, and cannot end before this transaction does, \
     which has locked its record: roll it back, and begin it again";
 
-fn held_by_a_transaction(call: &Checked) -> Error {
+fn held_by_a_transaction(call: &CheckedCall) -> Error {
     let detail = match call.patience() {
         Some(patience) => format!("another transaction has held it for longer than {patience:?}"),
         None => "another transaction holds it".to_owned(),
@@ -322,13 +323,17 @@ fn held_by_a_transaction(call: &Checked) -> Error {
     call.refused(ErrorKind::InProgress).with_detail(detail)
 }
 
-fn held_outside(call: &Checked, record: &Record, detail: &str) -> Error {
+fn held_outside(call: &CheckedCall, record: &Record, detail: &str) -> Error {
     let left = record.lease_until.saturating_duration_since(record.read_at);
     call.refused(ErrorKind::InProgress).with_detail(detail).with_retry_after(left)
 }
 
 /// Waits until the outside call that left `record` has ended, or fails at the deadline.
-async fn outside_is_over(call: &Checked, record: &Record, deadline: Duration) -> Result<(), Error> {
+async fn outside_is_over(
+    call: &CheckedCall,
+    record: &Record,
+    deadline: Duration,
+) -> Result<(), Error> {
     let engine = &call.engine;
     let in_progress = || held_outside(call, record, HELD_OUTSIDE);
     let _waiting = Waiting::enter(engine).ok_or_else(in_progress)?;
@@ -343,7 +348,7 @@ async fn outside_is_over(call: &Checked, record: &Record, deadline: Duration) ->
 
 /// Releases the claim: the engine was shut down while the claim was waited for.
 async fn too_late<X: SqlTransaction + ?Sized>(
-    call: &Checked,
+    call: &CheckedCall,
     token: Token,
     transaction: &mut X,
 ) -> Error {
@@ -356,9 +361,9 @@ async fn too_late<X: SqlTransaction + ?Sized>(
 }
 
 fn granted(
-    call: Checked,
+    call: CheckedCall,
     grant: Grant,
-    scope: &Scope,
+    task_state: &TaskState,
     report: &mut Report,
     calls: Option<(Arc<Calls>, Mark)>,
     busy: Busy,
@@ -366,25 +371,25 @@ fn granted(
     report.attempt = grant.record.attempts;
     let (ended, body) = (Arc::new(AtomicBool::new(false)), WithoutLease::enter(&call.engine));
     let context = Context::in_transaction(&call.engine, &call.operation, &grant, ended.clone());
-    let scope = scope.of_body(context);
+    let task_state = task_state.of_body(context);
     call.tell(What::Claimed {
         attempt: grant.record.attempts,
         fence: grant.record.fence,
         taken_over: grant.taken_over,
     });
     let claim = InClaim { call, grant, exit: None, calls, ended, _busy: (busy, body) };
-    Sought::Run { claimed: Ok(Box::new(claim)), scope }
+    Sought::Run { claimed: Ok(Box::new(claim)), task_state }
 }
 
 impl<R, P> InTransaction<R, P> {
-    /// Runs the body in the scope of the call.
+    /// Runs the body with the task's state of the call.
     pub async fn body<F: Future<Output = R>>(&self, body: impl FnOnce() -> F) -> R {
-        self.scope.clone().wrap(async move { body().await }).await
+        self.task_state.clone().wrap(async move { body().await }).await
     }
 
     /// Writes the record in the same transaction, as the body's result requires.
     pub async fn finish<X: SqlTransaction + ?Sized>(self, result: R, transaction: &mut X) -> R {
-        let Self { claimed, scope, writer, reader } = self;
+        let Self { claimed, task_state, writer, reader } = self;
         let mut claim = match claimed {
             Ok(claim) => claim,
             Err(unclaimed) => {
@@ -398,7 +403,7 @@ impl<R, P> InTransaction<R, P> {
                 };
             }
         };
-        let (result, ending) = scope.enter(|| writer.ending(result));
+        let (result, ending) = task_state.enter(|| writer.ending(result));
         let (call, token) = (&claim.call, claim.grant.record.owner);
         let is_kept = matches!(ending, Ending::Answer { state: State::Completed, .. });
         let (end, refused) = end_of(call, &claim.grant.record, ending);
@@ -411,7 +416,7 @@ impl<R, P> InTransaction<R, P> {
         let error = match (ended, refused) {
             (Ok(true), None) => {
                 claim.leaves(leaves);
-                claim.exits(own);
+                claim.report_end(own);
                 return result;
             }
             // The body's own error comes first: it may be what broke the transaction. What it wrote
@@ -421,12 +426,12 @@ impl<R, P> InTransaction<R, P> {
                 if keeps_error && ended.is_err_and(|error| !is_over(&error)) {
                     undo(call, token, transaction).await;
                 }
-                claim.exits(Outcome::Released);
+                claim.report_end(Outcome::Released);
                 return result;
             }
             (Ok(true), Some(error)) => {
                 claim.leaves(Leaves::Nothing);
-                claim.exits(Outcome::Unkept);
+                claim.report_end(Outcome::Unkept);
                 return reader.answer(Answer::Refused(error));
             }
             (Ok(false), _) => call.refused(ErrorKind::Superseded).with_detail(
@@ -443,7 +448,7 @@ impl<R, P> InTransaction<R, P> {
         claim.leaves(Leaves::Nothing);
         // The caller gets an error, and finds no record if it commits all the same.
         undo(call, token, transaction).await;
-        claim.exits(outcome);
+        claim.report_end(outcome);
         reader.answer(Answer::Refused(error))
     }
 }
@@ -459,7 +464,7 @@ const fn outcome_of(end: &End) -> Outcome {
 }
 
 /// Undoes everything since the claim, if the transaction can still do that.
-async fn undo<X: SqlTransaction + ?Sized>(call: &Checked, token: Token, transaction: &mut X) {
+async fn undo<X: SqlTransaction + ?Sized>(call: &CheckedCall, token: Token, transaction: &mut X) {
     if transaction
         .connection()
         .end(call.engine.store.in_transaction(), token, End::Undo)
@@ -489,7 +494,7 @@ const OVER: (&str, &str) = (
 
 /// Returns the error of a body whose end the transaction did not accept.
 fn broken(
-    call: &Checked,
+    call: &CheckedCall,
     error: StoreError,
     (happened, advice): (&'static str, &'static str),
 ) -> Error {
@@ -520,7 +525,7 @@ impl Unclaimed {
 
 /// Returns how the call ends in the transaction, and the error for the caller if its result cannot
 /// be kept.
-fn end_of(call: &Checked, record: &Record, ending: Ending) -> (End, Option<Error>) {
+fn end_of(call: &CheckedCall, record: &Record, ending: Ending) -> (End, Option<Error>) {
     let (state, body) = match ending {
         // There is no verification in a transaction.
         Ending::Release | Ending::NotBegun | Ending::Unknown { .. } => return (End::Undo, None),

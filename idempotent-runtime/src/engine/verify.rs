@@ -12,8 +12,8 @@ use std::time::Duration;
 use super::admission::{Admission, admit, in_doubt};
 use super::call::Call;
 use super::finish;
+use super::owner::Owner;
 use super::run::{Run, detach};
-use super::running::Running;
 use crate::context::Context;
 use crate::error::Error;
 use crate::outcome::{
@@ -86,8 +86,8 @@ where
         match admission.await {
             Admission::Answer(answer) => Verified::Answered(codec.reader.answer(answer)),
             // Boxed: it is rarely needed, and every future of a call would reserve space for it.
-            Admission::Run(running) if running.must_ask() => {
-                Box::pin(ask(running, codec, question)).await
+            Admission::Run(owner) if owner.must_ask() => {
+                Box::pin(ask(owner, codec, question)).await
             }
             admission => Verified::Mine(Cleared { admission, codec }),
         }
@@ -96,7 +96,7 @@ where
 
 /// Calls `question` under the claim taken over from an earlier attempt.
 pub(crate) async fn ask<R, P, V, Q>(
-    mut running: Box<Running>,
+    mut owner: Box<Owner>,
     codec: Codec<R, P>,
     question: V,
 ) -> Verified<R, P>
@@ -105,29 +105,30 @@ where
     V: FnOnce(Context) -> Q,
     Q: Future<Output = Asked<R>>,
 {
-    running.call.engine.clock.sleep(running.call.settle).await;
-    let (scope, context) = match running.ask() {
+    owner.call.engine.clock.sleep(owner.call.settle).await;
+    let (task_state, context) = match owner.ask() {
         Ok(asking) => asking,
         Err(error) => return Verified::Answered(codec.reader.answer(Answer::Refused(error))),
     };
     // If this is dropped from here on, also by a panic, the record is put in doubt until it may be
     // verified again.
-    let answer = scope.clone().wrap(async move { question(context).await }).await;
+    let answer = task_state.clone().wrap(async move { question(context).await }).await;
     let (result, ending) = match answer {
         Ok(Verdict::NotExecuted) => {
-            running.may_run();
-            return Verified::Mine(Cleared { admission: Admission::Run(running), codec });
+            owner.may_run();
+            return Verified::Mine(Cleared { admission: Admission::Run(owner), codec });
         }
-        Ok(Verdict::Completed(value)) => scope.enter(|| codec.writer.ending(R::completed(value))),
-        Ok(Verdict::Unknown) => (
-            codec.reader.answer(Answer::Refused(running.without_answer())),
-            running.ask_again_later(),
-        ),
-        Err(error) => (R::failed(error), running.ask_again_later()),
+        Ok(Verdict::Completed(value)) => {
+            task_state.enter(|| codec.writer.ending(R::completed(value)))
+        }
+        Ok(Verdict::Unknown) => {
+            (codec.reader.answer(Answer::Refused(owner.without_answer())), owner.ask_again_later())
+        }
+        Err(error) => (R::failed(error), owner.ask_again_later()),
     };
-    Verified::Answered(match running.finish(ending).await {
-        finish::Verdict::Own => result,
-        finish::Verdict::Instead(answer) => codec.reader.answer(answer),
+    Verified::Answered(match owner.finish(ending).await {
+        finish::CallerGets::Own => result,
+        finish::CallerGets::Instead(answer) => codec.reader.answer(answer),
     })
 }
 
@@ -154,7 +155,7 @@ impl<R, P> Cleared<R, P> {
     }
 }
 
-impl Running {
+impl Owner {
     /// Returns true if an earlier attempt may have left an effect that the outside world knows
     /// about.
     pub(crate) fn must_ask(&self) -> bool {

@@ -53,8 +53,8 @@ pub struct RecordView {
     /// The number of checkpoints that the call has written in all attempts, one or two for each
     /// step.
     pub checkpoints: u32,
-    /// Identifies exactly what was seen: [`resolve`](super::RecordHandle::resolve) rejects it if the
-    /// record has changed since.
+    /// Identifies exactly what was seen: [`resolve`](super::RecordHandle::resolve) rejects it if
+    /// the record has changed since.
     pub revision: Revision,
     steps: Option<Vec<StepView>>,
 }

@@ -17,11 +17,11 @@ use bytes::Bytes;
 
 use super::admission::{Deadlines, Sought, seek};
 use super::followed::Followed;
+use super::owner::Owner;
 use super::report::Report;
-use super::request::Checked;
+use super::request::CheckedCall;
 use super::retry::Budget;
-use super::running::Running;
-use super::scope::Scope;
+use super::task_state::TaskState;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, hash_key};
@@ -39,37 +39,37 @@ pub(super) struct Windowed {
 }
 
 impl Windowed {
-    fn number_now(&self, call: &Checked) -> u64 {
+    fn number_now(&self, call: &CheckedCall) -> u64 {
         self.key.window_number(call.engine.clock.now())
     }
 
     /// Returns the same call in the window with this number.
-    fn call_in(&self, call: &Checked, number: u64) -> Result<Arc<Checked>, Error> {
+    fn call_in(&self, call: &CheckedCall, number: u64) -> Result<Arc<CheckedCall>, Error> {
         let settings = &call.engine.settings;
         let key = self.key.in_window(number, settings.max_key_size)?;
         let key = hash_key(&settings.namespace, &self.scope, &call.operation, &key);
-        Ok(Arc::new(Checked { key, windowed: None, ..call.clone() }))
+        Ok(Arc::new(CheckedCall { key, windowed: None, ..call.clone() }))
     }
 }
 
 /// Like [`seek`], for a key with a window. Also returns the call in the window that it belongs to.
 /// All rounds share the deadlines of the call.
 pub(super) async fn seek_in_windows(
-    call: &Arc<Checked>,
+    call: &Arc<CheckedCall>,
     windowed: &Windowed,
     deadlines: Deadlines,
-    scope: &Scope,
+    task_state: &TaskState,
     report: &mut Report,
     has_met: &mut bool,
-) -> Result<(Arc<Checked>, Sought), Error> {
+) -> Result<(Arc<CheckedCall>, Sought), Error> {
     // The token under which this call has given up a claim that was only checking, in the previous
     // window.
     let mut given_up = None;
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
         let current = windowed.call_in(call, number)?;
-        let mut running = match sought(&current, deadlines, scope, report, has_met).await? {
-            Sought::Running(running) if running.only_looks() => running,
+        let mut owner = match sought(&current, deadlines, task_state, report, has_met).await? {
+            Sought::Owner(owner) if owner.is_still_choosing_window() => owner,
             found => return Ok((current, found)),
         };
         if let Some(before) = number.checked_sub(1) {
@@ -77,19 +77,19 @@ pub(super) async fn seek_in_windows(
             let has_record = match has_record(&previous, given_up).await {
                 Ok(has_record) => has_record,
                 Err(error) => {
-                    running.give_back_later();
+                    owner.give_back_later();
                     return Err(error);
                 }
             };
             if has_record {
                 *has_met = true;
-                running.give_back().await;
-                match sought(&previous, deadlines, scope, report, has_met).await? {
+                owner.give_back().await;
+                match sought(&previous, deadlines, task_state, report, has_met).await? {
                     // The record that was there is gone: the call belongs to its own window after
                     // all.
-                    Sought::Running(running) if running.only_looks() => {
-                        given_up = Some(running.lease.token);
-                        running.give_back().await;
+                    Sought::Owner(owner) if owner.is_still_choosing_window() => {
+                        given_up = Some(owner.lease.token);
+                        owner.give_back().await;
                     }
                     found => return Ok((previous, found)),
                 }
@@ -97,35 +97,35 @@ pub(super) async fn seek_in_windows(
             }
         }
         if windowed.number_now(call) == number {
-            match running.has_looked().await {
-                Ok(true) => return Ok((current, Sought::Running(running))),
+            match owner.mark_looked().await {
+                Ok(true) => return Ok((current, Sought::Owner(owner))),
                 Ok(false) => {}
                 Err(error) => {
-                    running.give_back_later();
+                    owner.give_back_later();
                     return Err(error);
                 }
             }
         }
-        running.give_back().await;
+        owner.give_back().await;
     }
     let detail = "the records of its windows appear and disappear faster than they can be read";
     Err(call.refused(ErrorKind::InProgress).with_detail(detail))
 }
 
 async fn sought(
-    call: &Arc<Checked>,
+    call: &Arc<CheckedCall>,
     deadlines: Deadlines,
-    scope: &Scope,
+    task_state: &TaskState,
     report: &mut Report,
     has_met: &mut bool,
 ) -> Result<Sought, Error> {
     report.key = call.key;
-    seek(call, deadlines, scope, report, has_met).await
+    seek(call, deadlines, task_state, report, has_met).await
 }
 
 /// Returns true if there is a record that concerns the call, other than a claim that was only
 /// checking and was given up as `given_up`.
-async fn has_record(call: &Checked, given_up: Option<Token>) -> Result<bool, Error> {
+async fn has_record(call: &CheckedCall, given_up: Option<Token>) -> Result<bool, Error> {
     let engine = &call.engine;
     let budget = Budget::of(engine.settings.claim_timeout);
     let read = engine.store.read(budget, call.key).await;
@@ -145,16 +145,16 @@ fn is_given_up_unused(record: &Record) -> bool {
         && record.lease_until == Timestamp::default()
 }
 
-impl Running {
+impl Owner {
     /// Returns true if nothing has begun under the claim, neither by this owner nor by one before
     /// it.
-    fn only_looks(&self) -> bool {
+    fn is_still_choosing_window(&self) -> bool {
         self.grant.record.checkpoints == 0
     }
 
     /// Marks on the record that the call belongs to its window, so that a caller that takes it over
     /// need not check. Returns false if this owner no longer holds the claim.
-    async fn has_looked(&mut self) -> Result<bool, Error> {
+    async fn mark_looked(&mut self) -> Result<bool, Error> {
         let call = self.call.clone();
         let engine = call.engine.clone();
         let checkpoint = Checkpoint::new(self.lease.key, self.lease.token, 0, Bytes::new());

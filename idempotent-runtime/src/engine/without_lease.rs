@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Inner;
 use super::busy::Busy;
-use super::scope::Scope;
+use super::task_state::TaskState;
 use crate::context::Context;
 use crate::key::KeyHash;
 
@@ -35,12 +35,17 @@ pub(crate) struct Unprotected {
 }
 
 impl Unprotected {
-    /// Returns `None` if `engine` is closing and accepts no new calls from `scope`.
-    pub(crate) fn enter(engine: &Arc<Inner>, scope: &Scope) -> Option<Self> {
+    /// Returns `None` if `engine` is closing and accepts no new calls from a task in
+    /// `task_state`.
+    pub(crate) fn enter(engine: &Arc<Inner>, task_state: &TaskState) -> Option<Self> {
         // In this order: a shutdown that begins after the check waits for everything that is busy.
         let busy = engine.keeper.busy();
         let counted = WithoutLease::enter(engine);
-        (!scope.is_shut_out(engine)).then(|| Self { ended: Arc::default(), counted, _busy: busy })
+        (!task_state.is_shut_out(engine)).then(|| Self {
+            ended: Arc::default(),
+            counted,
+            _busy: busy,
+        })
     }
 
     /// Creates the context of the body.

@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::encoding::NotEncodable;
 use crate::engine::Inner;
 use crate::engine::followed::Followed;
-use crate::engine::scope::Scope;
+use crate::engine::task_state::TaskState;
 use crate::error::{Error, ErrorKind};
 
 pub(super) type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -94,8 +94,8 @@ impl Replay {
 
 pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
     let Plan { context, id, at_most_once, timeout } = plan;
-    let scope = Scope::current();
-    if let Some(around) = scope.step_of(&context) {
+    let task_state = TaskState::current();
+    if let Some(around) = task_state.step_of(&context) {
         let detail = format!(
             "steps cannot be nested: replaying `{around}` would skip it; move it out of `{around}`"
         );
@@ -117,8 +117,8 @@ pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
         Some(Recorded::TooLarge) => return refused(ErrorKind::TooLarge, has_run),
         Some(Recorded::NotEncodable) => return refused(ErrorKind::Encode, has_run),
     }
-    let scope = scope.of_step(&context, id.clone());
-    let underway = Underway { context, engine, journal, id, scope, at_most_once, timeout };
+    let task_state = task_state.of_step(&context, id.clone());
+    let underway = Underway { context, engine, journal, id, task_state, at_most_once, timeout };
     underway.prepare().await?;
     Ok(Admitted::Run(underway))
 }
@@ -131,7 +131,7 @@ pub(super) struct Underway {
     /// `None` where the operation is disabled: nothing is recorded.
     journal: Option<Arc<Journal>>,
     id: StepId,
-    scope: Scope,
+    task_state: TaskState,
     at_most_once: bool,
     timeout: Option<Duration>,
 }
@@ -188,7 +188,7 @@ impl Underway {
 
     /// Runs the user's code as part of this step.
     pub(super) fn enter<T>(&self, code: impl FnOnce() -> T) -> T {
-        self.scope.enter(code)
+        self.task_state.enter(code)
     }
 
     /// The time limit of one try.

@@ -14,14 +14,14 @@ use crate::error::{Error, ErrorKind};
 use crate::steps::StepId;
 
 tokio::task_local! {
-    static SCOPE: Scope;
+    static TASK_STATE: TaskState;
 }
 
 static INSTALLED: OnceLock<Idempotency> = OnceLock::new();
 
-/// The scope of a task. `None` outside of every scope, so that reading it does not allocate.
+/// The state of a task. `None` where there is none, so that reading it does not allocate.
 #[derive(Clone, Default)]
-pub(crate) struct Scope(Option<Arc<Parts>>);
+pub(crate) struct TaskState(Option<Arc<Parts>>);
 
 #[derive(Clone, Default)]
 struct Parts {
@@ -34,9 +34,9 @@ struct Parts {
     extensions: Extensions,
 }
 
-impl Scope {
+impl TaskState {
     pub(crate) fn current() -> Self {
-        SCOPE.try_with(Self::clone).unwrap_or_default()
+        TASK_STATE.try_with(Self::clone).unwrap_or_default()
     }
 
     fn of(parts: Parts) -> Self {
@@ -51,12 +51,12 @@ impl Scope {
         Self::of(Parts { engine: Some(engine), ..self.parts() })
     }
 
-    /// The scope of a body. An outer receiver does not see the calls that the body makes.
+    /// The state for a body. An outer receiver does not see the calls that the body makes.
     pub(crate) fn of_body(&self, context: Context) -> Self {
         Self::of(Parts { context: Some(context), receiver: None, ..self.parts() })
     }
 
-    /// The scope of the step `step` of the call to which `context` belongs.
+    /// The state for the step `step` of the call to which `context` belongs.
     pub(crate) fn of_step(&self, context: &Context, step: StepId) -> Self {
         let mut parts = self.parts();
         // Tasks that endlessly spawn one another would otherwise keep all earlier steps.
@@ -74,7 +74,7 @@ impl Scope {
         Self::of(Parts { receiver: Some(receiver), ..self.parts() })
     }
 
-    /// The scope of a call of an edge. Functions that name no engine use the edge's, unless the
+    /// The state for a call of an edge. Functions that name no engine use the edge's, unless the
     /// caller has set another one.
     pub(crate) fn of_edge(&self, engine: &Idempotency, extensions: &Extensions) -> Self {
         let mut parts = self.parts();
@@ -105,14 +105,14 @@ impl Scope {
         self.0.as_ref()?.receiver.as_ref()
     }
 
-    /// Runs `function` with this scope as the current one.
+    /// Runs `function` with this state as the current one.
     pub(crate) fn enter<R>(&self, function: impl FnOnce() -> R) -> R {
-        SCOPE.sync_scope(self.clone(), function)
+        TASK_STATE.sync_scope(self.clone(), function)
     }
 
-    /// Runs `future` with this scope as the current one, in whatever task polls it.
+    /// Runs `future` with this state as the current one, in whatever task polls it.
     pub(crate) fn wrap<F: Future>(self, future: F) -> TaskLocalFuture<Self, F> {
-        SCOPE.scope(self, future)
+        TASK_STATE.scope(self, future)
     }
 }
 
@@ -128,7 +128,7 @@ pub(crate) fn install(engine: Idempotency) -> Result<(), Error> {
 
 /// Returns the engine of the task, or else the installed one.
 pub(crate) fn current_engine() -> Result<Idempotency, Error> {
-    Scope::current()
+    TaskState::current()
         .0
         .and_then(|parts| parts.engine.clone())
         .or_else(|| INSTALLED.get().cloned())

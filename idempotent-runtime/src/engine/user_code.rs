@@ -8,13 +8,13 @@ thread_local! {
 }
 
 /// Marks this thread as the one that renews leases.
-pub(super) fn is_the_thread_of_renewals() {
+pub(super) fn mark_thread_of_renewals() {
     IS_OURS.set(true);
 }
 
 /// Runs user code, which may take its time. On the thread that renews leases, it does not delay any
 /// of them.
-pub(super) async fn beside(code: impl FnOnce() + Send + 'static) {
+pub(super) async fn run(code: impl FnOnce() + Send + 'static) {
     if IS_OURS.get() {
         // The code catches its own panics.
         let _ = tokio::task::spawn_blocking(code).await;

@@ -77,7 +77,7 @@ impl Bound {
 mod tests {
     use std::time::Duration;
 
-    use crate::engine::claim::give_back;
+    use crate::engine::claim::release_unused;
     use crate::key::KeyHash;
     use crate::store::{
         Claim, Claimed, MemoryStore, Operation, Release, Store as _, StoreErrorKind, Token,
@@ -96,12 +96,12 @@ mod tests {
         let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(1));
         let claimed = store.claim(Claim::new(key, token, "payments.charge".into())).await.unwrap();
         assert!(matches!(claimed, Claimed::Mine(_)));
-        give_back(&engine, Release::unused(key, token), DAY, false).await;
+        release_unused(&engine, Release::unused(key, token), DAY, false).await;
         assert_eq!(engine.bounds.followed.left_out(), 1);
         engine.keeper.idle().await;
         assert_eq!(store.read(key).await.unwrap(), None);
         drop(all);
-        give_back(&engine, Release::unused(key, token), DAY, false).await;
+        release_unused(&engine, Release::unused(key, token), DAY, false).await;
         assert_eq!(engine.bounds.followed.left_out(), 1);
     }
 

@@ -1,4 +1,5 @@
-//! A claim that this process holds, from its grant to its end.
+//! The owner of a claim in this process, from its grant to its end. `finish`, `verify` and `window`
+//! have more of its methods.
 //!
 //! If it is dropped before the body started, it is released. If it is dropped afterwards, the
 //! outcome is unknown: the record goes in doubt or to the next caller, by its policy, and is never
@@ -10,14 +11,14 @@ use std::time::Duration;
 use super::admission::Granted;
 use super::claim;
 use super::exit::Exit;
-use super::finish::{self, Verdict};
+use super::finish::{self, CallerGets};
 use super::flight::Leader;
 use super::followed::Followed;
 use super::lease::Lease;
-use super::request::Checked;
+use super::request::CheckedCall;
 use super::retry::Budget;
-use super::scope::Scope;
 use super::settle::{self, Cause, Left, Settlement, Steps, settle};
+use super::task_state::TaskState;
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, What};
@@ -25,8 +26,8 @@ use crate::outcome::{Answer, Ending, stored};
 use crate::steps::Journal;
 use crate::store::{Abandon, Adoption, Grant, Park, Reason, Record, Release, StoreError, Written};
 
-pub(crate) struct Running {
-    pub(super) call: Arc<Checked>,
+pub(crate) struct Owner {
+    pub(super) call: Arc<CheckedCall>,
     pub(super) grant: Grant,
     pub(super) lease: Arc<Lease>,
     pub(super) adoption: Adoption,
@@ -65,9 +66,9 @@ enum Phase {
     Concluded,
 }
 
-impl Running {
+impl Owner {
     pub(super) fn new(
-        call: Arc<Checked>,
+        call: Arc<CheckedCall>,
         Granted { claim, grant, sent, repeated, _busy }: Granted,
         deadline: Option<Duration>,
         leader: Leader,
@@ -123,19 +124,19 @@ impl Running {
         });
     }
 
-    /// Returns the scope for the body, if it may start: the engine is not closing, and enough of
-    /// the lease is left.
-    pub(crate) fn start(&mut self) -> Result<Scope, Error> {
-        self.started().inspect_err(|error| self.exits(Outcome::Refused(error.kind())))
+    /// Returns the state of the task for the body, if it may start: the engine is not closing, and
+    /// enough of the lease is left.
+    pub(crate) fn start(&mut self) -> Result<TaskState, Error> {
+        self.try_start().inspect_err(|error| self.report_end(Outcome::Refused(error.kind())))
     }
 
-    fn started(&mut self) -> Result<Scope, Error> {
-        let (engine, scope) = (&self.call.engine, Scope::current());
-        // Checked again now that the claim is held. A shutdown closes the engine and then lists the
+    fn try_start(&mut self) -> Result<TaskState, Error> {
+        let (engine, task_state) = (&self.call.engine, TaskState::current());
+        // CheckedCall again now that the claim is held. A shutdown closes the engine and then lists the
         // held claims. If this claim is among them, the shutdown either takes its lease before
         // `begin` below, or treats the body as begun. If not, the engine was closed before this
         // claim was held, which is seen here.
-        if scope.is_shut_out(engine) {
+        if task_state.is_shut_out(engine) {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
         if self.lease.is_lost() || !engine.may_start(self.sent, self.call.lease) {
@@ -149,21 +150,21 @@ impl Running {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
         self.journal = Some(journal.clone());
-        self.lease.has_steps(&journal);
+        self.lease.set_journal(&journal);
         self.phase = Phase::Started;
         self.has_run = true;
-        Ok(scope.of_body(self.context(Some(journal))))
+        Ok(task_state.of_body(self.context(Some(journal))))
     }
 
-    /// Returns the scope and the context for verifying an earlier attempt, if that is still
-    /// possible.
-    pub(super) fn ask(&mut self) -> Result<(Scope, Context), Error> {
-        self.asking().inspect_err(|error| self.exits(Outcome::Refused(error.kind())))
+    /// Returns the state of the task and the context for verifying an earlier attempt, if that is
+    /// still possible.
+    pub(super) fn ask(&mut self) -> Result<(TaskState, Context), Error> {
+        self.try_ask().inspect_err(|error| self.report_end(Outcome::Refused(error.kind())))
     }
 
-    fn asking(&mut self) -> Result<(Scope, Context), Error> {
-        let (engine, scope) = (&self.call.engine, Scope::current());
-        if scope.is_shut_out(engine) {
+    fn try_ask(&mut self) -> Result<(TaskState, Context), Error> {
+        let (engine, task_state) = (&self.call.engine, TaskState::current());
+        if task_state.is_shut_out(engine) {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
         if self.lease.is_lost() {
@@ -175,7 +176,7 @@ impl Running {
         }
         self.phase = Phase::Asking;
         let context = self.context(None);
-        Ok((scope.of_body(context.clone()), context))
+        Ok((task_state.of_body(context.clone()), context))
     }
 
     fn context(&self, journal: Option<Arc<Journal>>) -> Context {
@@ -186,14 +187,14 @@ impl Running {
     /// Records the verdict that the body may run, under what is left of the lease now.
     pub(super) fn may_run(&mut self) {
         self.phase = Phase::Granted;
-        self.sent = self.lease.known_since();
+        self.sent = self.lease.term_began();
     }
 
     /// Releases the claim before anything was done under it. Continues in the background if it is
     /// dropped.
     pub(super) async fn give_back(mut self: Box<Self>) {
         let engine = self.call.engine.clone();
-        engine.give_back(&self.adoption.claim, self.repeated).await;
+        engine.release_granted(&self.adoption.claim, self.repeated).await;
         self.lease.end_body();
         self.conclude(None);
     }
@@ -207,7 +208,7 @@ impl Running {
 
     /// Stores the result, releases the claim or marks the record in doubt, depending on the body's
     /// end. Continues in the background if it is dropped.
-    pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<Verdict> {
+    pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<CallerGets> {
         self.phase = Phase::Ended;
         self.end_body();
         let keeper = self.call.engine.keeper.clone();
@@ -225,39 +226,41 @@ impl Running {
 
     /// Reports the end of the call to its caller, who gets `verdict`. `own`: how it ended if no
     /// other party decided it.
-    pub(super) fn tell(&mut self, verdict: &Verdict, own: Outcome) {
+    pub(super) fn report_end_as(&mut self, verdict: &CallerGets, own: Outcome) {
         let outcome = match verdict {
-            Verdict::Instead(Answer::Stored(stored)) => {
+            CallerGets::Instead(Answer::Stored(stored)) => {
                 if let Some(exit) = &mut self.exit {
                     exit.report.replayed = true;
                     exit.report.attempt = stored.record.attempts;
                 }
                 Outcome::Superseded
             }
-            Verdict::Instead(Answer::Refused(error)) if error.kind() == ErrorKind::Superseded => {
+            CallerGets::Instead(Answer::Refused(error))
+                if error.kind() == ErrorKind::Superseded =>
+            {
                 Outcome::Superseded
             }
-            Verdict::Own | Verdict::Instead(Answer::Refused(_)) => own,
+            CallerGets::Own | CallerGets::Instead(Answer::Refused(_)) => own,
         };
-        self.exits(outcome);
+        self.report_end(outcome);
     }
 
     /// Reports the end of the call, once.
-    fn exits(&mut self, outcome: Outcome) {
+    fn report_end(&mut self, outcome: Outcome) {
         if let Some(exit) = self.exit.take() {
             exit.end(outcome);
         }
     }
 
     /// Records that the caller waits for another one.
-    pub(super) fn waits(&mut self) {
+    pub(super) fn note_waiting(&mut self) {
         if let Some(exit) = &mut self.exit {
             exit.report.waited = true;
         }
     }
 
     /// Marks that the body will not finish.
-    pub(super) fn panicked(&mut self) {
+    pub(super) fn note_panic(&mut self) {
         self.phase = Phase::Panicked;
     }
 
@@ -300,7 +303,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for Owner {
     fn drop(&mut self) {
         if self.phase == Phase::Concluded {
             return;
@@ -309,7 +312,7 @@ impl Drop for Running {
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
         let kept = Kept(engine.clone(), lease.clone());
-        self.exits(if self.phase == Phase::Panicked {
+        self.report_end(if self.phase == Phase::Panicked {
             Outcome::Panicked
         } else {
             Outcome::Dropped
@@ -366,10 +369,10 @@ impl Drop for Running {
                 let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
                 keeper.finish(async move {
                     drop(kept);
-                    claim::give_back(&engine, release, budget, false).await;
+                    claim::release_unused(&engine, release, budget, false).await;
                     drop(leader);
                     if repeated {
-                        claim::give_back(&engine, release, budget, true).await;
+                        claim::release_unused(&engine, release, budget, true).await;
                     }
                 });
             }

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use super::lent::Calls;
+use super::transaction_calls::Calls;
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
 use crate::outcome::CallError;
