@@ -113,12 +113,7 @@ async fn a_body_that_has_come_to_a_step_has_begun() -> Result<(), Error> {
 async fn the_word_of_another_attempt_is_not_taken() -> Result<(), Error> {
     let world = World::new();
     let mut taken: Option<NotBegun> = None;
-    let inner = idempotency::edge::EdgeCall::new(
-        &world.engine,
-        "mail",
-        idempotency::key::Key::of("8"),
-        crate::world::DAY,
-    );
+    let inner = EdgeCall::new(&world.engine, "mail", Key::of("8"), DAY);
     let outcome = world
         .call()
         .run(async |_| {
