@@ -2,14 +2,15 @@
 //! own.
 
 use std::borrow::Borrow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 
-/// The waiters of each key, by numbers. A key is present only while it has waiters.
+/// The waiters of each key, by numbers and so in the order of their arrival: a simulation repeats its
+/// runs. A key is present only while it has waiters.
 #[derive(Debug)]
 pub(crate) struct Waiters<K, W> {
     next: u64,
-    by_key: HashMap<K, HashMap<u64, W>>,
+    by_key: HashMap<K, BTreeMap<u64, W>>,
 }
 
 impl<K, W> Default for Waiters<K, W> {
@@ -42,12 +43,12 @@ impl<K: Eq + Hash, W> Waiters<K, W> {
 
 #[cfg(any(feature = "memory", feature = "__sql"))]
 impl<K: Eq + Hash, W> Waiters<K, W> {
-    /// The waiters of `key`.
+    /// The waiters of `key`, in the order of their arrival.
     pub(crate) fn of<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> impl Iterator<Item = &W>
     where
         K: Borrow<Q>,
     {
-        self.by_key.get(key).into_iter().flat_map(HashMap::values)
+        self.by_key.get(key).into_iter().flat_map(BTreeMap::values)
     }
 }
 
@@ -71,7 +72,7 @@ impl<K: Eq + Hash, W> Waiters<K, W> {
 impl<K: Copy + Eq + Hash, W> Waiters<K, W> {
     /// The keys with a waiter that `is_meant`.
     pub(crate) fn keys(&self, is_meant: impl Fn(&W) -> bool) -> Vec<K> {
-        let has_one = |waiters: &HashMap<_, W>| waiters.values().any(&is_meant);
+        let has_one = |waiters: &BTreeMap<_, W>| waiters.values().any(&is_meant);
         self.by_key.iter().filter(|(_, waiters)| has_one(waiters)).map(|(key, _)| *key).collect()
     }
 }

@@ -118,8 +118,8 @@ async fn is_refused(world: &World, knows: bool) {
     assert_eq!(outcome.may_fail_open(), !knows, "{outcome:?}");
 }
 
-fn refused() -> Option<Fault> {
-    Some(Fault::Refused(StoreErrorKind::Refused))
+fn refused() -> Fault {
+    Fault::Refused(StoreErrorKind::Refused)
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn a_store_that_has_reported_the_record_of_the_window_before_may_not_be_le
     let outcome = hourly(&world).run(async |_| world.effect()).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
     world.clock.advance(HOUR);
-    world.store.always_at(Operation::Claim, before, refused());
+    world.store.always_at(Operation::Claim, before, Some(refused()));
     is_refused(&world, true).await;
     assert_eq!(world.effects.count(), 1);
     Ok(())
@@ -145,7 +145,7 @@ async fn a_store_that_fails_while_a_call_looks_at_its_windows_may_be_left_out_if
             if has_died {
                 has_died_while_it_looked(&world).await?;
             }
-            world.store.always(operation, refused());
+            world.store.always(operation, Some(refused()));
             is_refused(&world, has_died).await;
             assert_eq!(world.effects.count(), 0);
         }
@@ -169,7 +169,7 @@ async fn a_record_that_a_call_has_met_and_given_up_in_the_window_before_is_not_f
         for _ in 0..first_round {
             world.store.next(operation, Fault::Slow(world.clock.clone(), Duration::ZERO));
         }
-        world.store.always(operation, refused());
+        world.store.always(operation, Some(refused()));
         is_refused(&world, true).await;
         assert!(world.store.requests(operation) > first_round, "{operation}");
         assert_eq!(world.effects.count(), 0);
@@ -208,7 +208,7 @@ async fn who_follows_a_caller_that_knows_of_another_one_knows_it_too() {
     .await;
     let mut third = send();
     assert!(poll!(&mut third).is_pending(), "it follows the second");
-    world.store.always(Operation::Claim, refused());
+    world.store.always(Operation::Claim, Some(refused()));
     drop(second);
     let outcome = while_time_passes(&world, third).await;
     assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::StoreUnavailable), "{outcome:?}");
