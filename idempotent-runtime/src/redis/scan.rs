@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use redis::Value;
 
-use super::{RedisStore, placed};
+use super::{RedisStore, as_of};
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::store::envelope::{self, EnvelopeError};
@@ -121,7 +121,8 @@ impl RedisStore {
 /// A record without its body, or the reason why it cannot be read.
 type Head = Result<Record, StoreError>;
 
-/// Reads the three answers for one record. Returns `None` if there is no record, or it has expired.
+/// Reads the three answers for one record. Returns `None` if there is no record, or nothing is left
+/// of it.
 fn head(key: KeyHash, values: &[Value], now: Timestamp) -> Result<Option<Record>, StoreError> {
     let [Value::BulkString(fields), Value::BulkString(end), Value::Int(remaining)] = values else {
         return Err(StoreError::new(StoreErrorKind::Corrupt, OPERATION)
@@ -134,7 +135,7 @@ fn head(key: KeyHash, values: &[Value], now: Timestamp) -> Result<Option<Record>
         envelope::without_body(fields, end).map_err(|error| error.during(OPERATION))?;
     let record =
         envelope::decode(key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
-    Ok(Some(placed(record, *remaining, now)).filter(|record| record.expires > now))
+    Ok(as_of(record, *remaining, now))
 }
 
 /// Returns true if the part that was read from the end of a record does not contain all of its

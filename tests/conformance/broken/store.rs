@@ -490,9 +490,11 @@ impl Store for BrokenStore {
         for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after))
         {
             let now = self.shared.clock.now();
-            let Some(mut record) = transition::read(&mut self.find(key, By::Operator), now) else {
-                continue;
-            };
+            let mut found = self.find(key, By::Operator);
+            if self.has(Flaw::ScansHideTombstones) {
+                found = found.filter(|record| record.expires > now);
+            }
+            let Some(mut record) = transition::read(&mut found, now) else { continue };
             let is_overlooked = self.has(Flaw::ScansOverlookOrphans)
                 && scan.only == Only::InDoubt
                 && record.state != State::InDoubt;

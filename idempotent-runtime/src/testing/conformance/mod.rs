@@ -183,7 +183,8 @@ macro_rules! __conformance_list {
                 a_scan_lists_every_record_once
                 a_scan_lists_what_was_asked_for
                 a_scan_lists_what_somebody_has_to_look_at
-                a_scan_lists_records_of_a_namespace_and_an_age;
+                a_scan_lists_records_of_a_namespace_and_an_age
+                a_scan_lists_the_tombstones_of_expired_records;
             retention:
                 an_expired_result_is_absent
                 an_expired_unfinished_record_is_absent

@@ -1,10 +1,13 @@
 //! Operations of callers that are not the owner: resolve, remove, list (T12, T14).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::Scene;
 use super::scene::{KEY, key, token};
 use crate::clock::Timestamp;
+use crate::engine::Idempotency;
 use crate::key::KeyHash;
 use crate::store::{
     Abandon, Changed, Claim, Commit, CrashPolicy, Only, Park, Reason, Release, Remove, Resolve,
@@ -542,4 +545,45 @@ pub async fn a_scan_lists_records_of_a_namespace_and_an_age<S: Subject>(scene: S
     assert_eq!(listed(&scene, scan, rule).await, [2, 4].map(key), "{rule}");
     let scan = Scan { created_before: Some(Timestamp::from_millis(u64::MAX)), ..Scan::default() };
     assert_eq!(listed(&scene, scan, rule).await.len(), 6, "{rule}");
+}
+
+/// T13 and scan: the tombstone that an expired record leaves is there for lists, too.
+pub async fn a_scan_lists_the_tombstones_of_expired_records<S: Subject>(scene: Scene<S>) {
+    let rule = "a scan lists the tombstone that an expired record leaves, and `find` finds it";
+    let claim = |number: u8| {
+        let claim = scene.claim_under(number.into(), CrashPolicy::Retry);
+        let (linger, after_expiry) = (scene.leases(2), scene.leases(64));
+        Claim { key: key(number), linger, after_expiry, ..claim }
+    };
+    for number in 1..=3 {
+        scene.mine(&claim(number), rule).await;
+    }
+    scene.mine(&Claim { after_expiry: Duration::ZERO, ..claim(4) }, rule).await;
+    let lasting = Claim { linger: scene.leases(64), ..claim(5) };
+    scene.mine(&lasting, rule).await;
+    let commit = Commit { key: key(2), ttl: scene.leases(2), ..scene.commit_by(2, "result") };
+    assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+    let park = Park::own(key(3), token(3), Reason::Error);
+    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+    scene.pass(5).await;
+    let expected = [(1, true), (2, true), (3, true), (5, false)];
+    let found = scene.scan(Scan::default()).await.records;
+    let found: Vec<_> =
+        found.iter().map(|record| (record.key, record.state == State::Tombstone)).collect();
+    assert_eq!(found, expected.map(|(number, gone)| (key(number), gone)), "{rule}");
+    let scan = Scan { state: Some(State::Tombstone), ..Scan::default() };
+    assert_eq!(listed(&scene, scan, rule).await, [1, 2, 3].map(key), "{rule}");
+    for only in [Only::InDoubt, Only::Orphaned] {
+        let scan = Scan { only, ..Scan::default() };
+        let found = listed(&scene, scan, rule).await;
+        let orphans: &[KeyHash] = if only == Only::Orphaned { &[key(5)] } else { &[] };
+        assert_eq!(found, orphans, "{rule}: nobody has to decide about a tombstone");
+    }
+    let engine = Idempotency::new(scene.second().await);
+    for number in 1..=4 {
+        let digits = key(number).to_string();
+        let found = engine.find(&digits).await.unwrap_or_else(|error| panic!("{rule}: {error}"));
+        let expected: &[KeyHash] = if number == 4 { &[] } else { &[key(number)] };
+        assert_eq!(found, expected, "{rule} (find)");
+    }
 }
