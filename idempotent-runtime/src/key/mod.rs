@@ -21,8 +21,8 @@ pub use digest::{Digest, digest};
 pub use encode::{KeyEncoder, KeyParts};
 #[cfg(feature = "redis")]
 pub(crate) use hash::hex;
-pub(crate) use hash::{HashRange, derive, derive_in_step, hash_key};
-pub use hash::{KeyHash, ParseKeyHashError};
+pub use hash::{HashPrefix, KeyHash, ParseHashPrefixError, ParseKeyHashError};
+pub(crate) use hash::{derive, derive_in_step, hash_key};
 pub use into_key::IntoKey;
 pub use window::{Window, window};
 

@@ -303,6 +303,8 @@ impl Store for RedisStore {
         let mut capabilities = Capabilities::server();
         capabilities.clock = StoreClock::Own;
         capabilities.push = !self.0.polls.load(Ordering::Relaxed);
+        // The server walks its own table, and names a key twice while that table grows.
+        capabilities.lists_in_order = false;
         capabilities
     }
 

@@ -181,6 +181,8 @@ macro_rules! __conformance_list {
                 a_record_removed_by_force_does_not_come_back
                 a_tombstone_is_removed
                 a_scan_lists_every_record_once
+                a_scan_goes_on_at_cursors_of_its_own
+                a_scan_lists_keys_with_the_same_digits
                 a_scan_lists_what_was_asked_for
                 a_scan_lists_what_somebody_has_to_look_at
                 a_scan_lists_records_of_a_namespace_and_an_age
