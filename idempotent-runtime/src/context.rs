@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
@@ -13,6 +13,7 @@ use crate::engine::lease::Lease;
 use crate::engine::scope::Scope;
 use crate::error::{CLAIM_LOST, Error, ErrorKind};
 use crate::key::{KeyHash, derive, derive_in_step};
+use crate::lock::Mutex;
 use crate::outcome::refused;
 use crate::steps::Journal;
 use crate::store::{Grant, StoreErrorKind, Token};
@@ -43,7 +44,7 @@ struct Parts {
     own: Own,
     operation: Arc<str>,
     attempt: u32,
-    /// The store's time when the claim was granted, and the monotonic time a little later.
+    /// The store's time when the claim was granted, and the monotonic time when that was known.
     granted: (Timestamp, Duration),
     /// The enclosing calls whose bodies were running when this one began. Not their contexts, which
     /// hold the calls around them in turn: tasks that endlessly spawn one another would build an
@@ -77,11 +78,12 @@ impl Context {
         engine: &Arc<Inner>,
         operation: &Arc<str>,
         grant: &Grant,
+        granted_at: Duration,
         lease: Arc<Lease>,
         journal: Option<Arc<Journal>>,
     ) -> Self {
         let claim = Held::Claim(grant.record.owner, lease, journal);
-        Self::of_claim(engine, operation, grant, claim)
+        Self::of_claim(engine, operation, grant, granted_at, claim)
     }
 
     /// The context of a call whose record is in the user's transaction.
@@ -92,7 +94,7 @@ impl Context {
         ended: Arc<AtomicBool>,
     ) -> Self {
         let claim = Held::Transaction { fence: grant.record.fence, ended };
-        Self::of_claim(engine, operation, grant, claim)
+        Self::of_claim(engine, operation, grant, engine.clock.monotonic(), claim)
     }
 
     /// The context of a call of a disabled operation, or of a request whose layer fails open.
@@ -104,12 +106,20 @@ impl Context {
         in_transaction: bool,
     ) -> Self {
         let claim = Held::Nothing { in_transaction, ended: Arc::clone(ended) };
-        Self::of_parts(engine, operation, key, 0, engine.clock.now(), claim)
+        let now = (engine.clock.now(), engine.clock.monotonic());
+        Self::of_parts(engine, operation, key, 0, now, claim)
     }
 
-    fn of_claim(engine: &Arc<Inner>, operation: &Arc<str>, grant: &Grant, claim: Held) -> Self {
+    fn of_claim(
+        engine: &Arc<Inner>,
+        operation: &Arc<str>,
+        grant: &Grant,
+        granted_at: Duration,
+        claim: Held,
+    ) -> Self {
         let record = &grant.record;
-        Self::of_parts(engine, operation, record.key, record.attempts, record.read_at, claim)
+        let granted = (record.read_at, granted_at);
+        Self::of_parts(engine, operation, record.key, record.attempts, granted, claim)
     }
 
     fn of_parts(
@@ -117,10 +127,9 @@ impl Context {
         operation: &Arc<str>,
         key: KeyHash,
         attempt: u32,
-        granted: Timestamp,
+        granted: (Timestamp, Duration),
         claim: Held,
     ) -> Self {
-        let granted = (granted, engine.clock.monotonic());
         let around = Scope::current()
             .context()
             .map(|context| context.running().cloned().collect())
@@ -311,7 +320,7 @@ impl Context {
 
     /// The value of type `T` of this attempt, created when it is first requested.
     pub(crate) fn extension<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
-        let extensions = || self.0.extensions.lock().unwrap_or_else(PoisonError::into_inner);
+        let extensions = || self.0.extensions.lock();
         let found = extensions().shared();
         found.unwrap_or_else(|| {
             // Created without the lock, which its constructor may need.

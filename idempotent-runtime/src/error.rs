@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::key::KeyHash;
+use crate::key::{FingerprintError, KeyError, KeyHash};
 use crate::steps::StepId;
 use crate::store::{StoreError, StoreErrorKind};
 
@@ -345,7 +345,7 @@ impl Error {
     }
 
     /// Returns true if the body ran here, and what it did may be done again by the next call.
-    #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+    #[cfg(any(feature = "__sql", feature = "testing"))]
     pub(crate) fn has_repeated_effects(&self) -> bool {
         self.0.would_repeat
     }
@@ -462,6 +462,23 @@ impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         let kind = Self::kind_of(&error);
         Self::new(kind).with_detail(error.to_string()).with_source(error)
+    }
+}
+
+impl From<KeyError> for Error {
+    fn from(error: KeyError) -> Self {
+        let kind = match error {
+            KeyError::Missing(_) => ErrorKind::MissingKey,
+            KeyError::Invalid(_) => ErrorKind::InvalidKey,
+        };
+        Self::new(kind).with_detail(error.to_string())
+    }
+}
+
+/// The body did not run.
+impl From<FingerprintError> for Error {
+    fn from(error: FingerprintError) -> Self {
+        Self::new(ErrorKind::Encode).with_detail(error.to_string()).with_source(error.into_cause())
     }
 }
 

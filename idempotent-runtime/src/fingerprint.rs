@@ -4,7 +4,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::canonical;
-use crate::error::{Error, ErrorKind};
+use crate::key::FingerprintError;
 
 /// The hash of everything that a retry must repeat. A call with the same key and another
 /// fingerprint is a [`Mismatch`](crate::ErrorKind::Mismatch), unless the call declares the recorded
@@ -28,8 +28,7 @@ impl Fingerprint {
     /// integers.
     ///
     /// # Errors
-    /// [`Encode`](ErrorKind::Encode) if the value has no canonical encoding (`NaN`) or its
-    /// `Serialize` fails.
+    /// The value has no canonical encoding (`NaN`), or its `Serialize` fails.
     ///
     /// ```
     /// use idempotent_runtime::key::Fingerprint;
@@ -38,12 +37,8 @@ impl Fingerprint {
     /// assert_ne!(Fingerprint::of(&("EUR", 100))?, Fingerprint::of(&("EUR", 101))?);
     /// # Ok::<(), idempotent_runtime::Error>(())
     /// ```
-    pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, Error> {
-        let bytes = canonical::to_bytes(value).map_err(|error| {
-            Error::new(ErrorKind::Encode)
-                .with_detail("the fingerprint could not be computed, the body did not run")
-                .with_source(error)
-        })?;
+    pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, FingerprintError> {
+        let bytes = canonical::to_bytes(value).map_err(FingerprintError::new)?;
         let hash: [u8; 32] = Sha256::digest(bytes).into();
         let mut bits = [0; 16];
         bits.copy_from_slice(&hash[..16]);

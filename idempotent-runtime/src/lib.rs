@@ -20,6 +20,7 @@ mod first_poll;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod key;
+mod lock;
 #[cfg(feature = "memory")]
 mod memory;
 #[cfg(feature = "mysql")]
@@ -39,9 +40,9 @@ pub mod private;
 #[cfg(feature = "redis")]
 mod redis;
 mod registry;
-#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__external")]
 mod runtime;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__sql")]
 mod sql;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -50,6 +51,8 @@ pub mod store;
 pub mod task;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(any(feature = "memory", feature = "__external"))]
+mod waiters;
 
 pub use context::Context;
 pub use engine::{Builder, Call, Idempotency, Report, with_report};

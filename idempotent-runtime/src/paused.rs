@@ -23,7 +23,7 @@ pub(crate) fn explain(error: StoreError, counted: Duration, real: Duration) -> S
 }
 
 /// Awaits `work`, and explains its failure if it failed because Tokio's clock is paused.
-#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__external")]
 #[expect(clippy::disallowed_methods, reason = "compares the machine's clock with Tokio's")]
 pub(crate) async fn explained<T>(
     work: impl Future<Output = Result<T, StoreError>>,
@@ -36,10 +36,7 @@ pub(crate) async fn explained<T>(
     })
 }
 
-#[cfg(all(
-    test,
-    any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite")
-))]
+#[cfg(all(test, feature = "__external"))]
 mod tests {
     use std::error::Error as _;
     use std::time::Duration;

@@ -21,7 +21,8 @@ pub enum OnCrash {
     /// Fails with [`InDoubt`](crate::ErrorKind::InDoubt) until an operator resolves the record:
     /// effects at most once.
     Hold,
-    /// Runs the body again: effects at least once. For bodies whose effect may happen twice.
+    /// Runs the body again: effects at least once. For bodies whose effect may happen twice. A body
+    /// with steps goes on as under [`Resume`](Self::Resume).
     Retry,
     /// Runs the body again with the recorded [steps](crate::Context::step): those that finished are
     /// replayed, and the first unfinished one runs. Each step's effect happens at least once, or

@@ -2,8 +2,9 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use crate::lock::RwLock;
 use crate::store::{DynStore, Operation, Store, StoreError, StoreErrorKind};
 
 const CONNECT: Operation = Operation::Connect;
@@ -97,7 +98,7 @@ pub async fn connect(url: &str) -> Result<Arc<dyn DynStore>, StoreError> {
         return connect(url.to_owned()).await;
     }
     let connector = {
-        let registered = REGISTERED.read().unwrap_or_else(PoisonError::into_inner);
+        let registered = REGISTERED.read();
         let found = registered.iter().find(|(other, _)| other == scheme);
         // Without a colon all of it may be secret: `host=db password=…`.
         let shown = if url.contains(':') { scheme } else { "…" };
@@ -145,7 +146,7 @@ where
     if built_in(scheme).is_some() {
         return Err(config(format!("`{scheme}:` belongs to a store of this crate")));
     }
-    let mut registered = REGISTERED.write().unwrap_or_else(PoisonError::into_inner);
+    let mut registered = REGISTERED.write();
     if registered.iter().any(|(other, _)| other == scheme) {
         return Err(config(format!("`{scheme}:` is registered already")));
     }

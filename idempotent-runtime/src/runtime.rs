@@ -7,18 +7,20 @@
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::task::Poll;
 
 use tokio::runtime::{Handle, Id};
 use tokio::task::JoinHandle;
+
+use crate::lock::Mutex;
 
 /// For each runtime, a task that ends when the runtime does and not before.
 static SENTINELS: LazyLock<Mutex<HashMap<Id, Arc<JoinHandle<()>>>>> = LazyLock::new(Mutex::default);
 
 /// Returns a task that ends when `runtime` does.
 pub(crate) fn sentinel(runtime: &Handle) -> Arc<JoinHandle<()>> {
-    let mut sentinels = SENTINELS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut sentinels = SENTINELS.lock();
     if let Some(sentinel) = sentinels.get(&runtime.id()) {
         return Arc::clone(sentinel);
     }
@@ -48,7 +50,7 @@ impl<T> PerRuntime<T> {
     /// missing.
     pub(crate) fn with<A>(&self, make: impl FnOnce() -> T, look: impl FnOnce(&mut T) -> A) -> A {
         let runtime = Handle::current();
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.0.lock();
         let ended: Vec<_> = all.extract_if(|_, owned| owned.runtime.is_finished()).collect();
         let make = || Owned { value: make(), runtime: sentinel(&runtime) };
         let answer = look(&mut all.entry(runtime.id()).or_insert_with(make).value);
@@ -64,14 +66,14 @@ impl<T> PerRuntime<T> {
     where
         T: Clone,
     {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.lock();
         all.get(&runtime).map(|owned| owned.value.clone())
     }
 
     /// The number of runtimes that have a value.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.0.lock().len()
     }
 }
 

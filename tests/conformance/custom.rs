@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use idempotency::key::KeyHash;
+use idempotency::store::{Claim, Store as _, Token};
 use idempotency::testing::{ClockJump, ManualClock, Subject};
 
 #[path = "../../idempotent-runtime/src/store/custom_store.rs"]
@@ -45,3 +47,18 @@ impl Subject for Custom {
 }
 
 idempotency::testing::conformance!(|| async { Custom::new() });
+
+#[tokio::test]
+async fn a_purge_reports_how_many_records_it_has_removed() {
+    let custom = Custom::new();
+    for number in 1..=3 {
+        let key = KeyHash::from_bytes([number; 32]);
+        let mut claim = Claim::new(key, Token::from_bits(number.into()), "purged".into());
+        claim.linger = Duration::from_secs(1);
+        custom.store.claim(claim).await.unwrap();
+    }
+    assert_eq!(custom.store.purge(10).await.unwrap().removed, 0);
+    custom.advance(Duration::from_secs(60)).await;
+    assert_eq!(custom.store.purge(2).await.unwrap().removed, 2);
+    assert_eq!(custom.store.purge(2).await.unwrap().removed, 1);
+}

@@ -3,14 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::edge::{EdgeOutcome, EdgeResult, End};
+use futures::poll;
+use idempotency::edge::{EdgeCall, EdgeOutcome, EdgeResult, End};
+use idempotency::key::{Key, window};
 use idempotency::record::State;
-use idempotency::store::{Operation, StoreErrorKind};
-use idempotency::testing::Fault;
+use idempotency::store::{
+    Claim, Claimed, CrashPolicy, Operation, Store as _, StoreErrorKind, Token,
+};
+use idempotency::testing::{Fault, Gate};
 use idempotency::{Error, ErrorKind, OnConflict, OnCrash, Verdict};
 use tokio::sync::{Notify, oneshot};
 
-use crate::world::{LEASE, World, call, eventually, while_time_passes};
+use crate::world::{DAY, LEASE, World, call, eventually, while_time_passes};
 
 #[tokio::test]
 async fn a_result_that_cannot_be_stored_in_time_is_stored_late() -> Result<(), Error> {
@@ -86,6 +90,130 @@ async fn only_a_store_that_failed_before_anything_was_known_may_be_left_out() {
     let (outcome, ()) = tokio::join!(busy, waits);
     assert!(!outcome.may_fail_open(), "{outcome:?}");
     assert_eq!(world.effects.count(), 1);
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A call whose key has a window of an hour.
+fn hourly(world: &World) -> EdgeCall {
+    let key = Key::of(&("7", window(HOUR)));
+    EdgeCall::new(&world.engine, "mail", key, DAY).on_crash(OnCrash::Retry)
+}
+
+/// A process that has died with a claim of the window of now, before it looked at the one before.
+async fn has_died_while_it_looked(world: &World) -> Result<(), Error> {
+    let mut claim = Claim::new(hourly(world).record().hash()?, Token::from_bits(1), "mail".into());
+    (claim.policy, claim.lease) = (CrashPolicy::Retry, LEASE);
+    assert!(matches!(world.memory.claim(claim).await?, Claimed::Mine(_)));
+    world.clock.advance(LEASE);
+    Ok(())
+}
+
+/// The store refuses what is asked of it now, and `knows` tells whether it has reported another
+/// call before.
+async fn is_refused(world: &World, knows: bool) {
+    let outcome = while_time_passes(world, hourly(world).run(async |_| world.effect())).await;
+    let refused = Some(ErrorKind::StoreUnavailable);
+    assert_eq!(outcome.error().map(Error::kind), refused, "{outcome:?}");
+    assert_eq!(outcome.may_fail_open(), !knows, "{outcome:?}");
+}
+
+fn refused() -> Option<Fault> {
+    Some(Fault::Refused(StoreErrorKind::Refused))
+}
+
+#[tokio::test]
+async fn a_store_that_has_reported_the_record_of_the_window_before_may_not_be_left_out()
+-> Result<(), Error> {
+    let world = World::new();
+    let before = hourly(&world).record().hash()?;
+    let outcome = hourly(&world).run(async |_| world.effect()).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+    world.clock.advance(HOUR);
+    world.store.always_at(Operation::Claim, before, refused());
+    is_refused(&world, true).await;
+    assert_eq!(world.effects.count(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_store_that_fails_while_a_call_looks_at_its_windows_may_be_left_out_if_it_was_the_first()
+-> Result<(), Error> {
+    for operation in [Operation::Read, Operation::Checkpoint] {
+        for has_died in [false, true] {
+            let world = World::new();
+            if has_died {
+                has_died_while_it_looked(&world).await?;
+            }
+            world.store.always(operation, refused());
+            is_refused(&world, has_died).await;
+            assert_eq!(world.effects.count(), 0);
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_record_that_a_call_has_met_and_given_up_in_the_window_before_is_not_forgotten()
+-> Result<(), Error> {
+    for operation in [Operation::Claim, Operation::Read, Operation::Checkpoint] {
+        let world = World::new();
+        has_died_while_it_looked(&world).await?;
+        world.clock.advance(HOUR);
+        // The claims of both windows, and the one look of the first round.
+        let first_round = match operation {
+            Operation::Claim => 2,
+            Operation::Read => 1,
+            _ => 0,
+        };
+        for _ in 0..first_round {
+            world.store.next(operation, Fault::Slow(world.clock.clone(), Duration::ZERO));
+        }
+        world.store.always(operation, refused());
+        is_refused(&world, true).await;
+        assert!(world.store.requests(operation) > first_round, "{operation}");
+        assert_eq!(world.effects.count(), 0);
+    }
+    Ok(())
+}
+
+/// The caller itself has met only one that asks. That one knew more.
+#[tokio::test]
+async fn who_follows_a_caller_that_knows_of_another_one_knows_it_too() {
+    let (world, started) = (World::new(), Notify::new());
+    let there = world.other_process();
+    let mut running = Box::pin(call(&there).run(async |_| {
+        started.notify_one();
+        std::future::pending::<((), End)>().await
+    }));
+    tokio::select! {
+        outcome = &mut running => panic!("{outcome:?}"),
+        () = started.notified() => {}
+    }
+    let send = || Box::pin(world.call().run(async |_| world.effect()));
+    let (mut first, mut second) = (send(), send());
+    eventually("the first to wait for the other process", async || {
+        assert!(poll!(&mut first).is_pending());
+        world.store.requests(Operation::Watch) > 0
+    })
+    .await;
+    assert!(poll!(&mut second).is_pending(), "it follows the first");
+    drop(first);
+    let gate = Gate::new();
+    world.store.next(Operation::Claim, Fault::Late(gate.clone()));
+    eventually("the second to ask", async || {
+        assert!(poll!(&mut second).is_pending());
+        world.store.requests(Operation::Claim) == 2
+    })
+    .await;
+    let mut third = send();
+    assert!(poll!(&mut third).is_pending(), "it follows the second");
+    world.store.always(Operation::Claim, refused());
+    drop(second);
+    let outcome = while_time_passes(&world, third).await;
+    assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::StoreUnavailable), "{outcome:?}");
+    assert!(!outcome.may_fail_open(), "{outcome:?}");
+    gate.open();
 }
 
 #[tokio::test]

@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use idempotency::edge::{EdgeOutcome, End, NotBegun, Turn};
+use futures::poll;
+use idempotency::clock::Clock as _;
+use idempotency::edge::{Attempt, EdgeCall, EdgeOutcome, End, NotBegun, Turn};
+use idempotency::key::{Key, window};
 use idempotency::record::State;
 use idempotency::store::Operation;
 use idempotency::testing::Fault;
-use idempotency::{Context, Error, ErrorKind, OnCrash};
+use idempotency::{Context, Error, ErrorKind, OnCrash, Verdict};
 use tokio::sync::Notify;
 
-use crate::world::{World, call, eventually};
+use crate::world::{DAY, World, call, eventually};
 
 #[tokio::test]
 async fn a_shutdown_releases_the_claim_of_a_body_that_waits() -> Result<(), Error> {
@@ -133,4 +136,37 @@ async fn the_word_of_another_attempt_is_not_taken() -> Result<(), Error> {
     assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
     assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
     Ok(())
+}
+
+#[tokio::test]
+async fn the_store_s_time_does_not_lag_by_what_came_before_the_body() {
+    const LONG: Duration = Duration::from_secs(9);
+    let world = World::new();
+    let now = || Some(world.clock.now());
+
+    // Things settle before the question, and the answer takes its time.
+    let ask = async |_: Attempt| Verdict::Unknown;
+    let first = world.call().on_crash_verify(ask).run(async |_| ((), End::Unknown));
+    assert!(matches!(first.await, EdgeOutcome::Executed(())));
+    let ask = async |attempt: Attempt| {
+        assert_eq!(attempt.store_time(), now());
+        world.clock.advance(Duration::from_secs(1));
+        Verdict::NotExecuted
+    };
+    let body = async |turn: Turn| {
+        assert_eq!(turn.attempt().store_time(), now());
+        world.effect()
+    };
+    let mut call = Box::pin(world.call().settle(LONG).on_crash_verify(ask).run(body));
+    assert!(poll!(&mut call).is_pending(), "things settle");
+    world.clock.advance(LONG);
+    assert!(matches!(call.await, EdgeOutcome::Executed(1)));
+
+    // The window before is looked at.
+    world.store.next(Operation::Read, Fault::Slow(world.clock.clone(), LONG));
+    let key = Key::of(&("8", window(DAY / 24)));
+    let mut call = Box::pin(EdgeCall::new(&world.engine, "mail", key, DAY).run(body));
+    assert!(poll!(&mut call).is_pending(), "it looks");
+    world.clock.advance(LONG);
+    assert!(matches!(call.await, EdgeOutcome::Executed(2)));
 }

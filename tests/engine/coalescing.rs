@@ -228,6 +228,35 @@ async fn a_leader_whose_lease_is_too_short_for_the_store_takes_nobody_along() {
     assert_eq!(follower.await.unwrap(), "receipt 1.1");
 }
 
+/// Each leader has a lease that is too short for the store, so none of them has an answer.
+#[tokio::test]
+async fn a_follower_that_refuses_to_wait_follows_all_its_leaders_for_no_longer_than_one_claim() {
+    const CLAIM: Duration = Duration::from_secs(3);
+    let world = World::with(|builder| builder.claim_timeout(CLAIM));
+    let slow = Fault::Slow(world.clock.clone(), Duration::from_millis(900));
+    world.store.always(Operation::Claim, Some(slow));
+    let mut leaders: Vec<_> = (0..3)
+        .map(|_| {
+            let short = world.call(1).lease(Duration::from_secs(1));
+            Box::pin(short.run(|| async { world.effect(1) }))
+        })
+        .collect();
+    for leader in &mut leaders {
+        assert!(poll_once(leader).is_pending());
+    }
+    let before = world.clock_now();
+    let follower = world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) });
+    let follower = async {
+        let result = follower.await;
+        (result, world.clock_now().saturating_sub(before))
+    };
+    let all = async { tokio::join!(follower, join_all(leaders)) };
+    let ((result, took), _) = world.while_time_passes(all).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::InProgress);
+    assert!(took <= CLAIM + Duration::from_millis(20), "it took {took:?}");
+    assert_eq!(world.ledger.count(), 0);
+}
+
 #[tokio::test]
 async fn a_leader_that_is_out_of_time_while_the_store_is_slow_takes_nobody_along() {
     let (world, gate) = (World::new(), Gate::new());

@@ -4,12 +4,13 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use idempotency::store::{Operation, Reason};
-use idempotency::{Error, ErrorKind, OnCrash};
+use idempotency::record::{Resolution, State};
+use idempotency::store::{Only, Operation, Reason, Scan};
+use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, Verdict};
 
 use crate::faults::Fault;
 use crate::warnings::Warnings;
-use crate::world::{LEASE, World, eventually, poll_once};
+use crate::world::{LEASE, OPERATION, World, eventually, poll_once};
 
 const REASONS: [Reason; 5] =
     [Reason::Dropped, Reason::Panicked, Reason::LeaseLost, Reason::ShutDown, Reason::Crashed];
@@ -96,4 +97,67 @@ async fn a_body_that_lost_its_lease_is_logged_as_it_is_recorded_also_if_somebody
         drop(hanging);
         is_logged_and_recorded(&world, &warnings, Reason::LeaseLost).await;
     }
+}
+
+/// The keys that a list of these records has.
+async fn listed(world: &World, only: Only) -> usize {
+    let mut scan = Scan::default();
+    scan.only = only;
+    let mut records = world.engine.records(scan);
+    let mut count = 0;
+    while let Some(record) = records.next().await {
+        record.unwrap();
+        count += 1;
+    }
+    count
+}
+
+/// It says that nothing happened, and speaks for itself alone.
+#[tokio::test]
+async fn a_call_that_took_a_record_over_and_did_nothing_leaves_it_as_a_crash_would() {
+    let world = World::new();
+    drop(hanging(&world, OnCrash::Retry).await);
+    let dropped = Some(Reason::Dropped);
+    world.record_is(1, |record| record.is_some_and(|record| record.reason == dropped)).await;
+    let fails = world.call(1).on_crash(OnCrash::Retry).on_error(ErrorAction::Release);
+    fails.run(async || Err::<String, _>(anyhow::anyhow!("no answer"))).await.unwrap_err();
+    let record = world.record(1).await.unwrap();
+    assert_eq!((record.state, record.reason), (State::InProgress, Some(Reason::Crashed)));
+    assert_eq!(listed(&world, Only::Orphaned).await, 1);
+}
+
+#[tokio::test]
+async fn a_doubt_that_was_taken_over_for_nothing_waits_for_the_next_call_and_can_be_answered() {
+    let world = World::new();
+    drop(hanging(&world, OnCrash::Retry).await);
+    let dropped = Some(Reason::Dropped);
+    world.record_is(1, |record| record.is_some_and(|record| record.reason == dropped)).await;
+    let ask = |settle| {
+        let call = world.call(1).settle(settle);
+        let call = call.on_crash_verify(async |_| Ok::<_, Error>(Verdict::Unknown));
+        Box::pin(call.run(|| async { world.effect(1) }))
+    };
+    assert_eq!(ask(Duration::ZERO).await.unwrap_err().kind(), ErrorKind::InDoubt);
+    let handle = world.engine.record(OPERATION, 1);
+    let in_doubt = handle.inspect().await.unwrap().unwrap();
+    assert_eq!((in_doubt.state, in_doubt.reason), (State::InDoubt, Some(Reason::Unverified)));
+    assert_eq!(listed(&world, Only::InDoubt).await, 1);
+
+    world.clock.advance(LEASE);
+    let mut leaves = ask(LEASE);
+    eventually("the takeover", async || {
+        assert!(poll_once(&mut leaves).is_pending());
+        world.record(1).await.is_some_and(|record| record.attempts == 3)
+    })
+    .await;
+    drop(leaves);
+    world.record_is(1, |record| record.is_some_and(|record| record.attempts == 2)).await;
+    let left = handle.inspect().await.unwrap().unwrap();
+    assert_eq!((left.state, left.reason), (State::InProgress, Some(Reason::Crashed)));
+    assert_eq!((listed(&world, Only::InDoubt).await, listed(&world, Only::Orphaned).await), (0, 1));
+    let answer = || Resolution::completed("receipt".to_owned());
+    let refused = handle.resolve(&in_doubt, answer()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Superseded);
+    handle.resolve(&left, answer()).await.unwrap();
+    assert_eq!(world.charge(1).await.unwrap(), "receipt");
 }

@@ -2,6 +2,7 @@
 
 use idempotency::store::{Store as _, StoreErrorKind};
 use idempotency::{Error, Idempotency, with_report};
+use sqlx::postgres::PgPoolOptions;
 
 use crate::world::{DAY, OPERATION, World, claim, key, number, patient, run, shared_server};
 
@@ -57,6 +58,39 @@ async fn a_missing_table_is_named_and_the_table_may_be_in_any_schema() -> anyhow
     );
     let elsewhere = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
     assert_eq!(number(&server.sql_at(&url, elsewhere).await?)?, 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_that_was_dropped_is_made_again_beside_what_is_known_of_it() -> anyhow::Result<()> {
+    let server = shared_server().await?;
+    for table in ["idempotency_records", "Shop.Payments"] {
+        let url = server.database("dropped").await?;
+        let store = patient(&url).table(table).connect().await?;
+        store.migrate().await?;
+        let quoted = table.replace('.', "\".\"");
+        let meta = format!("SELECT identity FROM \"{quoted}_meta\"");
+        let identity = server.sql_at(&url, &meta).await?;
+        for (number, suffix) in [(1, ""), (2, "_meta")] {
+            server.sql_at(&url, &format!("DROP TABLE \"{quoted}{suffix}\"")).await?;
+            store.migrate().await?;
+            run(&store, number, "one", DAY).await?;
+            let is_same = server.sql_at(&url, &meta).await? == identity;
+            assert_eq!(is_same, suffix.is_empty(), "{table}{suffix}");
+        }
+    }
+    Ok(())
+}
+
+/// A change to the table that takes long holds back the service's calls, but not its start.
+#[tokio::test]
+async fn a_table_that_is_being_altered_is_not_waited_for() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut altering = PgPoolOptions::new().connect(&world.url).await?.begin().await?;
+    let lock = "LOCK TABLE idempotency_records IN ACCESS EXCLUSIVE MODE";
+    sqlx::raw_sql(lock).execute(&mut *altering).await?;
+    world.store.migrate().await?;
+    altering.rollback().await?;
     Ok(())
 }
 

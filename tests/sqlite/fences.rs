@@ -91,6 +91,24 @@ async fn fences_grow_over_a_clock_that_is_set_back() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The largest fence is that of a record that nobody had removed: its table was dropped.
+#[tokio::test]
+async fn fences_grow_over_a_table_that_was_dropped() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let mut fences = vec![claim(&world.store, 0).await?];
+    let dropped = sqlx::query("DROP TABLE idempotency_records");
+    dropped.execute(&world.pool).await?;
+    process(&world).await?;
+    for number in 1..3 {
+        world.clock.jump(ClockJump::Back(HOUR));
+        let store = process(&world).await?;
+        fences.push(claim(&store, number).await?);
+        store.release(Release::new(KEY, Token::from_bits(number))).await?;
+    }
+    assert_grow(&fences);
+    Ok(())
+}
+
 /// The record is there and over: nobody has removed it yet.
 #[tokio::test]
 async fn fences_grow_over_a_record_that_has_expired_on_a_clock_that_was_set_back()

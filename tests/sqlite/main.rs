@@ -3,6 +3,7 @@
 mod fences;
 mod files;
 mod formats;
+mod given;
 mod late_retries;
 mod migrations;
 mod purging;

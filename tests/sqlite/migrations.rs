@@ -2,9 +2,12 @@
 
 use idempotency::key::KeyHash;
 use idempotency::store::{SqliteStore, Store as _, StoreErrorKind};
+use sqlx::AssertSqlSafe;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
 use crate::world::{World, patient};
+
+const KEY: KeyHash = KeyHash::from_bytes([1; 32]);
 
 #[tokio::test]
 async fn many_make_the_table_at_once() -> anyhow::Result<()> {
@@ -48,6 +51,23 @@ async fn a_pool_without_the_table_says_what_to_do_and_the_table_has_any_name() -
     assert_eq!(count, 4, "the table, its index and trigger, and its meta table");
     let error = patient(&world.path).table("records; DROP").open().await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Config);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_table_that_was_dropped_is_made_again_beside_what_is_known_of_it() -> anyhow::Result<()> {
+    const META: &str = "SELECT identity FROM idempotency_records_meta";
+    let world = World::new().await?;
+    let (identity,): (Vec<u8>,) = sqlx::query_as(META).fetch_one(&world.pool).await?;
+    for table in ["idempotency_records", "idempotency_records_meta"] {
+        sqlx::query(AssertSqlSafe(format!("DROP TABLE {table}"))).execute(&world.pool).await?;
+        let error = world.store.read(KEY).await.unwrap_err();
+        assert!(error.to_string().contains("call `migrate`"), "{table}: {error}");
+        world.store.migrate().await?;
+        assert_eq!(world.store.read(KEY).await?, None, "{table}");
+        let (there,): (Vec<u8>,) = sqlx::query_as(META).fetch_one(&world.pool).await?;
+        assert_eq!(there == identity, table == "idempotency_records", "{table}");
+    }
     Ok(())
 }
 

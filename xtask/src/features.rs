@@ -37,7 +37,9 @@ fn features<'a>(
         .find(|listed| listed["name"] == package)
         .and_then(|listed| listed["features"].as_object())
         .with_context(|| format!("`cargo metadata` does not list the features of `{package}`"))?;
-    Ok(features.keys().map(String::as_str).filter(|feature| *feature != "default"))
+    // Those that begin with two underscores are private parts of others.
+    let is_for_users = |feature: &&str| *feature != "default" && !feature.starts_with("__");
+    Ok(features.keys().map(String::as_str).filter(is_for_users))
 }
 
 fn from_metadata(metadata: &Value) -> anyhow::Result<Vec<String>> {
@@ -61,7 +63,7 @@ mod tests {
     #[test]
     fn every_feature_is_alone_once() {
         let metadata = json!({"packages": [
-            {"name": "idempotent-runtime", "features": {"memory": []}},
+            {"name": "idempotent-runtime", "features": {"__external": [], "memory": []}},
             {"name": "idempotency", "features": {"default": ["memory"], "memory": [], "testing": []}},
             {"name": "xtask", "features": {"other": []}},
         ]});

@@ -43,7 +43,11 @@
 //! | [`Released`](End::Released) | is gone | runs the body |
 //! | [`Held`](End::Held) | is in doubt | is refused until an operator decides |
 //! | [`Unknown`](End::Unknown), a panic, a dropped future | by the policy | by the policy |
-//! | [`NotBegun`](End::NotBegun) | is as before the claim | runs the body |
+//! | [`NotBegun`](End::NotBegun) | is gone, but for the count of earlier attempts | runs the body |
+//!
+//! A record that was taken over from an earlier attempt is not gone after `Released` and `NotBegun`:
+//! what that attempt did is as unknown as before. It is left as after a crash, with the reason
+//! [`Crashed`](crate::record::Reason::Crashed), and its policy decides about the next call.
 //!
 //! **An edge that says too little about an effect repeats it.** `Released` and `NotBegun` promise
 //! that there was none. `NotBegun` is the stronger promise: the attempt does not even count. So only

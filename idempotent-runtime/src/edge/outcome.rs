@@ -259,9 +259,9 @@ impl<T> EdgeOutcome<T> {
     /// open can then [run the body without protection](super::EdgeCall::run_unprotected).
     ///
     /// False for two refusals of the same kind. A store that answered, but too late for the lease,
-    /// may have reported an earlier attempt; and a store that failed while this call waited for
-    /// another one has already reported that one. In both cases the body could repeat an effect of
-    /// which there is a record.
+    /// may have reported an earlier attempt; and a store that failed after it had reported another
+    /// call, for example while this one waited for it or looked at the window before, has told of
+    /// that one. In both cases the body could repeat an effect of which there is a record.
     pub fn may_fail_open(&self) -> bool {
         match self {
             Self::Refused { error, own: None } => {

@@ -198,6 +198,7 @@ impl Waiting {
 ///
 /// **It is a promise about effects.** The claim is released as one that was never used: the attempt
 /// does not count, and the next caller runs the body at once, under every policy, `hold` included.
+/// Only a record that was taken over from an earlier attempt is left to its policy, as after a crash.
 /// An effect that the body had before or during its wait happens a second time then, and no record
 /// shows it. A body that may have had one ends in [`End::Unknown`](super::End::Unknown) instead.
 ///

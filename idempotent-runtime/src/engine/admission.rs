@@ -99,14 +99,14 @@ pub(crate) async fn admit(request: Request) -> Admission {
 async fn admit_by_store(call: Arc<Checked>, scope: Scope, report: Report) -> Admission {
     let mut exit = Exit::new(&call, &scope, report);
     let report = &mut exit.report;
-    // Counted once, however many records the call waits for.
-    let clock = &call.engine.clock;
-    let deadline = call.patience().map(|patience| clock.monotonic().saturating_add(patience));
+    let (deadlines, mut has_met) = (Deadlines::of(&call), false);
     let sought = match &call.windowed {
-        None => seek_in_store(&call, deadline, &scope, report)
+        None => seek_in_store(&call, deadlines, &scope, report, &mut has_met)
             .await
             .map(|sought| (call.clone(), sought)),
-        Some(windowed) => seek_in_windows(&call, windowed, deadline, &scope, report).await,
+        Some(windowed) => {
+            seek_in_windows(&call, windowed, deadlines, &scope, report, &mut has_met).await
+        }
     };
     match sought {
         Ok((call, Sought::Found(record, source))) => {
@@ -133,7 +133,7 @@ async fn admit_by_store(call: Arc<Checked>, scope: Scope, report: Report) -> Adm
         }
         Err(error) => {
             exit.end(Outcome::Refused(error.kind()));
-            Admission::Answer(Answer::Refused(error))
+            Admission::Answer(Answer::Refused(error.after_another(has_met)))
         }
     }
 }
@@ -144,22 +144,46 @@ fn refuse(call: &Checked, scope: &Scope, report: Report, error: Error) -> Admiss
     Admission::Answer(Answer::Refused(error))
 }
 
+/// The deadlines of a call, on the monotonic clock. They count from its beginning, however many
+/// records and leaders it waits for.
+#[derive(Clone, Copy)]
+pub(super) struct Deadlines {
+    /// The end of its waiting for a call that runs; `None` if it does not wait.
+    waits: Option<Duration>,
+    /// The end of its following of other callers in this process.
+    follows: Duration,
+}
+
+impl Deadlines {
+    fn of(call: &Checked) -> Self {
+        let now = call.engine.clock.monotonic();
+        let waits = call.patience().map(|patience| now.saturating_add(patience));
+        // A caller that does not wait still learns what the store answers its leaders. All of them
+        // together take no longer than a claim of its own.
+        let claim = call.engine.settings.claim_timeout;
+        Self { waits, follows: waits.unwrap_or_else(|| now.saturating_add(claim)) }
+    }
+}
+
 pub(super) enum Sought {
     Found(Arc<Record>, Source),
     Running(Box<Running>),
 }
 
-/// Finds an answer or acquires a claim. Waits for other callers until `deadline` on the monotonic
-/// clock, or not at all.
+/// Finds an answer or acquires a claim. Waits for other callers until their deadline, or not at
+/// all. Sets `has_met` once this caller has waited for another call, here or elsewhere, or learned
+/// of one, in whichever of its records: no later failure of the store is one of which it knows
+/// nothing else.
 pub(super) async fn seek(
     call: &Arc<Checked>,
-    deadline: Option<Duration>,
+    deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
+    has_met: &mut bool,
 ) -> Result<Sought, Error> {
     match at_hand(call, scope)? {
         Some((record, source)) => Ok(Sought::Found(record, source)),
-        None => seek_in_store(call, deadline, scope, report).await,
+        None => seek_in_store(call, deadlines, scope, report, has_met).await,
     }
 }
 
@@ -197,9 +221,10 @@ fn at_hand(call: &Checked, scope: &Scope) -> Result<Option<(Arc<Record>, Source)
 /// Leads or follows until there is an answer or a claim.
 async fn seek_in_store(
     call: &Arc<Checked>,
-    deadline: Option<Duration>,
+    deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
+    has_met: &mut bool,
 ) -> Result<Sought, Error> {
     let engine = &call.engine;
     engine.at_home().map_err(|error| error.of_record(Some(&call.operation), &call.key))?;
@@ -208,8 +233,7 @@ async fn seek_in_store(
             .with_detail("the thread that renews leases could not be started")
             .with_source(error)
     })?;
-    // True once this caller has waited for another call, here or elsewhere, or learned of one.
-    let mut has_met = report.waited;
+    let deadline = deadlines.waits;
     loop {
         // A caller with a verification callback verifies where others get an error, so the two do
         // not share a flight.
@@ -221,7 +245,7 @@ async fn seek_in_store(
             asks,
         )) {
             Seat::Leader(leader) => {
-                match lead(call, &leader, deadline, scope, report, &mut has_met).await {
+                match lead(call, &leader, deadline, scope, report, has_met).await {
                     Led::Granted(granted) => {
                         let running = Running::new(call.clone(), *granted, deadline, leader);
                         return Ok(Sought::Running(Box::new(running)));
@@ -238,16 +262,19 @@ async fn seek_in_store(
                 }
             }
             Seat::Follower(flight) => {
-                let answer = follow(call, &flight, deadline, report).await?;
+                let answer = follow(call, &flight, deadlines, report).await?;
                 // Also if this follower did not see the stage in which the leader met another call.
-                has_met |= report.waited || flight.has_met();
+                *has_met |= report.waited || flight.has_met();
                 match answer {
                     Some(Answer::Stored(answer)) => {
                         return Ok(Sought::Found(answer.record, Source::Joined));
                     }
                     // A leader that knows of no other call may run without the store. This caller
                     // knows of the leader.
-                    Some(Answer::Refused(error)) => return Err(error.after_another(true)),
+                    Some(Answer::Refused(error)) => {
+                        *has_met = true;
+                        return Err(error);
+                    }
                     None => {}
                 }
             }
@@ -265,6 +292,9 @@ async fn lead(
     has_met: &mut bool,
 ) -> Led {
     let engine = &call.engine;
+    if *has_met {
+        leader.has_met();
+    }
     let mut late = 0;
     let mut next = call.fingerprint;
     loop {
@@ -287,7 +317,7 @@ async fn lead(
             Err(_) if scope.is_shut_out(engine) => {
                 return Led::OutOfTime(call.refused(ErrorKind::ShuttingDown));
             }
-            Err(error) => return Led::Refused(call.store_error(error).after_another(*has_met)),
+            Err(error) => return Led::Refused(call.store_error(error)),
             // The record with the former fingerprint is gone, and the claim has created a new one
             // in its place. That record does not identify this call: it would match every other
             // request that had the same fingerprint in the former release. So it is released, and
@@ -301,6 +331,8 @@ async fn lead(
             Ok(Answered { claimed: Claimed::Mine(grant), repeated })
                 if engine.may_start(sent, call.lease) =>
             {
+                // The body may not start yet: another window may be looked at first.
+                *has_met |= grant.taken_over.is_some();
                 return Led::Granted(Box::new(Granted {
                     claim,
                     grant,
@@ -383,7 +415,7 @@ async fn wait_for_other(
             Ok(wait::Changed::OutOfTime) => return in_progress(),
             // The store was queried for no longer than this caller waits.
             Err(_) if engine.clock.monotonic() >= deadline => return in_progress(),
-            Err(error) => return Some(Led::Refused(call.store_error(error).after_another(true))),
+            Err(error) => return Some(Led::Refused(call.store_error(error))),
         };
     }
 }
@@ -512,23 +544,19 @@ fn in_words(duration: Duration) -> String {
 async fn follow(
     call: &Checked,
     flight: &Flight,
-    deadline: Option<Duration>,
+    deadlines: Deadlines,
     report: &mut Report,
 ) -> Result<Option<Answer>, Error> {
     let clock = &call.engine.clock;
     let Some(_waiting) = Waiting::enter(&call.engine) else { return Err(in_progress(call, None)) };
-    // A caller that does not wait still learns what the store answers the leader. That takes no
-    // longer than a claim of its own.
-    let deadline_or_answer = deadline
-        .unwrap_or_else(|| clock.monotonic().saturating_add(call.engine.settings.claim_timeout));
-    let out_of_time = clock.sleep(deadline_or_answer.saturating_sub(clock.monotonic()));
+    let out_of_time = clock.sleep(deadlines.follows.saturating_sub(clock.monotonic()));
     tokio::pin!(out_of_time);
     loop {
         // Created before the stage is read: a change in between wakes it too.
         let changed = flight.changed();
         match flight.stage() {
             Stage::Asking => {}
-            Stage::Busy if deadline.is_none() => return Err(in_progress(call, None)),
+            Stage::Busy if deadlines.waits.is_none() => return Err(in_progress(call, None)),
             Stage::Busy => report.waited = true,
             Stage::Answered(answer) => return Ok(Some(answer)),
             Stage::Vacant => return Ok(None),

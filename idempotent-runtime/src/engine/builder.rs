@@ -122,7 +122,7 @@ impl Builder {
     /// Sets the time that the store may take to answer a claim before the call fails with
     /// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable). The default is 5 seconds: more
     /// than twice the time that the stores wait for one answer (`response_timeout`), so that a lost
-    /// answer does not fail a call.
+    /// answer does not fail a call. It also bounds each try of the engine's other requests.
     pub fn claim_timeout(mut self, timeout: Duration) -> Self {
         self.settings.claim_timeout = timeout;
         self

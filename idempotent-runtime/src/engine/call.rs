@@ -130,7 +130,7 @@ impl<P, V> Call<P, V> {
     /// If a later release changes `value`, declare its earlier form with
     /// [`former_fingerprint`](Self::former_fingerprint).
     pub fn fingerprint<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
-        self.request.fingerprint = Fingerprint::of(value).map(Some);
+        self.request.fingerprint = Fingerprint::of(value).map(Some).map_err(Error::from);
         self
     }
 
@@ -154,7 +154,7 @@ impl<P, V> Call<P, V> {
     /// # }
     /// ```
     pub fn former_fingerprint<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
-        let former = Fingerprint::of(value).map(Some);
+        let former = Fingerprint::of(value).map(Some).map_err(Error::from);
         self.request.add_former(former);
         self
     }

@@ -28,13 +28,14 @@ pub(crate) async fn send(
     let claiming = async move { sender.store.claim(claim, || scope.is_shut_out(&sender)).await };
     let mut followed =
         Followed::new(&engine.keeper, claiming).and_if_dropped(move |claiming| async move {
-            settle(&for_release, claiming, release, lease).await;
+            release_if_granted(&for_release, claiming, release, lease).await;
         });
     let (timeout, start) = (engine.settings.claim_timeout, engine.clock.monotonic());
     let answer = tokio::select! {
         biased;
         answer = &mut followed => answer,
         () = engine.clock.sleep(timeout) => {
+            // `followed` is dropped here, and the background goes on: `release_if_granted`.
             let error = no_answer_within(Operation::Claim, timeout);
             return Err(explain(error, timeout, engine.clock.monotonic().saturating_sub(start)));
         }
@@ -47,7 +48,7 @@ pub(crate) async fn send(
 }
 
 /// Releases the claim that `claiming` acquires, because its caller is gone.
-async fn settle(
+async fn release_if_granted(
     engine: &Arc<Inner>,
     mut claiming: Following<Result<Answered, StoreError>>,
     release: Release,

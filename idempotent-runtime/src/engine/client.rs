@@ -25,7 +25,8 @@ use crate::store::{
 pub(crate) struct StoreClient {
     store: Arc<dyn DynStore>,
     clock: Arc<dyn Clock>,
-    /// A try that takes longer is given up, and its outcome is unknown.
+    /// The longest time of one try: one that takes longer is given up, and its outcome is unknown.
+    /// The tries of a claim are bounded by its sender, and a purge is not bounded.
     patience: Duration,
     observers: Observers,
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::retry::Budget;
-use super::running::{Running, leave};
+use super::running::{Running, leave, settle_steps};
 use super::settle::{Cause, Left, Settlement, Steps, settle};
-use super::{late, owed};
+use super::{overtaken, owed};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, What};
@@ -67,19 +67,17 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
             conclude(&mut running, Verdict::Own, None, Outcome::Held)
         }
         (Settlement::Hold, _) => match running.park(Reason::Error, Duration::ZERO).await {
-            Ok(written) => {
-                late::with_held_error(running, Verdict::Own, was_lost, Some(written)).await
-            }
+            Ok(written) => conclude_kept(running, Verdict::Own, was_lost, Some(written)).await,
             Err(error) => not_held(running, &error),
         },
         (Settlement::Release, _) => {
             let written = running.release(running.own_release()).await;
-            late::with_own_error(running, was_lost, written).await
+            conclude_released(running, was_lost, written).await
         }
         (Settlement::ReleaseUnused, _) => {
             let unused = Release::unused(running.lease.key, running.lease.token);
             let written = running.release(unused).await;
-            late::with_own_error(running, was_lost, written).await
+            conclude_released(running, was_lost, written).await
         }
         (Settlement::Leave(reason, left), _) => {
             let written = running.leave(reason, left).await;
@@ -88,7 +86,7 @@ pub(super) async fn finish(mut running: Box<Running>, ending: Ending) -> Verdict
         // An ending and its cause agree, so this is not reached. It would lose a result.
         (Settlement::Commit | Settlement::AskAgain(_), _) => {
             let written = running.leave(Reason::NotStored, Left::InDoubt).await;
-            late::with_held_error(running, Verdict::Own, was_lost, written).await
+            conclude_kept(running, Verdict::Own, was_lost, written).await
         }
     }
 }
@@ -116,7 +114,7 @@ async fn leave_as(
         _ => None,
     };
     let own = left_out.map_or(Verdict::Own, Verdict::refused);
-    late::with_held_error(running, own, was_lost, written).await
+    conclude_kept(running, own, was_lost, written).await
 }
 
 /// Stores the answer of the body.
@@ -152,7 +150,7 @@ async fn store_answer(
             conclude(&mut running, verdict, Some(record), own)
         }
         Ok(_) => {
-            let late = late::overtaken(&mut running, commit.token, &commit.body, true).await;
+            let late = overtaken::overtaken(&mut running, &commit.body, true).await;
             let verdict = late.verdict;
             let winner = verdict.winner();
             conclude(&mut running, verdict, winner, own)
@@ -161,7 +159,51 @@ async fn store_answer(
     }
 }
 
-pub(super) fn conclude(
+/// Ends a body whose error says that nothing happened. Its caller gets the error at once, unless
+/// another caller has taken the call over meanwhile and provided the answer.
+///
+/// `was_lost`: the lease had expired before the store was first asked. It is checked again here,
+/// because an outage may span its end. If it has not expired, `Lost` means that the first try was
+/// applied and its answer was lost: the record's present owner came after it.
+pub(super) async fn conclude_released(
+    mut running: Box<Running>,
+    was_lost: bool,
+    written: Option<Written>,
+) -> Verdict {
+    let mut verdict = Verdict::Own;
+    if (was_lost || running.lease.is_lost()) && written == Some(Written::Lost) {
+        let late = overtaken::without_result(&mut running).await.verdict;
+        if matches!(late, Verdict::Instead(Answer::Stored(_))) {
+            verdict = late;
+        }
+    }
+    conclude_as(running, verdict, Outcome::Released)
+}
+
+/// Ends a body whose error may hide an effect, whose steps had effects, or whose outcome is not
+/// known. Its caller gets `own`, which says so, as long as the record keeps the next call from
+/// running all of it again as if nothing had happened.
+pub(super) async fn conclude_kept(
+    mut running: Box<Running>,
+    own: Verdict,
+    was_lost: bool,
+    written: Option<Written>,
+) -> Verdict {
+    if !overtaken::is_overtaken(&running, was_lost, written) {
+        return conclude_as(running, own, Outcome::Held);
+    }
+    let late = overtaken::without_result(&mut running).await;
+    let verdict = if late.is_protected { own } else { late.verdict };
+    conclude_as(running, verdict, Outcome::Held)
+}
+
+/// `own`: how the call ended if no other party decided it.
+fn conclude_as(mut running: Box<Running>, verdict: Verdict, own: Outcome) -> Verdict {
+    let winner = verdict.winner();
+    conclude(&mut running, verdict, winner, own)
+}
+
+fn conclude(
     running: &mut Running,
     verdict: Verdict,
     record: Option<Arc<Record>>,
@@ -174,11 +216,12 @@ pub(super) fn conclude(
 
 impl Running {
     /// Returns what the recorded steps say about an attempt that ended for `cause`. Waits for those
-    /// that are being written, where that could change it.
+    /// that are being written, where that could change it or where nothing waits for them later.
     async fn what_steps_say(&self, cause: Cause) -> Steps {
         let Some(journal) = &self.journal else { return Steps::Silent };
         match cause {
             Cause::Answered if journal.unasked().is_some() => Steps::LeftOut,
+            // For `Held` the answer changes nothing, but a record in doubt accepts no checkpoint.
             Cause::Failed | Cause::Held => {
                 self.steps_are_settled().await;
                 if journal.tells_of_effects() { Steps::HadEffects } else { Steps::Silent }
@@ -327,8 +370,8 @@ fn not_held(mut running: Box<Running>, error: &StoreError) -> Verdict {
         let park = running.parking(Reason::Error, Duration::ZERO);
         match engine.store.park(Budget::until_done(engine.settings.background_commit), park).await {
             // The caller has its answer. The duplicate is still to be counted and reported.
-            Ok(written) if late::is_overtaken(&running, false, Some(written)) => {
-                late::overtaken_without_result(&mut running).await;
+            Ok(written) if overtaken::is_overtaken(&running, false, Some(written)) => {
+                overtaken::without_result(&mut running).await;
             }
             Ok(written) if written.is_done() => {
                 running.call.tell(What::InDoubt { reason: Reason::Error });
@@ -378,13 +421,14 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
                 call.tell(What::StoredLate { after });
             }
             Ok(_) => {
-                late::overtaken(&mut running, commit.token, &commit.body, true).await;
+                overtaken::overtaken(&mut running, &commit.body, true).await;
             }
             Err(error) => {
                 tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left in doubt");
                 call.tell(What::NeverStored);
-                engine.keeper.forget(&lease);
                 let budget = running.call.lease;
+                settle_steps(&engine, &lease, budget).await;
+                engine.keeper.forget(&lease);
                 let cause = Cause::Cut(Reason::NotStored);
                 let may_be_taken_over = lease.may_be_taken_over();
                 let settlement =
@@ -393,10 +437,11 @@ fn not_stored(mut running: Box<Running>, commit: Commit, error: StoreError) -> V
                     Settlement::Leave(reason, left) => {
                         leave(&engine, &lease, (reason, left), budget).await
                     }
+                    // Not reached: a body that ended and was cut off is always left.
                     _ => None,
                 };
-                if late::is_overtaken(&running, false, written) {
-                    late::overtaken(&mut running, commit.token, &commit.body, true).await;
+                if overtaken::is_overtaken(&running, false, written) {
+                    overtaken::overtaken(&mut running, &commit.body, true).await;
                 }
             }
         }

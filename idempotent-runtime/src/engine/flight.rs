@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -15,6 +15,7 @@ use tokio::sync::futures::Notified;
 use super::lease::Lease;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
+use crate::lock::Mutex;
 use crate::outcome::Answer;
 
 /// The properties that callers must share to get the same answer: the key, the fingerprints that
@@ -40,7 +41,7 @@ pub(crate) struct Flight {
 
 impl Flight {
     pub(crate) fn stage(&self) -> Stage {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.stage.lock().clone()
     }
 
     /// Resolves at the next change of the stage after this was called.
@@ -67,7 +68,7 @@ impl Flight {
     }
 
     fn enter(&self, stage: Stage) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        *self.stage.lock() = stage;
         self.changed.notify_waiters();
     }
 }
@@ -113,7 +114,7 @@ impl Flights {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Flight>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

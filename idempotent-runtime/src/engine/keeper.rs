@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Waker};
 
 use tokio::runtime::Handle;
@@ -21,6 +21,7 @@ use super::lease::Lease;
 use super::purge::{Purge, PurgeStats};
 use super::renewals::Renewals;
 use crate::clock::Clock;
+use crate::lock::Mutex;
 use crate::near_cache::NearCache;
 
 pub(super) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -76,7 +77,7 @@ impl Keeper {
         if self.tasks.get().is_some() {
             return Ok(());
         }
-        let _starting = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        let _starting = self.starting.lock();
         if self.tasks.get().is_some() {
             return Ok(());
         }

@@ -7,10 +7,11 @@
 //! A call in another transaction, wherever it is made, finds nothing here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use super::client::StoreClient;
 use crate::key::KeyHash;
+use crate::lock::Mutex;
 
 tokio::task_local! {
     /// The transaction whose body the task is in.
@@ -20,7 +21,7 @@ tokio::task_local! {
 static LENT: Mutex<BTreeMap<usize, Arc<Calls>>> = Mutex::new(BTreeMap::new());
 
 fn lent() -> MutexGuard<'static, BTreeMap<usize, Arc<Calls>>> {
-    LENT.lock().unwrap_or_else(PoisonError::into_inner)
+    LENT.lock()
 }
 
 /// The state of the guarded calls in one transaction.
@@ -46,7 +47,7 @@ struct Met {
 
 #[derive(Debug)]
 #[cfg_attr(
-    not(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing")),
+    not(any(feature = "__sql", feature = "testing")),
     expect(dead_code, reason = "only `in_transaction` looks, which needs a database")
 )]
 struct Written {
@@ -80,7 +81,7 @@ impl std::fmt::Debug for Calls {
 
 impl Calls {
     fn met(&self) -> MutexGuard<'_, Met> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Records that the database, which is that of `store`, has answered what it has of `key`.
@@ -120,7 +121,7 @@ impl Calls {
     }
 }
 
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 impl Calls {
     /// Lets the calls in the transaction whose connection is at `place` find this, until the
     /// returned guard is dropped.
@@ -171,11 +172,11 @@ impl Calls {
 }
 
 /// A guard that exists for as long as a transaction is lent.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 #[derive(Debug)]
 pub struct Lent(usize);
 
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 impl Drop for Lent {
     fn drop(&mut self) {
         lent().remove(&self.0);

@@ -1,7 +1,7 @@
 //! The engine: takes a call to its answer.
 
 mod admission;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 mod attempts;
 mod beside;
 mod bound;
@@ -18,12 +18,12 @@ mod flight;
 pub(crate) mod followed;
 mod instance;
 mod keeper;
-mod late;
 pub(crate) mod lease;
 mod lent;
 mod loan;
 mod operations;
 mod origin;
+mod overtaken;
 mod owed;
 mod purge;
 mod record;
@@ -38,41 +38,46 @@ pub(crate) mod scope;
 mod search;
 mod settings;
 mod settle;
+mod shutdown;
 mod transaction;
 pub(crate) mod verify;
+mod view;
 mod wait;
 mod window;
+mod without_lease;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub(crate) use admission::{Admission, admit};
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__sql")]
 pub(crate) use attempts::unknown_by_effect;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 pub use attempts::{Attempt, Attempts, unknown_by_key};
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::DuplicateRun;
 pub use extensions::Extensions;
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
+#[cfg(any(feature = "__sql", feature = "testing"))]
 pub use lent::{Calls, Lent};
 pub use loan::{Loan, lend};
 pub use operations::Site;
 pub use origin::TraceContext;
 pub use purge::PurgeStats;
-pub use record::{RecordHandle, RecordView, Resolution, Revision};
+pub use record::{RecordHandle, Resolution};
 pub use records::{RecordSummary, Records};
 pub use report::{Report, with_report};
 pub(crate) use run::in_its_own_task;
 pub use run::{Run, run, run_detached};
+pub use shutdown::ShutdownReport;
 pub use transaction::{Begun, InTransaction, begin};
 pub(crate) use verify::ask;
 pub use verify::{Asked, Cleared, NoVerify, Verified, Verify, verify};
+pub use view::{RecordView, Revision};
+pub(crate) use without_lease::Unprotected;
 
 use bound::Bounds;
-use busy::Busy;
 pub(crate) use client::StoreClient;
 use flight::Flights;
 use followed::Followed;
@@ -80,18 +85,17 @@ use keeper::Keeper;
 use operations::Operations;
 use owed::Owed;
 use purge::Purge;
-use scope::Scope;
 use settings::Settings;
-use settle::{Cause, Phase, Settlement, Steps, settle};
+use shutdown::OPEN;
+use without_lease::WithoutLease;
 
 use crate::clock::{Clock, Randomness};
-use crate::context::Context;
 use crate::error::Error;
 use crate::events::Observers;
 use crate::key::{IntoKey, Key, KeyHash};
 use crate::near_cache::NearCache;
 use crate::registry;
-use crate::store::{Claim, DynStore, Reason, Record, Release, Scan, Store, StoreError, Token};
+use crate::store::{Claim, DynStore, Record, Release, Scan, Store, StoreError, Token};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough. After a
 /// `fork`, the child must create a store and an engine of its own: the parent's engine refuses to
@@ -131,6 +135,7 @@ pub(crate) struct Inner {
     pub(crate) keeper: Arc<Keeper>,
     owed: Owed,
     bounds: Bounds,
+    /// How far a shutdown has come: `OPEN`, `DRAINING` or `CLOSED`.
     closing: AtomicU8,
     waiters: AtomicUsize,
     /// Bodies that run without a lease, because their record is in a transaction of the user's or
@@ -198,15 +203,6 @@ impl Inner {
         self.store.facets().local_results?.local_result(key).map(Arc::new)
     }
 
-    fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::SeqCst) != OPEN
-    }
-
-    /// Returns true if calls of running bodies are rejected too, because the bodies were given up.
-    fn is_closed(&self) -> bool {
-        self.closing.load(Ordering::SeqCst) == CLOSED
-    }
-
     fn token(&self) -> std::io::Result<Token> {
         let mut bytes = [0; 16];
         self.randomness.fill(&mut bytes)?;
@@ -214,7 +210,7 @@ impl Inner {
     }
 
     /// Returns true if a body whose claim was first sent at `sent` may still start: not if more
-    /// than 80 % of its lease have passed.
+    /// than 80 % of its lease has passed.
     fn may_start(&self, sent: Duration, lease: Duration) -> bool {
         self.clock.monotonic().saturating_sub(sent) <= lease / 5 * 4
     }
@@ -271,76 +267,6 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.waiters.fetch_sub(1, Ordering::AcqRel);
     }
-}
-
-/// A body that runs without a lease. A shutdown counts it.
-struct WithoutLease(Arc<Inner>);
-
-impl WithoutLease {
-    fn enter(engine: &Arc<Inner>) -> Self {
-        engine.without_lease.fetch_add(1, Ordering::SeqCst);
-        Self(engine.clone())
-    }
-}
-
-impl Drop for WithoutLease {
-    fn drop(&mut self) {
-        self.0.without_lease.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// A body that runs without any protection, until it has ended. A shutdown waits for it and counts
-/// it.
-pub(crate) struct Unprotected {
-    ended: Arc<AtomicBool>,
-    // In this order: a body that is no longer busy is no longer counted either.
-    counted: WithoutLease,
-    _busy: Busy,
-}
-
-impl Unprotected {
-    /// Returns `None` if `engine` is closing and accepts no new calls from `scope`.
-    pub(crate) fn enter(engine: &Arc<Inner>, scope: &Scope) -> Option<Self> {
-        // In this order: a shutdown that begins after the check waits for everything that is busy.
-        let busy = engine.keeper.busy();
-        let counted = WithoutLease::enter(engine);
-        (!scope.is_shut_out(engine)).then(|| Self { ended: Arc::default(), counted, _busy: busy })
-    }
-
-    /// Creates the context of the body.
-    pub(crate) fn context(&self, operation: &Arc<str>, key: KeyHash) -> Context {
-        Context::unprotected(&self.counted.0, operation, key, &self.ended, false)
-    }
-
-    /// Creates the context of a body that has the user's transaction.
-    fn context_in_transaction(&self, operation: &Arc<str>, key: KeyHash) -> Context {
-        Context::unprotected(&self.counted.0, operation, key, &self.ended, true)
-    }
-}
-
-impl Drop for Unprotected {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Release);
-    }
-}
-
-/// New calls are accepted.
-const OPEN: u8 = 0;
-/// Only calls made by running bodies are accepted.
-const DRAINING: u8 = 1;
-/// No calls are accepted.
-const CLOSED: u8 = 2;
-
-/// The calls that a shutdown left behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ShutdownReport {
-    /// The number of calls that had begun and had not ended when the time was up: their body ran,
-    /// or their result was not stored yet. They were given up: in doubt under `hold`, and left to
-    /// the next caller under the other policies. The outcome of a call in a transaction is that of
-    /// the transaction, and a call without protection leaves no record. A store that does not
-    /// answer learns of it when their leases expire. Zero if all had ended.
-    pub abandoned: usize,
 }
 
 impl Idempotency {
@@ -506,62 +432,6 @@ impl Idempotency {
     /// [`background_purge`](Builder::background_purge) is off, and before the first call.
     pub fn purge_stats(&self) -> PurgeStats {
         self.inner.keeper.purge_stats()
-    }
-
-    /// Stops accepting new calls, waits at most `timeout` for the running bodies, and gives up the
-    /// rest, which takes at most [`claim_timeout`](Builder::claim_timeout) more.
-    ///
-    /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown), and so do waiting calls as
-    /// soon as they would have to claim; those whose answer comes from elsewhere still get it.
-    /// Calls made by a running body still work until `timeout` has passed. A body that was given up
-    /// is not stopped: if it finishes after all and no other caller has taken over, its result is
-    /// stored. A claim whose body had not begun is released, and does not count as an attempt.
-    pub async fn shutdown(&self, timeout: Duration) -> ShutdownReport {
-        let engine = &self.inner;
-        // `fetch_max`: another caller may have shut the engine down already, and CLOSED must not go
-        // back to DRAINING.
-        engine.closing.fetch_max(DRAINING, Ordering::SeqCst);
-        tokio::select! {
-            biased;
-            () = engine.keeper.idle() => {}
-            () = engine.clock.sleep(timeout) => {}
-        }
-        // This store separates the claims that are taken away below from those that are never sent.
-        // A call marks itself busy before it checks `closing`. If it checks before this store, its
-        // claim is either held already and seen in the loop, or on its way and awaited by the last
-        // `idle`. If it checks afterwards, it sends nothing.
-        engine.closing.store(CLOSED, Ordering::SeqCst);
-        let mut abandoned = engine.without_lease.load(Ordering::SeqCst);
-        for lease in engine.keeper.held() {
-            // From now on, a record that is gone was removed by an answer, and is not written
-            // again.
-            let has_begun = lease.shut_down();
-            engine.keeper.forget(&lease);
-            abandoned += usize::from(has_begun);
-            let (keeper, engine) = (&engine.keeper, engine.clone());
-            keeper.finish(async move {
-                let budget = engine.settings.claim_timeout;
-                let phase = if has_begun { Phase::Begun } else { Phase::Claimed };
-                let cause = Cause::Cut(Reason::ShutDown);
-                let may_be_taken_over = lease.may_be_taken_over();
-                if let Settlement::Leave(reason, left) =
-                    settle(phase, cause, may_be_taken_over, Steps::Silent)
-                {
-                    running::leave(&engine, &lease, (reason, left), budget).await;
-                } else {
-                    let release = Release::unused(lease.key, lease.token);
-                    claim::give_back(&engine, release, budget, false).await;
-                }
-            });
-        }
-        // All at once, and no longer than for one: otherwise a store that does not answer would
-        // keep the process alive for the time of each.
-        tokio::select! {
-            biased;
-            () = engine.keeper.idle() => {}
-            () = engine.clock.sleep(engine.settings.claim_timeout) => {}
-        }
-        ShutdownReport { abandoned }
     }
 }
 

@@ -3,10 +3,11 @@
 
 use std::any::TypeId;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use super::instance::Instance;
 use crate::error::Error;
+use crate::lock::RwLock;
 
 /// The location of one `#[idempotent]` function. One `static` per function.
 #[derive(Debug)]
@@ -80,15 +81,14 @@ impl Operations {
         site: &'static Site,
         instance: Option<Instance>,
     ) -> Result<Arc<str>, Error> {
-        let known =
-            self.known.read().unwrap_or_else(PoisonError::into_inner).get(site.name).cloned();
+        let known = self.known.read().get(site.name).cloned();
         let first = if let Some(known) = known {
             known
         } else {
             if let Some(instance) = instance.filter(Instance::has_parameters) {
                 return Err(one_of_many(site, &instance));
             }
-            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.known.write();
             known
                 .entry(site.name)
                 .or_insert_with(|| Known { site, instance, name: site.name.into() })
@@ -110,15 +110,15 @@ impl Operations {
     }
 
     pub(crate) fn disable(&self, operation: &str) {
-        self.disabled.write().unwrap_or_else(PoisonError::into_inner).insert(operation.into());
+        self.disabled.write().insert(operation.into());
     }
 
     pub(crate) fn enable(&self, operation: &str) {
-        self.disabled.write().unwrap_or_else(PoisonError::into_inner).remove(operation);
+        self.disabled.write().remove(operation);
     }
 
     pub(crate) fn is_disabled(&self, operation: &str) -> bool {
-        self.disabled.read().unwrap_or_else(PoisonError::into_inner).contains(operation)
+        self.disabled.read().contains(operation)
     }
 }
 

@@ -15,13 +15,14 @@
 //! tries.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::busy::Busy;
 use super::{Inner, retry};
+use crate::lock::Mutex;
 use crate::store::{Release, StoreError};
 
 /// The maximum number of releases of either kind that are owed, some ten megabytes. A release
@@ -75,7 +76,7 @@ enum Next {
 
 impl Owed {
     fn lock(&self) -> MutexGuard<'_, Debts> {
-        self.debts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.debts.lock()
     }
 }
 

@@ -1,12 +1,13 @@
 //! Removes expired records in the background, where the store's server does not.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::client::StoreClient;
 use super::settings::Settings;
 use crate::clock::Clock;
 use crate::events::What;
+use crate::lock::Mutex;
 use crate::store::{Purged, StoreError};
 
 /// The pause between two batches of one sweep: others use the store too.
@@ -44,7 +45,7 @@ impl Purge {
     }
 
     pub(crate) fn done(&self) -> PurgeStats {
-        *self.done.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.done.lock()
     }
 
     /// Sweeps again and again, until it is dropped.
@@ -69,7 +70,7 @@ impl Purge {
     async fn look(&self, store: &StoreClient) -> Result<bool, StoreError> {
         let answer = store.purge(self.batch).await;
         tell(store, &answer);
-        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = self.done.lock();
         match answer {
             Ok(Purged { removed, lag, put_off }) => {
                 done.removed += removed as u64;

@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Inner;
-use super::record::shown;
 use super::retry::Budget;
+use super::view::shown;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;

@@ -1,8 +1,8 @@
 //! Renews the leases of this process, in batches.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -11,6 +11,7 @@ use super::client::StoreClient;
 use super::lease::{Lease, nanos};
 use crate::clock::Clock;
 use crate::events::What;
+use crate::lock::Mutex;
 use crate::store::{Renewal, Token, Written};
 
 /// The maximum number of leases that one request to the store renews.
@@ -40,7 +41,7 @@ impl Renewals {
     }
 
     fn leases(&self) -> std::sync::MutexGuard<'_, Leases> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+        self.leases.lock()
     }
 
     /// Renews `lease` from now on.

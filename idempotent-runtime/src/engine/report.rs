@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::scope::Scope;
 use crate::error::Error;
 use crate::events::{Outcome, Source};
 use crate::key::KeyHash;
+use crate::lock::Mutex;
 
 /// A report of what one guarded call did. Created by [`with_report`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,11 +82,11 @@ pub(crate) struct Receiver(Arc<Mutex<Option<Report>>>);
 
 impl Receiver {
     pub(crate) fn report(&self, report: Report) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+        *self.0.lock() = Some(report);
     }
 
     fn take(&self) -> Option<Report> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 

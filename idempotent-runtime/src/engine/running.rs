@@ -32,6 +32,9 @@ pub(crate) struct Running {
     pub(super) adoption: Adoption,
     /// Monotonic time at which the claim was first sent.
     sent: Duration,
+    /// Monotonic time at which the grant was known. It may be long before the body starts: the
+    /// outside world may be asked first, or another window looked at.
+    granted_at: Duration,
     /// True if an earlier try of the claim may still be on its way.
     pub(super) repeated: bool,
     /// The remaining time for waiting, of which the call has only one budget; `None` if it does not
@@ -70,7 +73,8 @@ impl Running {
         leader: Leader,
     ) -> Self {
         let engine = &call.engine;
-        let patience = deadline.map(|deadline| deadline.saturating_sub(engine.clock.monotonic()));
+        let granted_at = engine.clock.monotonic();
+        let patience = deadline.map(|deadline| deadline.saturating_sub(granted_at));
         let owner = (grant.record.key, grant.record.owner);
         let policy = grant.record.policy;
         let lease = Lease::new(
@@ -85,8 +89,8 @@ impl Running {
         engine.keeper.keep(&lease);
         leader.runs_under(&lease);
         if engine.is_closed() {
-            // Too late for the shutdown to take the claim away. Its body never begins, and its
-            // lease is not renewed until that is noticed.
+            // Too late for the shutdown to take the claim away. Its body never begins: `start` will
+            // notice, and until then no call needs the lease.
             lease.stop_renewal();
         }
         let adoption = Adoption::new(claim, &grant);
@@ -96,6 +100,7 @@ impl Running {
             lease,
             adoption,
             sent,
+            granted_at,
             repeated,
             patience,
             leader: Some(leader),
@@ -147,9 +152,7 @@ impl Running {
         self.lease.has_steps(&journal);
         self.phase = Phase::Started;
         self.has_run = true;
-        let context =
-            Context::new(engine, operation, &self.grant, self.lease.clone(), Some(journal));
-        Ok(scope.of_body(context))
+        Ok(scope.of_body(self.context(Some(journal))))
     }
 
     /// Returns the scope and the context for verifying an earlier attempt, if that is still
@@ -171,9 +174,13 @@ impl Running {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
         }
         self.phase = Phase::Asking;
-        let context =
-            Context::new(engine, &self.call.operation, &self.grant, self.lease.clone(), None);
+        let context = self.context(None);
         Ok((scope.of_body(context.clone()), context))
+    }
+
+    fn context(&self, journal: Option<Arc<Journal>>) -> Context {
+        let Self { call, grant, granted_at, lease, .. } = self;
+        Context::new(&call.engine, &call.operation, grant, *granted_at, lease.clone(), journal)
     }
 
     /// Records the verdict that the body may run, under what is left of the lease now.
@@ -264,7 +271,7 @@ impl Running {
         }
     }
 
-    /// How far the attempt came.
+    /// How far the attempt came. Once `finish` has begun this is `Begun`, also for a verification.
     pub(super) fn came_to(&self) -> settle::Phase {
         match self.phase {
             Phase::Granted => settle::Phase::Claimed,
@@ -354,7 +361,7 @@ impl Drop for Running {
                     keeper.finish(rest);
                 }
             }
-            // Nothing has begun.
+            // `ReleaseUnused`: nothing has begun.
             _ => {
                 let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
                 keeper.finish(async move {
@@ -381,8 +388,20 @@ impl Drop for Kept {
     }
 }
 
+/// Waits for steps that have ended and are being written, so that their results are on the record
+/// before the next caller gets it. No step begins afterwards.
+pub(super) async fn settle_steps(engine: &super::Inner, lease: &Lease, budget: Duration) {
+    if let Some(journal) = lease.journal() {
+        journal.close();
+        journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
+    }
+}
+
 /// Leaves a record whose outcome is unknown to the next call, or in doubt, at once. If that fails,
 /// the lease expires. Returns `None` if the store has not answered.
+///
+/// The steps have been waited for, while the lease was still renewed: otherwise that wait could use
+/// up what is left of it.
 pub(super) async fn leave(
     engine: &super::Inner,
     lease: &Lease,
@@ -390,12 +409,7 @@ pub(super) async fn leave(
     budget: Duration,
 ) -> Option<Written> {
     let (key, token) = (lease.key, lease.token);
-    // The results of steps that ended before this are on the record before the next caller gets it.
-    if let Some(journal) = lease.journal() {
-        journal.close();
-        journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
-    }
-    // Read again after that wait: meanwhile the body may have ended in an error that is held, and
+    // Read again after the wait for the steps: meanwhile the body may have ended in an error that is held, and
     // then no call may run it again, whatever was decided before.
     let left = if lease.may_be_taken_over() { left } else { Left::InDoubt };
     let budget = Budget::of(budget);

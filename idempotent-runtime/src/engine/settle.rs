@@ -57,8 +57,8 @@ pub(super) enum Settlement {
     Release,
     /// The claim is released as if it had never been granted.
     ReleaseUnused,
-    /// The record is put in doubt because its owner says so, and the attempt is repeated in the
-    /// background until the store has accepted it.
+    /// The record is put in doubt because its owner says so. If the store does not accept that, the
+    /// background goes on sending it.
     Hold,
     /// The record is put in doubt until the outside world may be asked again.
     AskAgain(Reason),

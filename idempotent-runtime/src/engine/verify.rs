@@ -110,7 +110,8 @@ where
         Ok(asking) => asking,
         Err(error) => return Verified::Answered(codec.reader.answer(Answer::Refused(error))),
     };
-    // If this is dropped from here on, also by a panic, the record stays in doubt.
+    // If this is dropped from here on, also by a panic, the record is put in doubt until it may be
+    // verified again.
     let answer = scope.clone().wrap(async move { question(context).await }).await;
     let (result, ending) = match answer {
         Ok(Verdict::NotExecuted) => {

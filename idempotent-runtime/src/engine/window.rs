@@ -12,11 +12,10 @@
 //! over, and gives it up itself. Only then can no owner begin under it any more.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::admission::{Sought, seek};
+use super::admission::{Deadlines, Sought, seek};
 use super::followed::Followed;
 use super::report::Report;
 use super::request::Checked;
@@ -54,13 +53,14 @@ impl Windowed {
 }
 
 /// Like [`seek`], for a key with a window. Also returns the call in the window that it belongs to.
-/// All rounds share the one deadline of the call.
+/// All rounds share the deadlines of the call.
 pub(super) async fn seek_in_windows(
     call: &Arc<Checked>,
     windowed: &Windowed,
-    deadline: Option<Duration>,
+    deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
+    has_met: &mut bool,
 ) -> Result<(Arc<Checked>, Sought), Error> {
     // The token under which this call has given up a claim that was only checking, in the previous
     // window.
@@ -68,7 +68,7 @@ pub(super) async fn seek_in_windows(
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
         let current = windowed.call_in(call, number)?;
-        let mut running = match sought(&current, deadline, scope, report).await? {
+        let mut running = match sought(&current, deadlines, scope, report, has_met).await? {
             Sought::Running(running) if running.only_looks() => running,
             found => return Ok((current, found)),
         };
@@ -82,8 +82,9 @@ pub(super) async fn seek_in_windows(
                 }
             };
             if has_record {
+                *has_met = true;
                 running.give_back().await;
-                match sought(&previous, deadline, scope, report).await? {
+                match sought(&previous, deadlines, scope, report, has_met).await? {
                     // The record that was there is gone: the call belongs to its own window after
                     // all.
                     Sought::Running(running) if running.only_looks() => {
@@ -113,12 +114,13 @@ pub(super) async fn seek_in_windows(
 
 async fn sought(
     call: &Arc<Checked>,
-    deadline: Option<Duration>,
+    deadlines: Deadlines,
     scope: &Scope,
     report: &mut Report,
+    has_met: &mut bool,
 ) -> Result<Sought, Error> {
     report.key = call.key;
-    seek(call, deadline, scope, report).await
+    seek(call, deadlines, scope, report, has_met).await
 }
 
 /// Returns true if there is a record that concerns the call, other than a claim that was only

@@ -119,7 +119,7 @@ pub enum What<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The body ran here, and its result is stored. In the user's own transaction it is stored once
+    /// The body ran here, or the outside world knew the result, and it is stored. In the user's own transaction it is stored once
     /// that is committed.
     Executed,
     /// The body ran here, and its error is stored as the result.
@@ -141,7 +141,7 @@ pub enum Outcome {
     /// The body ran here, and its result could not be stored. The background continues if it has a
     /// place for it: [`What::StoredLate`] or [`What::NeverStored`] follows.
     NotStored,
-    /// The future of the call was dropped, before or after its body began.
+    /// The future of the call was dropped before its body, or its verification, had ended.
     Dropped,
     /// The body panicked.
     Panicked,

@@ -19,16 +19,33 @@ pub(super) fn canonical(body: &[u8]) -> Option<Vec<u8>> {
 /// If a value on the way has no members, that value and its depth count, marked as not found.
 /// Readers take an array for a struct, with its fields in order, so the pointer's field may be in
 /// it; and they take `null` for a whole that is removed. If the way ends in an object without the
-/// member, the depth counts: that object is a value too, which may replace another one.
+/// member, the depth counts: that object is a value too, which may replace another one. An array on
+/// the way counts as one, because `{"0": …}` has a member where it has an element.
 pub(super) fn fields(body: &[u8], pointers: &[String]) -> Option<Vec<Option<Vec<u8>>>> {
     let value = unambiguous(body)?;
-    let field = |pointer: &String| match value.pointer(pointer) {
-        Target::Found(field) => Some(bytes(field)),
-        Target::Astray(depth, value) => Some(ended(b'?', depth, &bytes(value))),
-        Target::Absent(0) | Target::Repeated => None,
-        Target::Absent(depth) => Some(ended(b'-', depth, &[])),
+    let field = |pointer: &String| {
+        let mut arrays = Vec::new();
+        let field = match value.follow(pointer, |depth| arrays.push(depth)) {
+            Target::Found(field) => Some(bytes(field)),
+            Target::Astray(depth, value) => Some(ended(b'?', depth, &bytes(value))),
+            Target::Absent(0) | Target::Repeated => None,
+            Target::Absent(depth) => Some(ended(b'-', depth, &[])),
+        };
+        if arrays.is_empty() { field } else { Some(through(&arrays, field.as_deref())) }
     };
     Some(pointers.iter().map(field).collect())
+}
+
+/// Encodes a field whose way leads through arrays, by the steps before each. No value has this tag,
+/// and no field is empty.
+fn through(arrays: &[usize], field: Option<&[u8]>) -> Vec<u8> {
+    let mut bytes = vec![b'@'];
+    encode_count(arrays.len(), &mut bytes);
+    for depth in arrays {
+        encode_count(*depth, &mut bytes);
+    }
+    bytes.extend(field.unwrap_or_default());
+    bytes
 }
 
 /// Encodes a way that ends before its last step. No value has this tag.
@@ -156,6 +173,32 @@ mod tests {
             assert_eq!(of(body), None, "{body}");
             assert_eq!(fields(body.as_bytes(), &["/a".to_owned()]), None, "{body}");
         }
+    }
+
+    #[test]
+    fn an_element_is_not_the_member_whose_name_is_its_index() {
+        for (pointer, array, object) in [
+            ("/0/amount", r#"[{"amount":1}]"#, r#"{"0":{"amount":1}}"#),
+            ("/items/0", r#"{"items":[1]}"#, r#"{"items":{"0":1}}"#),
+            ("/items/0", r#"{"items":[]}"#, r#"{"items":{}}"#),
+            ("/0", "[]", "{}"),
+            ("/0/amount", "[]", "{}"),
+            ("/0/amount", "[{}]", r#"{"0":{}}"#),
+            ("/0/amount", "[5]", r#"{"0":5}"#),
+            ("/0/0", "[[1]]", r#"[{"0":1}]"#),
+            ("/0/0", "[[1]]", r#"{"0":[1]}"#),
+            ("/0/0", r#"[{"0":1}]"#, r#"{"0":[1]}"#),
+            ("/0/0", "[[]]", "[{}]"),
+        ] {
+            let of = |body: &str| fields(body.as_bytes(), &[pointer.to_owned()]).unwrap();
+            assert_ne!(of(array), of(object), "{pointer} {array} {object}");
+        }
+    }
+
+    #[test]
+    fn what_surrounds_an_element_does_not_count() {
+        let of = |body: &str| fields(body.as_bytes(), &["/items/0/id".to_owned()]).unwrap();
+        assert_eq!(of(r#"{"items":[{"id":1,"b":2},3],"a":4}"#), of(r#"{"items":[{"id":1.0}]}"#));
     }
 
     /// The value of a body, as the property compares it: numbers are counted in tenths of

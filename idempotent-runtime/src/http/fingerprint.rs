@@ -104,7 +104,8 @@ impl RequestFingerprint {
     /// has a name, that whole value is compared: readers take `[100, "EUR"]` for a struct, with its
     /// fields in order. This includes `null`. An object without the member also differs from a
     /// missing object: for `"/address/city"`, `{"address": null}`, `{"address": {}}` and `{}` are
-    /// three different requests. A patch may use them to remove, empty or keep the address.
+    /// three different requests. A patch may use them to remove, empty or keep the address. And for
+    /// `"/items/0"`, an array of items differs from an object whose members have numbers for names.
     ///
     /// Every byte of the body is compared instead if readers would interpret it differently, and if
     /// it is not sent as JSON, as in [`json`](Self::json).

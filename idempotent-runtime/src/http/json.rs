@@ -68,6 +68,12 @@ impl<'a> Json<'a> {
 
     /// Follows a JSON pointer (RFC 6901).
     pub(super) fn pointer(&self, pointer: &str) -> Target<'_> {
+        self.follow(pointer, |_| {})
+    }
+
+    /// Follows a JSON pointer. Calls `in_array` for each array whose elements a step counts, with
+    /// the number of steps before it.
+    pub(super) fn follow(&self, pointer: &str, mut in_array: impl FnMut(usize)) -> Target<'_> {
         let Some(steps) = pointer.strip_prefix('/') else {
             return if pointer.is_empty() { Target::Found(self) } else { Target::Astray(0, self) };
         };
@@ -84,7 +90,10 @@ impl<'a> Json<'a> {
                     first.map(|(_, value)| value)
                 }
                 Self::Array(elements) => match index(step) {
-                    Some(index) => elements.get(index),
+                    Some(index) => {
+                        in_array(depth);
+                        elements.get(index)
+                    }
                     None => return Target::Astray(depth, value),
                 },
                 Self::Null | Self::Bool(_) | Self::Number(_) | Self::String(_) => {

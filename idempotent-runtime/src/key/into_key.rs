@@ -176,7 +176,7 @@ tuples! {
 
 #[cfg(test)]
 mod tests {
-    use crate::key::{IntoKey, Key};
+    use crate::key::{IntoKey, Key, KeyError};
 
     fn key(value: impl IntoKey) -> Key {
         Key::of(&value)
@@ -225,14 +225,14 @@ mod tests {
     fn none_anywhere_is_a_missing_key() {
         for missing in [key(None::<u8>), key(("a", (1, None::<&str>)))] {
             let error = missing.in_window(0, 1024).unwrap_err();
-            assert_eq!(error.kind(), crate::ErrorKind::MissingKey);
+            assert!(matches!(error, KeyError::Missing(_)), "{error:?}");
         }
     }
 
     #[test]
     fn a_key_over_the_limit_is_invalid() {
         let error = key("a".repeat(1025)).in_window(0, 1024).unwrap_err();
-        assert_eq!(error.kind(), crate::ErrorKind::InvalidKey);
+        assert!(matches!(error, KeyError::Invalid(_)), "{error:?}");
         assert!(error.to_string().contains("the limit is 1024"), "{error}");
     }
 }

@@ -12,6 +12,7 @@
 
 mod digest;
 mod encode;
+mod error;
 mod hash;
 mod into_key;
 mod window;
@@ -19,7 +20,9 @@ mod window;
 pub use crate::fingerprint::Fingerprint;
 pub use digest::{Digest, digest};
 pub use encode::{KeyEncoder, KeyParts};
-#[cfg(feature = "redis")]
+pub use error::FingerprintError;
+pub(crate) use error::KeyError;
+#[cfg(any(test, feature = "__external"))]
 pub(crate) use hash::hex;
 pub use hash::{HashPrefix, KeyHash, ParseHashPrefixError, ParseKeyHashError};
 pub(crate) use hash::{derive, derive_in_step, hash_key};
@@ -31,7 +34,6 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::error::{Error, ErrorKind};
 
 /// An encoded key or scope, or the reason why it is invalid.
 ///
@@ -116,7 +118,7 @@ impl Key {
     }
 
     /// Returns the encoding of the key in the window with this number, at most `limit` bytes.
-    pub(crate) fn in_window(&self, number: u64, limit: usize) -> Result<Cow<'_, [u8]>, Error> {
+    pub(crate) fn in_window(&self, number: u64, limit: usize) -> Result<Cow<'_, [u8]>, KeyError> {
         let bytes = self.bytes("key", limit)?;
         let Some(slot) = self.window else { return Ok(bytes.into()) };
         let mut bytes = bytes.to_vec();
@@ -125,7 +127,7 @@ impl Key {
     }
 
     /// Returns true if a part of it is `None`: a call with it fails with
-    /// [`MissingKey`](ErrorKind::MissingKey).
+    /// [`MissingKey`](crate::ErrorKind::MissingKey).
     ///
     /// ```
     /// use idempotent_runtime::key::Key;
@@ -138,27 +140,27 @@ impl Key {
     }
 
     /// Returns the encoding of a scope, at most `limit` bytes.
-    pub(crate) fn as_scope(&self, limit: usize) -> Result<&[u8], Error> {
+    pub(crate) fn as_scope(&self, limit: usize) -> Result<&[u8], KeyError> {
         if self.window.is_some() {
             let detail = "the scope has a window; a window is a part of the key";
-            return Err(Error::new(ErrorKind::InvalidKey).with_detail(detail));
+            return Err(KeyError::Invalid(detail.to_owned()));
         }
         self.bytes("scope", limit)
     }
 
-    fn bytes(&self, what: &str, limit: usize) -> Result<&[u8], Error> {
+    fn bytes(&self, what: &str, limit: usize) -> Result<&[u8], KeyError> {
         match &self.canonical {
-            Ok(bytes) if bytes.len() > limit => Err(Error::new(ErrorKind::InvalidKey).with_detail(format!(
+            Ok(bytes) if bytes.len() > limit => Err(KeyError::Invalid(format!(
                 "the {what} takes {} bytes and the limit is {limit}; use `idempotency::key::digest` for large values, \
                  or raise the limit with `max_key_size`",
                 bytes.len()
             ))),
             Ok(bytes) => Ok(bytes),
-            Err(InvalidKey::Missing) => Err(Error::new(ErrorKind::MissingKey).with_detail(format!(
+            Err(InvalidKey::Missing) => Err(KeyError::Missing(format!(
                 "a part of the {what} is `None`; give a value, or refuse the request before the call"
             ))),
             Err(InvalidKey::Unfit(reason)) => {
-                Err(Error::new(ErrorKind::InvalidKey).with_detail(format!("the {what} cannot be used: {reason}")))
+                Err(KeyError::Invalid(format!("the {what} cannot be used: {reason}")))
             }
         }
     }

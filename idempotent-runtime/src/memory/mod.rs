@@ -9,7 +9,7 @@ mod watchers;
 
 use std::fmt;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 pub use builder::MemoryStoreBuilder;
@@ -19,6 +19,7 @@ use watchers::Registration;
 
 use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
+use crate::lock::Mutex;
 use crate::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Cursor, Facets,
     LocalResults, Operation, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan,
@@ -151,7 +152,7 @@ fn shard_number(key: &KeyHash) -> usize {
 
 /// Transitions do not panic. If one did, it would have left the slot as it was.
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
+    shard.lock()
 }
 
 impl Default for MemoryStore {
@@ -244,12 +245,12 @@ impl Store for MemoryStore {
         let now = clock.now();
         // Read and registered under one lock of the shard: no change can fall between the record
         // that is returned and the first change that wakes the watch.
-        let (record, notified) = self.inner.visit(shard_number(&key), |shard, usage| {
+        let (record, (number, notified)) = self.inner.visit(shard_number(&key), |shard, usage| {
             let record =
                 shard.apply(&key, Cost::default(), usage, |slot| transition::read(slot, now));
             (record, shard.watchers.register(key))
         });
-        let registration = Registration::new(Arc::downgrade(&self.inner), key);
+        let registration = Registration::new(Arc::downgrade(&self.inner), key, number);
         // Without this, no operation might come by to notice the expiry.
         let expiry = record
             .as_ref()

@@ -1,6 +1,5 @@
 //! The watchers of each record.
 
-use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::{Arc, Weak};
@@ -10,42 +9,29 @@ use tokio::sync::Notify;
 
 use super::{Inner, shard_number};
 use crate::key::KeyHash;
+use crate::waiters::Waiters;
 
-/// A key is present only while it is watched.
+/// The watchers of a shard.
 #[derive(Default)]
 pub(super) struct Watchers {
-    by_key: HashMap<KeyHash, Watched>,
+    all: Waiters<KeyHash, Arc<Notify>>,
     /// The notifiers to wake once the shard is unlocked.
     changed: Vec<Arc<Notify>>,
 }
 
-#[derive(Default)]
-struct Watched {
-    changed: Arc<Notify>,
-    watches: usize,
-}
-
 impl Watchers {
-    /// Returns a future that resolves at the next change, even if it is first polled after that.
-    pub(super) fn register(&mut self, key: KeyHash) -> impl Future<Output = ()> + Send + use<> {
-        let watched = self.by_key.entry(key).or_default();
-        watched.watches += 1;
-        Arc::clone(&watched.changed).notified_owned()
-    }
-
-    pub(super) fn deregister(&mut self, key: &KeyHash) {
-        if let Some(watched) = self.by_key.get_mut(key) {
-            watched.watches -= 1;
-            if watched.watches == 0 {
-                self.by_key.remove(key);
-            }
-        }
+    /// Returns the number of the new watch, and a future that resolves at the next change, even if
+    /// it is first polled after that.
+    pub(super) fn register(
+        &mut self,
+        key: KeyHash,
+    ) -> (u64, impl Future<Output = ()> + Send + use<>) {
+        let changed = Arc::new(Notify::new());
+        (self.all.add(key, changed.clone()), changed.notified_owned())
     }
 
     pub(super) fn changed(&mut self, key: &KeyHash) {
-        if let Some(watched) = self.by_key.get(key) {
-            self.changed.push(Arc::clone(&watched.changed));
-        }
+        self.changed.extend(self.all.of(key).cloned());
     }
 
     pub(super) fn take_changed(&mut self) -> Vec<Arc<Notify>> {
@@ -54,7 +40,7 @@ impl Watchers {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.by_key.is_empty()
+        self.all.is_empty()
     }
 }
 
@@ -62,18 +48,20 @@ impl Watchers {
 pub(super) struct Registration {
     store: Weak<Inner>,
     key: KeyHash,
+    number: u64,
 }
 
 impl Registration {
-    pub(super) fn new(store: Weak<Inner>, key: KeyHash) -> Self {
-        Self { store, key }
+    pub(super) fn new(store: Weak<Inner>, key: KeyHash, number: u64) -> Self {
+        Self { store, key, number }
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(store) = self.store.upgrade() {
-            store.visit(shard_number(&self.key), |shard, _| shard.watchers.deregister(&self.key));
+            let ends = |watchers: &mut Watchers| watchers.all.remove(&self.key, self.number);
+            store.visit(shard_number(&self.key), |shard, _| ends(&mut shard.watchers));
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Time limits for the server's waits for locks.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _, raw_sql};
+
+use crate::lock::Mutex;
 
 /// The bounds for locks of rows, and for locks of tables, as `ALTER TABLE`, `LOCK TABLES` and
 /// `FLUSH TABLES WITH READ LOCK` take them. By default a session waits for the latter for a day,
@@ -66,20 +68,20 @@ impl ReadBack {
     }
 
     fn found(&self, refusal: Option<String>) {
-        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = self.0.lock();
         sessions.begun += 1;
         sessions.refusal = refusal;
     }
 
     /// The number of sessions that have begun so far.
     pub(super) fn begun(&self) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).begun
+        self.0.lock().begun
     }
 
     /// Returns the problem of the session that began last, unless it is one of the first `begun`:
     /// an old refusal does not explain why there is no connection now.
     pub(super) fn refusal_since(&self, begun: u64) -> Option<String> {
-        let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let sessions = self.0.lock();
         sessions.refusal.clone().filter(|_| sessions.begun > begun)
     }
 }

@@ -48,7 +48,7 @@ async fn make(store: &Inner, connection: &mut PgConnection) -> Result<(), StoreE
 
 /// Returns the version of the table, which is created if it does not exist.
 async fn up_to_date(store: &Inner, connection: &mut PgConnection) -> Result<i64, Error> {
-    // If the table exists, a role without the right to create one may call this too.
+    // If the tables exist, a role without the right to create them may call this too.
     match version(store, connection).await {
         Ok(Some(version)) => return Ok(version),
         Ok(None) => {}
@@ -87,11 +87,16 @@ async fn run(connection: &mut PgConnection, statements: String) -> Result<(), Er
     raw_sql(AssertSqlSafe(statements)).execute(connection).await.map(drop)
 }
 
+/// Returns the version of the table, if it and the one of its version exist.
 async fn version(store: &Inner, connection: &mut PgConnection) -> Result<Option<i64>, Error> {
-    let (meta, bounds) = (store.table.with_suffix("meta").quoted('"'), bounds(store).before());
-    let row = raw_sql(AssertSqlSafe(format!("{bounds}SELECT version FROM {meta}")))
-        .fetch_optional(connection)
-        .await?;
+    let (table, meta) = (store.table.quoted('"'), store.table.with_suffix("meta").quoted('"'));
+    let bounds = bounds(store).before();
+    // A name is looked up without the table's lock, which an `ALTER TABLE` may hold for long.
+    let row = raw_sql(AssertSqlSafe(format!(
+        "{bounds}SELECT version FROM {meta} WHERE to_regclass('{table}') IS NOT NULL"
+    )))
+    .fetch_optional(connection)
+    .await?;
     row.map(|row| row.try_get(0)).transpose()
 }
 

@@ -12,8 +12,8 @@
 //! for both.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -23,6 +23,7 @@ use tokio::runtime::{Handle, Id};
 use super::error::store_error;
 use super::tracking::Waiters;
 use crate::clock::{Clock, Timestamp};
+use crate::lock::RwLock;
 use crate::runtime::PerRuntime;
 use crate::store::{Operation, StoreError, StoreErrorKind};
 
@@ -250,13 +251,13 @@ impl Shared {
             return Ok(open);
         }
         let open = self.connect().await?;
-        *home.current.write().unwrap_or_else(PoisonError::into_inner) = Some(open.clone());
+        *home.current.write() = Some(open.clone());
         Ok(open)
     }
 
     /// Returns the existing connection, unless it has been silent for too long.
     fn current(&self, home: &Home) -> Option<Open> {
-        let current = home.current.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let current = home.current.read().clone()?;
         if current.traffic.is_silent(self.now()) {
             self.give_up(home, current.generation);
             return None;
@@ -321,7 +322,7 @@ impl Home {
     /// Removes the connection of this generation, and no newer one. Requests that wait for an
     /// answer on it keep waiting, and no other request uses it. Returns true if it was there.
     fn give_up(&self, generation: u64) -> bool {
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.write();
         let is_there = current.as_ref().is_some_and(|current| current.generation == generation);
         if is_there {
             *current = None;

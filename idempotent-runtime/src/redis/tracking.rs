@@ -4,20 +4,19 @@
 //! unnoticed. A message without keys, and the end of the connection, wake all waiters: they read
 //! again.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::oneshot;
 
-type ByKey = HashMap<Vec<u8>, HashMap<u64, oneshot::Sender<()>>>;
+use crate::lock::Mutex;
+
+type ByKey = crate::waiters::Waiters<Vec<u8>, oneshot::Sender<()>>;
 
 /// The waiters of each key.
 #[derive(Default)]
 pub(super) struct Waiters {
     by_key: Mutex<ByKey>,
-    numbers: AtomicU64,
 }
 
 /// One waiter. Deregisters itself when dropped.
@@ -32,8 +31,7 @@ impl Waiters {
     pub(super) fn register(self: &Arc<Self>, key: &str) -> Waiter {
         let (wake, woken) = oneshot::channel();
         let key = key.as_bytes().to_vec();
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        self.lock().entry(key.clone()).or_default().insert(number, wake);
+        let number = self.lock().add(key.clone(), wake);
         Waiter { waiters: self.clone(), key, number, woken }
     }
 
@@ -47,7 +45,7 @@ impl Waiters {
                     let mut waiters = self.lock();
                     for key in keys {
                         if let Value::BulkString(key) = key {
-                            waiters.remove(key);
+                            waiters.drop_all_of(key);
                         }
                     }
                 }
@@ -59,11 +57,11 @@ impl Waiters {
     }
 
     pub(super) fn wake_all(&self) {
-        self.lock().clear();
+        self.lock().drop_all();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, ByKey> {
-        self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_key.lock()
     }
 }
 
@@ -76,12 +74,6 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut waiters = self.waiters.lock();
-        if let Some(of_key) = waiters.get_mut(&self.key) {
-            of_key.remove(&self.number);
-            if of_key.is_empty() {
-                waiters.remove(&self.key);
-            }
-        }
+        self.waiters.lock().remove(&self.key, self.number);
     }
 }

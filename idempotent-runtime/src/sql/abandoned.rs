@@ -51,7 +51,7 @@ impl Abandoned {
         clippy::disallowed_methods,
         reason = "the patience with a server is real time, whatever clock records have"
     )]
-    pub(super) async fn close<DB: Database>(self, mut connection: PoolConnection<DB>) {
+    pub(crate) async fn close<DB: Database>(self, mut connection: PoolConnection<DB>) {
         // A ping first reads the answers to earlier requests.
         if let Ok(_beside) = self.beside.try_acquire() {
             let mut connection = connection.detach();

@@ -1,7 +1,9 @@
 //! Servers that no longer accept writes because another one has taken their place.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::lock::Mutex;
 
 /// The period for which the connections closed for this reason are counted.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -43,7 +45,7 @@ impl Demotions {
     }
 
     fn seen_at(&self, now: Instant) -> bool {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         match last.as_mut().filter(|last| now.saturating_duration_since(last.since) < PERIOD) {
             Some(last) if last.closed >= self.most => false,
             Some(last) => {
@@ -59,7 +61,7 @@ impl Demotions {
 
     /// Returns true if a connection of this `age` was opened before the last demotion.
     pub(crate) fn are_younger_than(&self, age: Duration) -> bool {
-        let last = *self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = *self.last.lock();
         last.is_some_and(|last| last.since.elapsed() < age)
     }
 }

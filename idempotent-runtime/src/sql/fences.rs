@@ -28,6 +28,12 @@ impl Fences {
         claimed
     }
 
+    /// The largest fence that this process knows of.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn last(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
     /// Records that `fence` was granted.
     pub(crate) fn granted(&self, fence: u64) {
         self.0.fetch_max(fence, Ordering::AcqRel);

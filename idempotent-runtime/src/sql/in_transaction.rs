@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::future::Future;
 use std::ops::{ControlFlow, Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -16,6 +16,7 @@ use super::passing::{
 use crate::clock::{Clock as _, SystemClock};
 use crate::engine::{Attempt, Attempts, Calls, Lent, unknown_by_effect, unknown_by_key};
 use crate::error::{Error, ErrorKind};
+use crate::lock::Mutex;
 use crate::outcome::CallError;
 use crate::store::SqlTransaction;
 use crate::store::transaction::place_of;
@@ -230,7 +231,7 @@ impl<DB: TransactionDatabase> Drop for OpenTransaction<DB> {
         // which calls know it, and another one may be at that address.
         self.lent = None;
         let transaction = self.transaction.take().map(|transaction| *transaction);
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = transaction;
+        *self.home.lock() = transaction;
     }
 }
 
@@ -260,7 +261,7 @@ where
     let lent = Some(calls.lend(place_of(&**transaction)));
     let open = OpenTransaction { transaction: Some(transaction), lent, home: Arc::clone(&home) };
     let result = calls.around(body(open)).await;
-    let transaction = home.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let transaction = home.lock().take();
     let value = match result {
         Ok(value) => value,
         Err(error) if is_passing(&error) => {

@@ -8,8 +8,6 @@ use sqlx::pool::PoolConnection;
 use tokio::runtime::Handle;
 
 use super::{Abandoned, Acquired};
-#[cfg(feature = "sqlite")]
-use crate::runtime::while_runtime_lives;
 
 /// A connection that returns to its pool only if its request was answered. Dropped before that,
 /// because the request took too long or its future was dropped, it is [abandoned](Abandoned): the
@@ -44,26 +42,8 @@ impl<DB: Database> Lease<DB> {
     }
 
     /// Returns the connection to its pool.
-    #[cfg(any(feature = "mysql", feature = "postgres"))]
     pub(crate) fn end(mut self) {
         self.answered = true;
-    }
-
-    /// Returns the connection, and waits until the pool has it. A task for that would run only when
-    /// the caller's worker is free again, and a body may block the worker as soon as its claim is
-    /// answered. For databases that are queried without a network.
-    #[cfg(feature = "sqlite")]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the patience with a server is real time, whatever clock records have"
-    )]
-    pub(crate) async fn give_back(mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        // Boxed: a kilobyte, and part of every request's future.
-        let returning = Box::pin(connection.return_to_pool());
-        // Dropping it may spawn a task, which needs a runtime.
-        drop(connection);
-        while_runtime_lives(tokio::time::timeout(self.patience, returning)).await;
     }
 
     /// Returns the connection once it is as its next user expects it, in the background. Closes it

@@ -20,6 +20,7 @@ mod demoted;
 mod fences;
 pub(crate) mod filter;
 mod in_transaction;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 mod lease;
 mod name;
 mod passing;
@@ -45,6 +46,7 @@ pub(crate) use conditions::{FORGOTTEN, IN_PROGRESS, UNFINISHED};
 pub(crate) use demoted::Demotions;
 pub(crate) use fences::Fences;
 pub use in_transaction::{OpenTransaction, Standing, TransactionDatabase, in_transaction};
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
 pub(crate) use pools::{Acquired, Pools};

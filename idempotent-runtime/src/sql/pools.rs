@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use sqlx::pool::{PoolConnection, PoolOptions};
 use sqlx::{Connection, Database, Error, Pool};
 use tokio::runtime::Handle;
+#[cfg(feature = "sqlite")]
+use tokio::sync::Semaphore;
 
 use super::Abandoned;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -97,6 +99,14 @@ impl<DB: Database> Pools<DB> {
     #[cfg(feature = "sqlite")]
     pub(crate) fn are_given(&self) -> bool {
         matches!(&*self.0, Source::Given { .. })
+    }
+
+    /// The maximum number of connections, if they are a pool of the user.
+    #[cfg(feature = "sqlite")]
+    pub(crate) fn most_given(&self) -> Option<usize> {
+        let Source::Given { pool, .. } = &*self.0 else { return None };
+        let most = usize::try_from(pool.options().get_max_connections()).unwrap_or(usize::MAX);
+        Some(most.min(Semaphore::MAX_PERMITS))
     }
 
     /// The options with which the next connection is opened.

@@ -1,10 +1,10 @@
 //! The place at which the next batch of a purge begins.
 
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Answer;
+use crate::lock::Mutex;
 use crate::store::Purged;
 
 /// The number of removed records up to which each look begins at the very beginning.
@@ -85,7 +85,7 @@ impl PurgeMark {
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.0.lock())
     }
 }
 

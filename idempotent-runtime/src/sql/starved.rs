@@ -1,9 +1,10 @@
 //! Requests that wait for a connection of a pool that belongs to the user.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::{Database, Pool};
+
+use crate::lock::Mutex;
 
 /// The minimum interval between two warnings.
 const ONCE_IN: Duration = Duration::from_secs(60);
@@ -42,7 +43,7 @@ impl Starved {
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.0.lock();
         let is_due = last.is_none_or(|last| now.saturating_duration_since(last) >= ONCE_IN);
         if is_due {
             *last = Some(now);

@@ -11,7 +11,6 @@
 //! its lease had expired from the start.
 
 use std::future::ready;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Answer;
@@ -19,6 +18,7 @@ use super::change::{Found, Table, change};
 use super::store::Rows;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
+use crate::lock::Mutex;
 use crate::store::transaction::{
     AnyConnection, ClaimAnswer, End, TransactionFuture, Transactions, over, savepoint_of,
     transactions,
@@ -82,11 +82,11 @@ pub(crate) struct OwnIdentity(Mutex<Option<Identity>>);
 
 impl OwnIdentity {
     pub(crate) fn get(&self) -> Option<Identity> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     pub(crate) fn set(&self, identity: Identity) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(identity);
+        *self.0.lock() = Some(identity);
     }
 }
 

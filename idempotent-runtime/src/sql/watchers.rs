@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::Duration;
 
 use tokio::runtime::{Handle, Id};
@@ -12,7 +12,9 @@ use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
+use crate::lock::Mutex;
 use crate::store::{Record, State, StoreError, Token, Watch};
+use crate::waiters::Waiters;
 
 /// The interval at which the store is polled while a caller waits.
 const TICK: Duration = Duration::from_millis(25);
@@ -50,9 +52,7 @@ pub(crate) struct Watchers {
 
 #[derive(Default)]
 struct Waiting {
-    next: u64,
-    /// The watches of each key, by their numbers.
-    keys: HashMap<KeyHash, HashMap<u64, Watched>>,
+    watches: Waiters<KeyHash, Watched>,
     /// One poller on each runtime that has waiters: a poller on another runtime would stop polling
     /// whenever that runtime stands still.
     pollers: HashMap<Id, JoinHandle<()>>,
@@ -78,15 +78,10 @@ impl Watchers {
         let changed = Arc::new(Notify::new());
         let seen = record.as_ref().map(Seen::of);
         let mut waiting = self.waiting();
-        let id = waiting.next;
-        waiting.next = id.wrapping_add(1);
         let home = Handle::current();
         let runtime = home.id();
-        waiting
-            .keys
-            .entry(key)
-            .or_default()
-            .insert(id, Watched { runtime, seen, changed: Arc::clone(&changed) });
+        let number =
+            waiting.watches.add(key, Watched { runtime, seen, changed: Arc::clone(&changed) });
         // A poller ends with its runtime.
         waiting.pollers.retain(|_, poller| !poller.is_finished());
         waiting
@@ -94,7 +89,7 @@ impl Watchers {
             .entry(runtime)
             .or_insert_with(|| home.spawn(poll(Arc::downgrade(self), runtime)));
         drop(waiting);
-        let registration = Registration { watchers: Arc::downgrade(self), key, id };
+        let registration = Registration { watchers: Arc::downgrade(self), key, number };
         Watch::new(record, async move {
             let _registration = registration;
             changed.notified().await;
@@ -104,30 +99,20 @@ impl Watchers {
     /// Wakes the waiters for `key` in this process: a caller in this process has changed its
     /// record.
     pub(crate) fn changed(&self, key: &KeyHash) {
-        if let Some(watches) = self.waiting().keys.get(key) {
-            for watched in watches.values() {
-                watched.changed.notify_one();
-            }
+        for watched in self.waiting().watches.of(key) {
+            watched.changed.notify_one();
         }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Polls once for all waiters on `runtime`. Returns false once no waiters remain there.
     async fn look(&self, runtime: Id) -> bool {
         let keys: Vec<_> = {
             let mut waiting = self.waiting();
-            let is_here = |watches: &HashMap<_, Watched>| {
-                watches.values().any(|watched| watched.runtime == runtime)
-            };
-            let keys: Vec<_> = waiting
-                .keys
-                .iter()
-                .filter(|(_, watches)| is_here(watches))
-                .map(|(key, _)| *key)
-                .collect();
+            let keys = waiting.watches.keys(|watched| watched.runtime == runtime);
             if keys.is_empty() {
                 // Removed under the lock under which the keys were found to be empty. A watch that
                 // is registered at the same time is either in the keys that this look found, or
@@ -141,7 +126,7 @@ impl Watchers {
         let waiting = self.waiting();
         // Watches registered meanwhile for other keys have read their records themselves.
         for key in &keys {
-            for watched in waiting.keys.get(key).into_iter().flat_map(HashMap::values) {
+            for watched in waiting.watches.of(key) {
                 // After an error, the waiters read the record again and get the error themselves.
                 if found.as_ref().map_or(true, |found| found.get(key).copied() != watched.seen) {
                     watched.changed.notify_one();
@@ -173,18 +158,12 @@ async fn poll(watchers: Weak<Watchers>, runtime: Id) {
 struct Registration {
     watchers: Weak<Watchers>,
     key: KeyHash,
-    id: u64,
+    number: u64,
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
         let Some(watchers) = self.watchers.upgrade() else { return };
-        let mut waiting = watchers.waiting();
-        if let Some(watches) = waiting.keys.get_mut(&self.key) {
-            watches.remove(&self.id);
-            if watches.is_empty() {
-                waiting.keys.remove(&self.key);
-            }
-        }
+        watchers.waiting().watches.remove(&self.key, self.number);
     }
 }

@@ -8,7 +8,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Sqlite, SqlitePool};
 
 use super::statements::Statements;
-use super::{Connections, Inner, SqliteStore, look};
+use super::{Connections, Inner, SqliteStore, lock_bound, look};
 use crate::clock::{Clock, SystemClock};
 use crate::paused::explained;
 use crate::sql::transaction::OwnIdentity;
@@ -86,7 +86,7 @@ impl SqliteStoreBuilder {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(self.response_timeout * 3 / 4);
+            .busy_timeout(lock_bound(self.response_timeout));
         // Nothing is sent over a network: an open connection works.
         let pool = || {
             SqlitePoolOptions::new()
@@ -124,7 +124,7 @@ fn store(
     let renewals = if is_given { writer.clone() } else { aside.clone() };
     let pools = [readers, writer, renewals, aside];
     let [readers, writer, renewals, aside] =
-        pools.map(|pools| Connections { pools, response_timeout });
+        pools.map(|pools| Connections::new(pools, response_timeout));
     let watchers = {
         let (readers, statement, clock) =
             (readers.clone(), Arc::clone(&statements.seen), Arc::clone(&clock));

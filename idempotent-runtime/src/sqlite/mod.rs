@@ -2,6 +2,7 @@
 
 mod builder;
 mod error;
+mod lease;
 mod migrate;
 mod purge;
 mod renew;
@@ -16,10 +17,13 @@ use std::time::Duration;
 
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
-use sqlx::{AssertSqlSafe, Row as _, Sqlite, SqliteConnection, SqlitePool};
+use sqlx::{AssertSqlSafe, Error, Row as _, Sqlite, SqliteConnection, SqlitePool};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 pub use builder::SqliteStoreBuilder;
 use error::store_error;
+use lease::{Followed, Lease};
 use statements::Statements;
 
 use crate::clock::{Clock, Timestamp};
@@ -27,8 +31,8 @@ use crate::key::KeyHash;
 use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, Look, Pools, Row, Rows, Seen,
-    Table, TableName, Watchers, in_time, integer, is_answered, is_settled, reason_code, state_code,
+    self, Answer, COLUMNS, Fences, Found, Guard, Listed, Look, Pools, Row, Rows, Seen, Table,
+    TableName, Watchers, in_time, integer, is_answered, is_settled, reason_code, state_code,
     store_of_rows,
 };
 use crate::store::codes::{self, STATES};
@@ -101,11 +105,12 @@ impl SqliteStore {
         SqliteStoreBuilder::at(path.as_ref())
     }
 
-    /// Creates a store in the database of `pool`. The caller chooses the pool's settings (WAL, busy
-    /// timeout, `synchronous`), but connections with `PRAGMA read_uncommitted` are rejected
-    /// ([`Config`](StoreErrorKind::Config)). Renewals use the pool's connections too. Code that
-    /// holds many of them keeps the engine's calls waiting. Call [`migrate`](Self::migrate) once
-    /// before the first use.
+    /// Creates a store in the database of `pool`. The caller chooses the pool's settings (WAL,
+    /// `synchronous`), but connections with `PRAGMA read_uncommitted` are rejected
+    /// ([`Config`](StoreErrorKind::Config)), and a `busy_timeout` of more than 1.5 seconds is
+    /// reduced to that while the store uses a connection. Renewals use the pool's connections too.
+    /// Code that holds many of them keeps the engine's calls waiting. Call
+    /// [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: SqlitePool) -> Self {
         SqliteStoreBuilder::in_pool(pool)
     }
@@ -118,6 +123,12 @@ impl SqliteStore {
     pub async fn migrate(&self) -> Result<(), StoreError> {
         migrate::migrate(&self.0).await
     }
+}
+
+/// Returns the time that a statement may wait for the file's lock: shorter than a request may take,
+/// so that the answer says that nothing happened.
+fn lock_bound(response_timeout: Duration) -> Duration {
+    response_timeout * 3 / 4
 }
 
 type Bound<'q> = Query<'q, Sqlite, SqliteArguments>;
@@ -156,17 +167,31 @@ impl Inner {
 #[derive(Clone)]
 struct Connections {
     pools: Pools<Sqlite>,
+    /// The places in front of a pool of the user, as many as it has connections.
+    places: Option<Arc<Semaphore>>,
     response_timeout: Duration,
 }
 
 impl Connections {
-    async fn lease(&self, operation: Operation) -> Answer<Lease<Sqlite>> {
-        // Boxed: some kilobytes, because it may have to open the file, and part of every request's
-        // future.
-        let connecting = Box::pin(self.pools.acquire());
+    fn new(pools: Pools<Sqlite>, response_timeout: Duration) -> Self {
+        let places = pools.most_given().map(|most| Arc::new(Semaphore::new(most)));
+        Self { pools, places, response_timeout }
+    }
+
+    /// Returns a connection whose statements wait for a lock no longer than their request.
+    async fn lease(&self, operation: Operation) -> Answer<Lease> {
+        self.lease_with(operation, Some(lock_bound(self.response_timeout))).await
+    }
+
+    /// Returns a connection whose statements wait for a lock as long as it was set up to.
+    async fn unbounded(&self, operation: Operation) -> Answer<Lease> {
+        self.lease_with(operation, None).await
+    }
+
+    async fn lease_with(&self, operation: Operation, bound: Option<Duration>) -> Answer<Lease> {
+        let connecting = self.connect(bound);
         let connecting = async { connecting.await.map_err(|error| store_error(operation, error)) };
-        let acquired = in_time(operation, self.response_timeout, connecting).await;
-        acquired.map(|acquired| Lease::new(acquired, self.response_timeout)).map_err(|error| {
+        in_time(operation, self.response_timeout, connecting).await.map_err(|error| {
             // Whatever the reason, no statement was begun.
             let is_unknown = error.is_outcome_unknown();
             if is_unknown {
@@ -175,6 +200,34 @@ impl Connections {
                 error
             }
         })
+    }
+
+    /// Connects. The store's own connections were opened with a bound; one of the user's gets it
+    /// here, and only for as long as it is leased.
+    async fn connect(&self, bound: Option<Duration>) -> Result<Lease, Error> {
+        let (pools, patience) = (self.pools.clone(), self.response_timeout);
+        let Some(places) = &self.places else {
+            // Boxed: some kilobytes, because it may have to open the file, and part of every
+            // request's future.
+            let acquired = Box::pin(async move { pools.acquire().await }).await?;
+            return Ok(Lease::new(acquired, false, patience));
+        };
+        // A pool tests a connection before it hands it out, and closes it if nobody waits for that
+        // any more. So this is followed to its end, which may be as far away as the pool's own
+        // patience: whoever waits longer than others leaves no more of them behind than the pool
+        // has connections.
+        let place = Arc::clone(places).acquire_owned().await.map_err(|_| Error::PoolClosed)?;
+        // It has timers, which end with their runtime.
+        Followed::new(&Handle::current(), false, async move {
+            let acquired = pools.acquire().await?;
+            drop(place);
+            let mut lease = Lease::new(acquired, true, patience);
+            if let Some(bound) = bound {
+                lease.bound(bound).await?;
+            }
+            Ok(lease)
+        })
+        .await
     }
 
     /// Returns the rows that one reading statement finds.
@@ -226,7 +279,7 @@ async fn read(
 
 /// A connection for several statements on one row.
 pub(crate) struct SqliteTable {
-    connection: Lease<Sqlite>,
+    connection: Lease,
     store: Arc<Inner>,
 }
 

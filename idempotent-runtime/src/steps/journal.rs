@@ -13,7 +13,7 @@
 //! body runs. There is no third case.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +27,7 @@ use crate::engine::lease::Lease;
 use crate::engine::retry::Budget;
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
+use crate::lock::Mutex;
 use crate::outcome::refused;
 use crate::store::{Checkpoint, Operation, Record, StoreError, StoreErrorKind};
 
@@ -145,7 +146,7 @@ impl Journal {
     }
 
     fn steps(&self) -> MutexGuard<'_, Steps> {
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+        self.steps.lock()
     }
 
     pub(super) fn refused(&self, kind: ErrorKind, step: &StepId) -> Error {

@@ -70,7 +70,7 @@ pub(crate) fn value<T: Copy>(table: &[(T, u8)], code: u8) -> Option<T> {
 }
 
 /// The code of `reason`, or zero for `None`.
-#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__external")]
 pub(crate) fn reason_code(reason: Option<Reason>) -> u8 {
     reason.map_or(0, |reason| code(&REASONS, reason))
 }

@@ -330,7 +330,7 @@ mod tests {
     use super::{EnvelopeError, Operation, POLICIES, REASONS, STATES, decode, encode};
     use crate::clock::Timestamp;
     use crate::fingerprint::Fingerprint;
-    use crate::key::KeyHash;
+    use crate::key::{KeyHash, hex};
     use crate::store::{CrashPolicy, Reason, Record, State, StoreErrorKind, Token};
 
     const KEY: KeyHash = KeyHash::from_bytes([7; 32]);
@@ -338,14 +338,6 @@ mod tests {
 
     fn decoded(bytes: &[u8]) -> Result<Record, EnvelopeError> {
         decode(KEY, Bytes::copy_from_slice(bytes), READ_AT)
-    }
-
-    fn hex(bytes: &[u8]) -> String {
-        use std::fmt::Write as _;
-        bytes.iter().fold(String::new(), |mut text, byte| {
-            write!(text, "{byte:02x}").unwrap();
-            text
-        })
     }
 
     fn full_record() -> Record {

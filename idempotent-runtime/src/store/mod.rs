@@ -22,9 +22,11 @@
 //! one process does not hold between processes. The suite itself is tested with a list of broken
 //! stores, `tests/conformance/broken` in the repository.
 
-#[cfg(any(feature = "redis", feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__external")]
 pub(crate) mod bounds;
 mod capability;
+#[cfg(feature = "__sql")]
+pub(crate) mod cas;
 pub(crate) mod codes;
 mod cursor;
 mod dynamic;

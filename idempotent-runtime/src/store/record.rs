@@ -85,7 +85,8 @@ impl CrashPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The lease expired: the process died, hung or lost the store.
+    /// The lease expired: the process died, hung or lost the store. Also the reason of a record
+    /// that was taken over, for whatever reason, by a call that then released its claim.
     Crashed,
     /// The future of the body was dropped.
     Dropped,

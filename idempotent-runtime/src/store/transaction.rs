@@ -122,7 +122,7 @@ const CLAIM: Operation = Operation::Transaction;
 ///
 /// # Errors
 /// [`Config`](StoreErrorKind::Config) if it has none.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__sql")]
 pub(crate) fn transactions<'a>(
     store: &'a dyn DynStore,
     database: &str,
@@ -213,7 +213,7 @@ pub(crate) fn place_of<C: ?Sized>(connection: &C) -> usize {
 
 /// Returns a savepoint name unique to the call: calls can be nested in one transaction, and MySQL
 /// replaces a savepoint when a later one has the same name.
-#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+#[cfg(feature = "__sql")]
 pub(crate) fn savepoint_of(token: Token) -> String {
     format!("idempotency_{:016x}", token.bits() >> 64)
 }
@@ -243,10 +243,7 @@ impl StdError for Over {
 }
 
 /// Marks `error` as saying that the savepoint of a call is gone.
-#[cfg_attr(
-    not(any(feature = "postgres", feature = "mysql", feature = "sqlite")),
-    expect(dead_code, reason = "only databases have savepoints")
-)]
+#[cfg_attr(not(feature = "__sql"), expect(dead_code, reason = "only databases have savepoints"))]
 pub(crate) fn over(error: StoreError) -> StoreError {
     StoreError::new(error.kind(), error.operation()).with_source(Over(error))
 }

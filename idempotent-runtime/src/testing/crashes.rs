@@ -4,13 +4,15 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::coop::{consume_budget, has_budget_remaining};
+
+use crate::lock::Mutex;
 
 /// The number of attempts to reach a point that a call did not come to: a network's latency varies.
 const TRIES: usize = 3;
@@ -46,8 +48,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// ```
 /// # use std::collections::HashMap;
-/// # use std::sync::Mutex;
-/// # use std::time::Duration;
+/// # /// # use std::time::Duration;
 /// # use idempotent_runtime::{Error, ErrorKind, Idempotency, store::MemoryStore, testing::crash_at_every_await};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
@@ -313,7 +314,7 @@ impl Woken {
             // Store the waker first, then check the flag; `wake_by_ref` sets the flag first, then
             // takes the waker. A wake-up between these two steps therefore finds the waker, and no
             // wake-up is lost.
-            *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+            *self.task.lock() = Some(cx.waker().clone());
             if !self.is_woken.load(Ordering::Acquire) {
                 is_next_poll = true;
                 return Poll::Pending;
@@ -336,7 +337,7 @@ impl Wake for Woken {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.is_woken.store(true, Ordering::Release);
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let task = self.task.lock().take();
         if let Some(task) = task {
             task.wake();
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use super::ManualClock;
 use crate::clock::Clock as _;
 use crate::key::KeyHash;
+use crate::lock::Mutex;
 use crate::store::{
     Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Operation, Page,
     Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
@@ -271,7 +272,7 @@ impl<S: Store> FaultyStore<S> {
 
 impl<S> FaultyStore<S> {
     fn script(&self) -> MutexGuard<'_, Script> {
-        self.script.lock().unwrap_or_else(PoisonError::into_inner)
+        self.script.lock()
     }
 
     fn unmet(&self) -> Vec<(Operation, Fault)> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::ClockJump;
 use crate::clock::{Clock, Sleep, Timestamp};
+use crate::lock::Mutex;
 
 /// The initial wall-clock time of a [`ManualClock`]: 2026-01-01 00:00:00 UTC.
 const START: Timestamp = Timestamp::from_millis(1_767_225_600_000);
@@ -129,7 +130,7 @@ impl ManualClock {
     }
 
     fn hands(&self) -> MutexGuard<'_, Hands> {
-        self.shared.hands.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.hands.lock()
     }
 }
 

@@ -170,7 +170,11 @@ pub async fn an_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
                     (State::Released, 1, None),
                     "{rule}"
                 );
-                assert_eq!((record.owner, record.body.len()), (token(1), 0), "{rule}");
+                assert_eq!(
+                    (record.owner, record.body.len(), record.checkpoints),
+                    (token(1), 0, 0),
+                    "{rule}"
+                );
                 assert_eq!(
                     scene.release(release).await,
                     Written::AlreadyApplied,

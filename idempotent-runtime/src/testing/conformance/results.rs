@@ -313,7 +313,12 @@ pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
         trace: Some("trace".into()),
         ..scene.claim_under(1, CrashPolicy::Resume)
     };
+    // An attempt before it, which counts.
+    scene.mine(&scene.claim_under(2, CrashPolicy::Resume), rule).await;
+    let counted = Release { keep_attempts: true, ..Release::new(KEY, token(2)) };
+    assert_eq!(scene.release(counted).await, Written::Applied, "{rule}");
     let grant = scene.mine(&claim, rule).await;
+    assert_eq!(grant.record.attempts, 2, "{rule}");
     vanish(&scene, 1).await;
     let commit = Commit {
         schema: 5,

@@ -1,9 +1,9 @@
 //! The time that a case takes beyond the time that it lets pass.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::lock::Mutex;
 
 /// A stopwatch that starts with a case and runs on the machine's clock, whatever clock the store
 /// has.
@@ -53,7 +53,7 @@ impl<C: Clock> Stopwatch<C> {
     }
 
     fn change<A>(&self, change: impl FnOnce(&mut Expected) -> A) -> A {
-        change(&mut self.expected.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.expected.lock())
     }
 }
 

@@ -1,4 +1,5 @@
-//! The end of a late owner: another party has decided its call, and provides the answer.
+//! The end of an owner that was overtaken: another party has decided its call, and provides the
+//! answer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -7,53 +8,15 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::duplicate::DuplicateRun;
-use super::finish::{Verdict, conclude};
+use super::finish::Verdict;
 use super::request::Checked;
 use super::retry::Budget;
 use super::running::Running;
 use super::{Waiting, beside, wait};
 use crate::error::ErrorKind;
-use crate::events::{Outcome, What};
-use crate::outcome::{Answer, StoredAnswer, stored};
+use crate::events::What;
+use crate::outcome::{StoredAnswer, stored};
 use crate::store::{CrashPolicy, Record, State, StoreError, Token, Written};
-
-/// Ends a body whose error says that nothing happened. Its caller gets the error at once, unless
-/// another caller has taken the call over meanwhile and provided the answer.
-///
-/// `was_lost`: the lease had expired before the store was first asked. It is checked again here,
-/// because an outage may span its end. If it has not expired, `Lost` means that the first try was
-/// applied and its answer was lost: the record's present owner came after it.
-pub(super) async fn with_own_error(
-    mut running: Box<Running>,
-    was_lost: bool,
-    written: Option<Written>,
-) -> Verdict {
-    let mut verdict = Verdict::Own;
-    if (was_lost || running.lease.is_lost()) && written == Some(Written::Lost) {
-        let late = overtaken_without_result(&mut running).await.verdict;
-        if matches!(late, Verdict::Instead(Answer::Stored(_))) {
-            verdict = late;
-        }
-    }
-    conclude_as(running, verdict, Outcome::Released)
-}
-
-/// Ends a body whose error may hide an effect, whose steps had effects, or whose outcome is not
-/// known. Its caller gets `own`, which says so, as long as the record keeps the next call from
-/// running all of it again as if nothing had happened.
-pub(super) async fn with_held_error(
-    mut running: Box<Running>,
-    own: Verdict,
-    was_lost: bool,
-    written: Option<Written>,
-) -> Verdict {
-    if !is_overtaken(&running, was_lost, written) {
-        return conclude_as(running, own, Outcome::Held);
-    }
-    let late = overtaken_without_result(&mut running).await;
-    let verdict = if late.is_protected { own } else { late.verdict };
-    conclude_as(running, verdict, Outcome::Held)
-}
 
 /// Returns true if the store's answer to the last write of an owner, whose body may have had an
 /// effect, means that another party has decided the call.
@@ -72,17 +35,11 @@ pub(super) fn is_overtaken(running: &Running, was_lost: bool, written: Option<Wr
     }
 }
 
-/// `own`: how the call ended if no other party decided it.
-fn conclude_as(mut running: Box<Running>, verdict: Verdict, own: Outcome) -> Verdict {
-    let winner = verdict.winner();
-    conclude(&mut running, verdict, winner, own)
-}
-
 /// The end of an owner whose last write was refused.
 pub(super) struct Overtaken {
     pub(super) verdict: Verdict,
     /// True if the record keeps the next call from running the body as if it had not run here.
-    is_protected: bool,
+    pub(super) is_protected: bool,
 }
 
 impl Overtaken {
@@ -92,20 +49,14 @@ impl Overtaken {
 }
 
 /// [`overtaken`] for an owner that has no result and waits for no other.
-pub(super) async fn overtaken_without_result(running: &mut Running) -> Overtaken {
-    let token = running.grant.record.owner;
-    overtaken(running, token, &Bytes::new(), false).await
+pub(super) async fn without_result(running: &mut Running) -> Overtaken {
+    overtaken(running, &Bytes::new(), false).await
 }
 
 /// Handles a refused last write: another party decided. Returns the winner's result if there is one
 /// or will be one.
-pub(super) async fn overtaken(
-    running: &mut Running,
-    token: Token,
-    result: &Bytes,
-    waits: bool,
-) -> Overtaken {
-    let call = running.call.clone();
+pub(super) async fn overtaken(running: &mut Running, result: &Bytes, waits: bool) -> Overtaken {
+    let (call, token) = (running.call.clone(), running.grant.record.owner);
     let found = winner(running, waits).await;
     if let Ok(Winner::Answered(record)) = &found {
         // An earlier try of this very commit was applied, and its answer came late.
@@ -117,7 +68,7 @@ pub(super) async fn overtaken(
     if let Ok(Winner::Own) = &found {
         return Overtaken { verdict: Verdict::Own, is_protected: true };
     }
-    // A verdict that came too late had no effect.
+    // A verification has no effect of its own: only a body can be a duplicate.
     if running.has_run {
         let record = if let Ok(Winner::Answered(record)) = &found { Some(record) } else { None };
         report_duplicate(&call, result, record).await;

@@ -1,0 +1,99 @@
+//! The shutdown of an engine: which calls it still accepts, and what becomes of those that have not
+//! ended.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::settle::{Cause, Phase, Settlement, Steps, settle};
+use super::{Idempotency, Inner, claim, running};
+use crate::store::{Reason, Release};
+
+/// New calls are accepted.
+pub(super) const OPEN: u8 = 0;
+/// Only calls made by running bodies are accepted.
+const DRAINING: u8 = 1;
+/// No calls are accepted.
+const CLOSED: u8 = 2;
+
+/// The calls that a shutdown left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShutdownReport {
+    /// The number of calls that had begun and had not ended when the time was up: their body ran,
+    /// or their result was not stored yet. They were given up: in doubt under `hold`, and left to
+    /// the next caller under the other policies. The outcome of a call in a transaction is that of
+    /// the transaction, and a call without protection leaves no record. A store that does not
+    /// answer learns of it when their leases expire. Zero if all had ended.
+    pub abandoned: usize,
+}
+
+impl Inner {
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst) != OPEN
+    }
+
+    /// Returns true if calls of running bodies are rejected too, because the bodies were given up.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closing.load(Ordering::SeqCst) == CLOSED
+    }
+}
+
+impl Idempotency {
+    /// Stops accepting new calls, waits at most `timeout` for the running bodies, and gives up the
+    /// rest, which takes at most [`claim_timeout`](Builder::claim_timeout) more.
+    ///
+    /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown), and so do waiting calls as
+    /// soon as they would have to claim; those whose answer comes from elsewhere still get it.
+    /// Calls made by a running body still work until `timeout` has passed. A body that was given up
+    /// is not stopped: if it finishes after all and no other caller has taken over, its result is
+    /// stored. A claim whose body had not begun is released, and does not count as an attempt.
+    pub async fn shutdown(&self, timeout: Duration) -> ShutdownReport {
+        let engine = &self.inner;
+        // `fetch_max`: another caller may have shut the engine down already, and CLOSED must not go
+        // back to DRAINING.
+        engine.closing.fetch_max(DRAINING, Ordering::SeqCst);
+        tokio::select! {
+            biased;
+            () = engine.keeper.idle() => {}
+            () = engine.clock.sleep(timeout) => {}
+        }
+        // Setting `CLOSED` separates the claims that are taken away below from those that are never
+        // sent. A call marks itself busy before it checks `closing`. If it checks before `CLOSED` is
+        // set, its claim is either held already and seen in the loop, or on its way and awaited by
+        // the last `idle`. If it checks afterwards, it sends nothing.
+        engine.closing.store(CLOSED, Ordering::SeqCst);
+        let mut abandoned = engine.without_lease.load(Ordering::SeqCst);
+        for lease in engine.keeper.held() {
+            // The lease counts as lost from here on, so a commit that is under way no longer writes a
+            // vanished record again. A verification counts as begun too: the next call verifies at
+            // once.
+            let has_begun = lease.shut_down();
+            engine.keeper.forget(&lease);
+            abandoned += usize::from(has_begun);
+            let (keeper, engine) = (&engine.keeper, engine.clone());
+            keeper.finish(async move {
+                let budget = engine.settings.claim_timeout;
+                let phase = if has_begun { Phase::Begun } else { Phase::Claimed };
+                let cause = Cause::Cut(Reason::ShutDown);
+                let may_be_taken_over = lease.may_be_taken_over();
+                if let Settlement::Leave(reason, left) =
+                    settle(phase, cause, may_be_taken_over, Steps::Silent)
+                {
+                    running::settle_steps(&engine, &lease, budget).await;
+                    running::leave(&engine, &lease, (reason, left), budget).await;
+                } else {
+                    let release = Release::unused(lease.key, lease.token);
+                    claim::give_back(&engine, release, budget, false).await;
+                }
+            });
+        }
+        // All at once, and no longer than for one: otherwise a store that does not answer would
+        // keep the process alive for the time of each.
+        tokio::select! {
+            biased;
+            () = engine.keeper.idle() => {}
+            () = engine.clock.sleep(engine.settings.claim_timeout) => {}
+        }
+        ShutdownReport { abandoned }
+    }
+}
