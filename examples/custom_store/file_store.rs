@@ -9,9 +9,9 @@ use bytes::Bytes;
 use idempotency::clock::Clock;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Operation, Page,
-    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
-    Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Cursor, Facets, Operation,
+    Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token,
+    Watch, Written, transition,
 };
 
 use super::directory::Directory;
@@ -106,16 +106,22 @@ impl Store for FileStore {
     }
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
-        let mut page = Page::default();
-        for key in self.0.keys(Operation::Scan)?.into_iter().filter(|&key| Some(key) > scan.after) {
-            let Some(mut record) = self.read(key).await? else { continue };
-            let wanted = scan.includes(&record);
-            if wanted && scan.limit != 0 && page.records.len() == scan.limit {
-                page.next = page.records.last().map(|last| last.key);
+        let (mut page, mut reached) = (Page::default(), scan.after_key(self.name())?);
+        let limit = if scan.limit == 0 { 100 } else { scan.limit };
+        let mut keys = self.0.keys(Operation::Scan)?;
+        keys.retain(|&key| Some(key) > reached);
+        // A page reads a bounded number of files, whatever the scan lists.
+        for (read, key) in keys.into_iter().enumerate() {
+            if page.records.len() == limit || read == 1_000 {
+                page.next = reached.map(|key| Cursor::after(self.name(), key));
                 break;
             }
-            record.body = Bytes::new();
-            page.records.extend(wanted.then_some(record));
+            reached = Some(key);
+            let record = self.read(key).await?.filter(|record| scan.includes(record));
+            page.records.extend(record.map(|mut record| {
+                record.body = Bytes::new();
+                record
+            }));
         }
         Ok(page)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use idempotency::clock::Timestamp;
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Claim, Commit, CrashPolicy, PostgresStore, Reason, Record, Scan, State, Store as _,
+    Claim, Commit, CrashPolicy, Only, PostgresStore, Reason, Record, Scan, State, Store as _,
     StoreErrorKind, Token,
 };
 
@@ -13,6 +13,11 @@ use crate::world::{DAY, World, claim, key, patient};
 
 /// Rows as format 1 has them, one with every field set and one with none.
 const FORMAT_1: &str = include_str!("format_1.sql");
+
+/// The columns after the key.
+const COLUMNS: &str = "format, state, owner, fence, revision, operation, namespace, holder, fingerprint, policy, \
+    created_at, attempts, reason, linger, after_expiry, lease_until, expires_at, purge_at, \
+    schema_version, checkpoints, taken_over, trace, body";
 
 const FULL: KeyHash = KeyHash::from_bytes([0x11; 32]);
 const BARE: KeyHash = KeyHash::from_bytes([0x22; 32]);
@@ -117,5 +122,63 @@ async fn lists_around(store: &PostgresStore) -> anyhow::Result<()> {
         }
     }
     assert_eq!((listed, &unreadable[..]), (vec![readable], &unknown[..]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_row_whose_key_is_no_hash_costs_no_other_its_place_in_a_list() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    for number in 1..=9 {
+        world.store.claim(claim(number)).await?;
+    }
+    // Shorter, longer and empty: what an `INSERT` by hand leaves.
+    for (number, name) in [(3, "substr(key_hash, 1, 20)"), (5, "key_hash || key_hash"), (7, "''")] {
+        let digits = key(number).to_hex();
+        world
+            .sql(&format!(
+                "UPDATE idempotency_records SET key_hash = {name} WHERE key_hash = '\\x{digits}'"
+            ))
+            .await?;
+    }
+    let mut expected = [1, 2, 4, 6, 8, 9].map(key);
+    expected.sort_unstable();
+    for limit in [1, 2, 100] {
+        let (mut listed, mut scan) = (Vec::new(), Scan::default());
+        scan.limit = limit;
+        loop {
+            let page = world.store.scan(scan.clone()).await?;
+            assert!(page.unreadable.is_empty());
+            listed.extend(page.records.iter().map(|record| record.key));
+            scan.after = page.next;
+            if scan.after.is_none() {
+                break;
+            }
+            assert!(listed.len() < 20, "the list does not end");
+        }
+        assert_eq!(listed, expected, "pages of {limit}");
+    }
+    Ok(())
+}
+
+/// A filtered list of a large table goes on from page to page, whatever the filter leaves out.
+#[tokio::test]
+async fn a_page_examines_a_part_of_the_table_whatever_it_lists() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.store.claim(claim(1)).await?;
+    // The names of the others are spread like hashes.
+    world
+        .sql(&format!(
+            "INSERT INTO idempotency_records
+             SELECT sha256(int4send(number)), {COLUMNS} FROM idempotency_records, generate_series(1, 4500) AS number"
+        ))
+        .await?;
+    let mut scan = Scan::default();
+    (scan.only, scan.operation) = (Only::InDoubt, Some("none".into()));
+    for page in 1..=5 {
+        let found = world.store.scan(scan.clone()).await?;
+        assert!(found.records.is_empty());
+        assert_eq!(found.next.is_some(), page < 5, "page {page} of 4501 rows");
+        scan.after = found.next;
+    }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod dropped;
 mod fences;
 mod interleavings;
 mod leases;
+mod lists;
 #[cfg(feature = "near-cache")]
 mod near_cache;
 mod outages;

@@ -93,3 +93,39 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
     assert_eq!((purged.removed, world.rows().await?), (0, 2));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_row_whose_key_is_no_hash_costs_no_other_its_place_in_a_list() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let key = |number| KeyHash::from_bytes([number; 32]);
+    for number in 1..=9 {
+        let token = Token::from_bits(number.into());
+        world.store.claim(Claim::new(key(number), token, "payments.charge".into())).await?;
+    }
+    // Shorter, longer and empty: what an `INSERT` by hand leaves.
+    for (number, name) in
+        [(3, "substr(key_hash, 1, 20)"), (5, "CAST(key_hash || x'05' AS BLOB)"), (7, "x''")]
+    {
+        let rename = format!(
+            "UPDATE idempotency_records SET key_hash = {name} WHERE key_hash = x'{}'",
+            key(number).to_hex()
+        );
+        sqlx::query(sqlx::AssertSqlSafe(rename)).execute(&world.pool).await?;
+    }
+    for limit in [1, 2, 100] {
+        let (mut listed, mut scan) = (Vec::new(), Scan::default());
+        scan.limit = limit;
+        loop {
+            let page = world.store.scan(scan.clone()).await?;
+            assert!(page.unreadable.is_empty());
+            listed.extend(page.records.iter().map(|record| record.key));
+            scan.after = page.next;
+            if scan.after.is_none() {
+                break;
+            }
+            assert!(listed.len() < 20, "the list does not end");
+        }
+        assert_eq!(listed, [1, 2, 4, 6, 8, 9].map(key), "pages of {limit}");
+    }
+    Ok(())
+}

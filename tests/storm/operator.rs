@@ -21,10 +21,12 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Answers for the records in doubt until the storm is over.
 pub async fn resolves<S: Store>(scene: Arc<Scene<S>>, mut random: Random) -> anyhow::Result<()> {
+    let mut place = None;
     while !scene.is_over() {
         let mut in_doubt = Scan::default();
-        in_doubt.state = Some(State::InDoubt);
+        (in_doubt.state, in_doubt.after) = (Some(State::InDoubt), place.take());
         let (page, _) = answered(|| scene.store.scan(in_doubt.clone())).await?;
+        place = page.next;
         for record in page.records {
             let answer =
                 scene.log.of(record.key, |known| answer(known, &record, scene.next_result()));

@@ -352,7 +352,8 @@ impl Idempotency {
     /// which errors and logs show twelve. Returns at most three, in their order: more than one
     /// means that more digits are needed. A record that cannot be read is found too.
     ///
-    /// The store lists its records from `prefix` on. On Redis it goes through all of its keys.
+    /// Tombstones are found too. A search is several requests on Redis, which goes through the names
+    /// of all of its keys.
     ///
     /// # Errors
     /// [`InvalidKey`](crate::ErrorKind::InvalidKey) if `prefix` is not 8 to 64 hexadecimal digits.

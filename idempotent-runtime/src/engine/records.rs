@@ -1,6 +1,6 @@
 //! The list of records, for operators.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,18 +10,64 @@ use super::view::shown;
 use crate::clock::Timestamp;
 use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
-use crate::store::{CrashPolicy, Page, Reason, Record, Scan, State};
+use crate::store::{CrashPolicy, Cursor, Page, Reason, Record, Scan, State, StoreError};
 
 /// Records of an engine's store, one after the other. Created by
 /// [`Idempotency::records`](crate::Idempotency::records).
 ///
 /// A record that is created or removed while the list is read may be in it or not. One that is
-/// there all the time is in it once; a store that cannot promise that says so.
+/// there all the time is in it once: in the order of the names where the store
+/// [lists in order](crate::store::Capabilities::lists_in_order), otherwise in any order, and then
+/// the names of the records that were listed are kept in memory until the list is dropped.
 pub struct Records {
+    pages: Pages,
+    found: VecDeque<Listed>,
+    /// The place of the page whose records are being returned.
+    page: Option<Cursor>,
+    /// The records that were listed, if the store may list one twice.
+    listed: Option<HashSet<KeyHash>>,
+}
+
+/// The pages of a list, each asked for with a time of its own.
+pub(super) struct Pages {
     engine: Arc<Inner>,
     scan: Scan,
-    found: VecDeque<Listed>,
     has_more: bool,
+}
+
+impl Pages {
+    pub(super) fn new(engine: Arc<Inner>, scan: Scan) -> Self {
+        Self { engine, scan, has_more: true }
+    }
+
+    /// Returns the next page, or `None` after the last one. After an error, or if the future is
+    /// dropped, the same page is asked for again.
+    pub(super) async fn next(&mut self) -> Result<Option<Page>, Error> {
+        if !self.has_more {
+            return Ok(None);
+        }
+        self.engine.at_home()?;
+        let budget = Budget::of(self.engine.settings.claim_timeout);
+        let page = self.engine.store.scan(budget, &self.scan).await;
+        let page = page.map_err(|error| self.failed(error))?;
+        self.has_more = page.next.is_some();
+        self.scan.after.clone_from(&page.next);
+        Ok(Some(page))
+    }
+
+    fn failed(&self, error: StoreError) -> Error {
+        let error = self.engine.store_error(error);
+        match error.kind() {
+            ErrorKind::StoreUnavailable => {
+                error.with_text("the records could not be listed", "try again later")
+            }
+            ErrorKind::Unsupported => error.with_text(
+                "the list cannot go on at this cursor",
+                "list from the start, or from a cursor of this store",
+            ),
+            _ => error,
+        }
+    }
 }
 
 /// A record as a list shows it: without what depends on its body, which a list does not read.
@@ -86,16 +132,20 @@ enum Listed {
 
 impl Records {
     pub(super) fn new(engine: Arc<Inner>, scan: Scan) -> Self {
-        Self { engine, scan, found: VecDeque::new(), has_more: true }
+        let listed = (!engine.store.capabilities().lists_in_order).then(HashSet::new);
+        let page = scan.after.clone();
+        Self { pages: Pages::new(engine, scan), found: VecDeque::new(), page, listed }
     }
 
     /// Returns the next record, or `None` after the last one. Sends a request for each page, whose
-    /// size is [`Scan::limit`]. If the future is dropped, nothing is left out.
+    /// size is [`Scan::limit`], and goes on through pages on which nothing is listed. If the future
+    /// is dropped, nothing is left out.
     ///
     /// # Errors
     /// [`Decode`](ErrorKind::Decode), with the name of the record, for one that this release cannot
-    /// read: the next call continues with the others. The store's errors: the next call asks for
-    /// the same page again.
+    /// read: the next call continues with the others. [`Unsupported`](ErrorKind::Unsupported) for a
+    /// [`Scan::after`] of another store, or one that was altered. The store's errors: the next call
+    /// asks for the same page again.
     pub async fn next(&mut self) -> Option<Result<RecordSummary, Error>> {
         loop {
             match self.found.pop_front() {
@@ -103,39 +153,63 @@ impl Records {
                 Some(Listed::Unreadable(key)) => {
                     return Some(Err(Error::new(ErrorKind::Decode).of_record(None, &key)));
                 }
-                None if !self.has_more => return None,
-                None => {}
+                None => self.page.clone_from(&self.pages.scan.after),
             }
-            if let Err(error) = self.turn_the_page().await {
-                return Some(Err(error));
+            match self.pages.next().await {
+                Ok(Some(page)) => self.take(page),
+                Ok(None) => return None,
+                Err(error) => return Some(Err(error)),
             }
         }
     }
 
-    async fn turn_the_page(&mut self) -> Result<(), Error> {
-        self.engine.at_home()?;
-        let budget = Budget::of(self.engine.settings.claim_timeout);
-        let answer = self.engine.store.scan(budget, &self.scan).await;
-        let Page { records, unreadable, next, .. } = answer.map_err(|error| {
-            let error = self.engine.store_error(error);
-            match error.kind() {
-                ErrorKind::StoreUnavailable => {
-                    error.with_text("the records could not be listed", "try again later")
-                }
-                _ => error,
+    /// Returns the place at which another list can go on, with the same filters, as
+    /// [`Scan::after`]: that of the current page, whose records are then listed again, or that
+    /// after it if all of them have been returned. `None` on the first page and after the last one.
+    pub fn cursor(&self) -> Option<&Cursor> {
+        if self.found.is_empty() { self.pages.scan.after.as_ref() } else { self.page.as_ref() }
+    }
+
+    fn take(&mut self, page: Page) {
+        let Page { records, unreadable, .. } = page;
+        let records = records
+            .iter()
+            .map(|record| (record.key, Listed::Record(Box::new(RecordSummary::new(record)))));
+        let unreadable = unreadable.into_iter().map(|key| (key, Listed::Unreadable(key)));
+        for (key, listed) in records.chain(unreadable) {
+            if self.listed.as_mut().is_none_or(|before| before.insert(key)) {
+                self.found.push_back(listed);
             }
-        })?;
-        let records =
-            records.iter().map(|record| Listed::Record(Box::new(RecordSummary::new(record))));
-        self.found.extend(records.chain(unreadable.into_iter().map(Listed::Unreadable)));
-        self.has_more = next.is_some();
-        self.scan.after = next;
-        Ok(())
+        }
     }
 }
 
 impl fmt::Debug for Records {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Records").field("scan", &self.scan).finish_non_exhaustive()
+        f.debug_struct("Records").field("scan", &self.pages.scan).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, feature = "memory"))]
+mod tests {
+    use std::collections::HashSet;
+
+    use crate::engine::Idempotency;
+    use crate::key::KeyHash;
+    use crate::store::{MemoryStore, Page, Record, Scan, Token};
+
+    #[test]
+    fn a_record_that_a_store_lists_twice_is_listed_once() {
+        let engine = Idempotency::new(MemoryStore::new());
+        let mut records = engine.records(Scan::default());
+        assert!(records.listed.is_none(), "a store that lists in order lists each once");
+        records.listed = Some(HashSet::new());
+        let [key, unreadable] = [[1; 32], [2; 32]].map(KeyHash::from_bytes);
+        let record = Record::new(key, Token::from_bits(1), "payments.charge".into());
+        for _ in 0..2 {
+            let page = Page::new(vec![record.clone()], None);
+            records.take(page.with_unreadable(vec![unreadable]));
+        }
+        assert_eq!(records.found.len(), 2);
     }
 }

@@ -93,44 +93,81 @@ impl FromStr for KeyHash {
     }
 }
 
-/// The hashes that begin with the same digits.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HashRange {
+/// The first digits of [`KeyHash`]es: 8 to 64 hexadecimal characters, in upper or lower case. Errors
+/// and logs show twelve.
+///
+/// ```
+/// use idempotent_runtime::key::{HashPrefix, KeyHash};
+///
+/// let prefix: HashPrefix = "abababab".parse()?;
+/// assert!(prefix.includes(&KeyHash::from_bytes([0xab; 32])));
+/// assert!("ababab".parse::<HashPrefix>().is_err());
+/// # Ok::<(), idempotent_runtime::key::ParseHashPrefixError>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HashPrefix {
+    digits: usize,
     first: KeyHash,
     last: KeyHash,
 }
 
-impl HashRange {
+impl HashPrefix {
     /// The fewest digits that are worth a search.
     const FEWEST: usize = 8;
 
-    /// The hashes that begin with `prefix`; `None` if it is not 8 to 64 hexadecimal digits.
-    pub(crate) fn of_prefix(prefix: &str) -> Option<Self> {
-        if prefix.len() < Self::FEWEST {
-            return None;
-        }
-        let first = format!("{prefix:0<64}").parse().ok()?;
-        let last = format!("{prefix:f<64}").parse().ok()?;
-        Some(Self { first, last })
-    }
-
-    pub(crate) fn contains(&self, hash: &KeyHash) -> bool {
+    /// Returns true if `hash` begins with these digits.
+    pub fn includes(&self, hash: &KeyHash) -> bool {
         (self.first..=self.last).contains(hash)
     }
 
-    /// The hash before the first one; `None` if that is the first of all.
-    pub(crate) fn before(&self) -> Option<KeyHash> {
-        let mut bytes = self.first.0;
-        for byte in bytes.iter_mut().rev() {
-            let (less, borrows) = byte.overflowing_sub(1);
-            *byte = less;
-            if !borrows {
-                return Some(KeyHash(bytes));
-            }
-        }
-        None
+    /// The first hash that begins with these digits, in their order.
+    pub const fn first(&self) -> KeyHash {
+        self.first
+    }
+
+    /// The last hash that begins with these digits, in their order.
+    pub const fn last(&self) -> KeyHash {
+        self.last
     }
 }
+
+/// Shows the digits, in lower case.
+impl fmt::Display for HashPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.first.to_hex()[..self.digits])
+    }
+}
+
+impl fmt::Debug for HashPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HashPrefix({self})")
+    }
+}
+
+impl FromStr for HashPrefix {
+    type Err = ParseHashPrefixError;
+
+    fn from_str(text: &str) -> Result<Self, ParseHashPrefixError> {
+        if text.len() < Self::FEWEST {
+            return Err(ParseHashPrefixError);
+        }
+        let filled = |text: String| text.parse().map_err(|_| ParseHashPrefixError);
+        let (first, last) = (filled(format!("{text:0<64}"))?, filled(format!("{text:f<64}"))?);
+        Ok(Self { digits: text.len(), first, last })
+    }
+}
+
+/// The error for a text that is not 8 to 64 hexadecimal characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseHashPrefixError;
+
+impl fmt::Display for ParseHashPrefixError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the first digits of a key hash are 8 to 64 hexadecimal characters")
+    }
+}
+
+impl std::error::Error for ParseHashPrefixError {}
 
 fn update_prefixed(hasher: &mut Sha256, bytes: &[u8]) {
     hasher.update((bytes.len() as u64).to_be_bytes());
@@ -172,7 +209,7 @@ pub(crate) fn derive_in_step(key: &KeyHash, step: &str, index: u64, purpose: &st
 
 #[cfg(test)]
 mod tests {
-    use super::{HashRange, KeyHash, derive, derive_in_step, hash_key};
+    use super::{HashPrefix, KeyHash, derive, derive_in_step, hash_key};
     use crate::key::Key;
 
     fn canonical(key: &Key) -> Vec<u8> {
@@ -205,20 +242,19 @@ mod tests {
     }
 
     #[test]
-    fn a_range_has_every_hash_that_begins_with_its_digits() {
+    fn a_prefix_includes_every_hash_that_begins_with_its_digits() {
         let hash = |text: String| text.parse::<KeyHash>().unwrap();
-        let range = HashRange::of_prefix("00ab00ff1").unwrap();
+        let prefix: HashPrefix = "00aB00ff1".parse().unwrap();
         let (first, last) = (format!("{:0<64}", "00ab00ff1"), format!("{:f<64}", "00ab00ff1"));
-        assert!(range.contains(&hash(first)) && range.contains(&hash(last)));
-        let before = format!("{:f<64}", "00ab00ff0");
-        assert!(!range.contains(&hash(before.clone())));
-        assert!(!range.contains(&hash(format!("{:0<64}", "00ab00ff2"))));
-        assert_eq!(range.before(), Some(hash(before)));
-        assert_eq!(HashRange::of_prefix(&"0".repeat(8)).unwrap().before(), None);
-        let whole = HashRange::of_prefix(&"AB".repeat(32)).unwrap();
-        assert!(whole.contains(&hash("ab".repeat(32))));
+        assert_eq!((prefix.first(), prefix.last()), (hash(first), hash(last)));
+        assert!(prefix.includes(&prefix.first()) && prefix.includes(&prefix.last()));
+        assert!(!prefix.includes(&hash(format!("{:f<64}", "00ab00ff0"))));
+        assert!(!prefix.includes(&hash(format!("{:0<64}", "00ab00ff2"))));
+        assert_eq!(prefix.to_string(), "00ab00ff1");
+        let whole: HashPrefix = "AB".repeat(32).parse().unwrap();
+        assert!(whole.includes(&hash("ab".repeat(32))));
         for refused in ["", "1234567", "1234567g", "123 5678", "€€€", &"a".repeat(65)] {
-            assert!(HashRange::of_prefix(refused).is_none(), "{refused}");
+            assert!(refused.parse::<HashPrefix>().is_err(), "{refused}");
         }
     }
 

@@ -22,10 +22,10 @@ pub use digest::{Digest, digest};
 pub use encode::{KeyEncoder, KeyParts};
 pub use error::FingerprintError;
 pub(crate) use error::KeyError;
-#[cfg(any(test, feature = "redis"))]
+#[cfg(any(test, feature = "__external"))]
 pub(crate) use hash::hex;
-pub(crate) use hash::{HashRange, derive, derive_in_step, hash_key};
-pub use hash::{KeyHash, ParseKeyHashError};
+pub use hash::{HashPrefix, KeyHash, ParseHashPrefixError, ParseKeyHashError};
+pub(crate) use hash::{derive, derive_in_step, hash_key};
 pub use into_key::IntoKey;
 pub use window::{Window, window};
 

@@ -8,11 +8,12 @@ mod usage;
 mod watchers;
 
 use std::fmt;
+use std::ops::Bound;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 pub use builder::MemoryStoreBuilder;
-use shard::Shard;
+use shard::{Listing, Shard};
 use usage::{Cost, Usage};
 use watchers::Registration;
 
@@ -20,9 +21,9 @@ use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::lock::Mutex;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, LocalResults,
-    Operation, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store,
-    StoreError, StoreErrorKind, Token, Watch, Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Cursor, Facets,
+    LocalResults, Operation, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan,
+    Store, StoreError, StoreErrorKind, Token, Watch, Written, transition,
 };
 
 /// A power of two. A shard holds the keys that share their first six bits, so the shards are in key
@@ -35,6 +36,11 @@ const EXPIRED_PER_OPERATION: usize = 4;
 const EXPIRED_WHEN_FULL: usize = 64;
 /// The page size of a scan that sets none.
 const DEFAULT_PAGE: usize = 100;
+/// The largest number of records that one page examines, each of which the caller's thread pays for.
+const EXAMINED_PER_PAGE: usize = 10_000;
+/// The first and the last key that there can be.
+const EVERY_KEY: (KeyHash, KeyHash) =
+    (KeyHash::from_bytes([0; 32]), KeyHash::from_bytes([0xff; 32]));
 
 /// A store in this process's memory, which is lost with the process.
 ///
@@ -270,16 +276,21 @@ impl Store for MemoryStore {
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
         let now = self.inner.clock.now();
         let limit = if scan.limit == 0 { DEFAULT_PAGE } else { scan.limit };
-        let mut records = Vec::new();
-        for shard in &self.inner.shards[scan.after.as_ref().map_or(0, shard_number)..] {
-            lock(shard).list(&scan, limit.saturating_add(1), now, &mut records);
-            if records.len() > limit {
-                records.truncate(limit);
-                let next = records.last().map(|last| last.key);
-                return Ok(Page::new(records, next));
+        let after = scan.after_key(Store::name(self))?;
+        let (first, last) = scan.begins_with.map_or(EVERY_KEY, |it| (it.first(), it.last()));
+        let start = match after {
+            Some(after) if after >= last => return Ok(Page::default()),
+            Some(after) if after >= first => Bound::Excluded(after),
+            _ => Bound::Included(first),
+        };
+        let mut listing = Listing::new(start, last, limit, EXAMINED_PER_PAGE);
+        for shard in &self.inner.shards[shard_number(&after.unwrap_or(first).max(first))..] {
+            if !lock(shard).list(&scan, now, &mut listing) {
+                let next = listing.reached.map(|key| Cursor::after(Store::name(self), key));
+                return Ok(Page::new(listing.records, next));
             }
         }
-        Ok(Page::new(records, None))
+        Ok(Page::new(listing.records, None))
     }
 
     async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {

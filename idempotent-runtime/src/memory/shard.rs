@@ -131,20 +131,42 @@ impl Shard {
         (expires <= now).then(|| now.saturating_duration_since(expires))
     }
 
-    /// Adds the records that `scan` selects until there are `limit` of them.
-    pub(super) fn list(
-        &self,
-        scan: &Scan,
-        limit: usize,
-        now: Timestamp,
-        records: &mut Vec<Record>,
-    ) {
-        let start = scan.after.map_or(Bound::Unbounded, Bound::Excluded);
-        let found = self.slots.range((start, Bound::Unbounded)).filter_map(|(_, slot)| {
+    /// Adds the records that `scan` selects. Returns false if the page is full, or has examined
+    /// enough, and there may be more.
+    pub(super) fn list(&self, scan: &Scan, now: Timestamp, listing: &mut Listing) -> bool {
+        for (key, slot) in self.slots.range((listing.start, Bound::Included(listing.last))) {
+            if listing.is_over() {
+                return false;
+            }
+            listing.reached = Some(*key);
+            listing.left -= 1;
             let mut record = slot.as_ref().filter(|record| scan.is_about(record)).cloned();
-            let record = transition::read(&mut record, now)?;
-            scan.includes(&record).then_some(Record { body: Bytes::new(), ..record })
-        });
-        records.extend(found.take(limit - records.len()));
+            let record = transition::read(&mut record, now);
+            let record = record.filter(|record| scan.includes(record));
+            listing.records.extend(record.map(|record| Record { body: Bytes::new(), ..record }));
+        }
+        true
+    }
+}
+
+/// A page that is being filled.
+pub(super) struct Listing {
+    start: Bound<KeyHash>,
+    last: KeyHash,
+    limit: usize,
+    /// The number of records that may still be examined.
+    left: usize,
+    pub(super) records: Vec<Record>,
+    /// The last key that was examined.
+    pub(super) reached: Option<KeyHash>,
+}
+
+impl Listing {
+    pub(super) fn new(start: Bound<KeyHash>, last: KeyHash, limit: usize, examined: usize) -> Self {
+        Self { start, last, limit, left: examined, records: Vec::new(), reached: None }
+    }
+
+    fn is_over(&self) -> bool {
+        self.records.len() >= self.limit || self.left == 0
     }
 }

@@ -27,6 +27,7 @@ use query::{Bound, Connections, execute, query};
 use statements::{Isolation, Statement, Statements};
 
 use crate::key::KeyHash;
+use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
     self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, PurgeMark, Row, Rows, Table,
@@ -266,12 +267,11 @@ impl Rows for MySqlStore {
         Ok(self.0.connections.write(Operation::Release, releasing).await? == 1)
     }
 
-    async fn page(&self, scan: &Scan, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
+    async fn page(&self, scan: &Scan, stretch: &Stretch) -> Answer<Vec<Listed>> {
         const OPERATION: Operation = Operation::Scan;
-        let after = after.as_ref().map(key_of).unwrap_or_default();
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let statement = query(&self.0.statements.page).bind(after);
-        let statement = sql::bind_all(statement, sql::filter::values_in_order(scan)).bind(limit);
+        let statement = query(&self.0.statements.page).bind(stretch.after()).bind(stretch.last());
+        let statement =
+            sql::bind_all(statement, sql::filter::values_in_order(scan)).bind(stretch.limit());
         let rows = self.0.connections.rows(OPERATION, statement).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
     }

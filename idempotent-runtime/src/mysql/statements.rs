@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::waits::ReadBound;
 use crate::key::KeyHash;
-use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter};
+use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter, stretch};
 use crate::store::Token;
 
 /// The server's time in milliseconds, the same in every time zone and `sql_mode` of a session.
@@ -136,9 +136,14 @@ impl Statements {
             )),
             release: statement(format!("DELETE FROM {table} WHERE {is_own} AND taken_over = 0")),
             page: statement(format!(
-                "{select} {NOW}, {without_body} FROM {table} FORCE INDEX (PRIMARY)
-                 WHERE key_hash > ? AND {} ORDER BY key_hash LIMIT ?",
-                filter::condition(NOW, ["?"; 5])
+                "{select} {NOW}, {columns}, CAST(nth AS SIGNED) FROM {}
+                 WHERE (key_hash <= ? AND {}) OR nth = {} ORDER BY key_hash LIMIT ?",
+                stretch::numbered(&format!(
+                    "SELECT {without_body} AS `body` FROM {table} FORCE INDEX (PRIMARY)
+                     WHERE key_hash > ? ORDER BY key_hash"
+                )),
+                filter::condition(NOW, ["?"; 5]),
+                stretch::ROWS
             )),
             purge_index: name.purge_index('`'),
             table,

@@ -29,6 +29,7 @@ use statements::Statements;
 
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
+use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
     self, Answer, Fences, First, Found, Guard, Lease, Listed, Look, PurgeMark, Row, Rows, Seen,
@@ -249,13 +250,12 @@ impl Rows for PostgresStore {
         Ok(!self.0.sessions.written(Operation::Release, request).await?.is_empty())
     }
 
-    async fn page(&self, scan: &Scan, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
+    async fn page(&self, scan: &Scan, stretch: &Stretch) -> Answer<Vec<Listed>> {
         const OPERATION: Operation = Operation::Scan;
-        let after = after.as_ref().map_or(&[][..], |key| &key.as_bytes()[..]);
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let request = Request::new(&self.0.statements.page)
-            .bytes(after)
-            .integer(limit)
+            .bytes(stretch.after())
+            .bytes(stretch.last())
+            .integer(stretch.limit())
             .values(sql::filter::values(scan));
         let rows = self.0.sessions.rows(OPERATION, request).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()

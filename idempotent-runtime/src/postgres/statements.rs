@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter};
+use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter, stretch};
 
 /// The server's time in milliseconds. It advances within a statement: one that waited for a lock
 /// sees the time after the wait.
@@ -154,12 +154,17 @@ impl Statements {
                 "SELECT now, {without_body} FROM ({CLOCK}) AS clock CROSS JOIN {table} WHERE key_hash = ANY ($1)"
             )),
             page: statement(format!(
-                "SELECT now, {without_body} FROM ({CLOCK}) AS clock CROSS JOIN {table}
-                 WHERE key_hash > $1 AND {} ORDER BY key_hash LIMIT $2",
+                "SELECT now, {columns}, nth FROM ({CLOCK}) AS clock CROSS JOIN {}
+                 WHERE (key_hash <= $2 AND {}) OR nth = {} ORDER BY key_hash LIMIT $3",
+                stretch::numbered(&format!(
+                    "SELECT {without_body} AS body FROM {table}
+                     WHERE key_hash > $1 ORDER BY key_hash"
+                )),
                 filter::condition(
                     "now",
-                    ["$3::smallint", "$4::smallint", "$5::text", "$6::text", "$7::bigint"]
-                )
+                    ["$4::smallint", "$5::smallint", "$6::text", "$7::text", "$8::bigint"]
+                ),
+                stretch::ROWS
             )),
             seen: statement(format!(
                 "SELECT key_hash, owner, state, lease_until FROM {table}

@@ -153,7 +153,7 @@ fn unmarked(mut record: Record) -> Record {
     record
 }
 
-/// Reads the record in `bytes`, unless it has expired.
+/// Reads the record in `bytes`, unless nothing is left of it.
 fn decoded(
     operation: Operation,
     key: KeyHash,
@@ -162,20 +162,26 @@ fn decoded(
     now: Timestamp,
 ) -> Result<Option<Record>, StoreError> {
     let record = envelope::decode(key, bytes, now).map_err(|error| error.during(operation))?;
+    Ok(as_of(record, remaining, now))
+}
+
+/// Returns the record as it is at `now`, or its tombstone if it has expired and one follows.
+/// `remaining` is what remains of its key's time.
+fn as_of(record: Record, remaining: i64, now: Timestamp) -> Option<Record> {
     let mut record = placed(record, remaining, now);
     if record.expires > now {
-        return Ok(Some(record));
+        return Some(record);
     }
     // Expired: the rest of the key's time is that of its tombstone.
     if record.state == State::Released || remaining <= 0 {
-        return Ok(None);
+        return None;
     }
     record.state = State::Tombstone;
     record.reason = None;
     record.after_expiry = Duration::ZERO;
     record.lease_until = Timestamp::default();
     record.body = Bytes::new();
-    Ok(Some(placed(record, remaining, now)))
+    Some(placed(record, remaining, now))
 }
 
 fn start_tracking(mut connection: MultiplexedConnection) -> SetupFuture {
@@ -297,6 +303,8 @@ impl Store for RedisStore {
         let mut capabilities = Capabilities::server();
         capabilities.clock = StoreClock::Own;
         capabilities.push = !self.0.polls.load(Ordering::Relaxed);
+        // The server walks its own table, and names a key twice while that table grows.
+        capabilities.lists_in_order = false;
         capabilities
     }
 

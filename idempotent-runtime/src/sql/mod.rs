@@ -33,6 +33,7 @@ mod row;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod starved;
 pub(crate) mod store;
+pub(crate) mod stretch;
 pub(crate) mod transaction;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 pub(crate) mod unconnected;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use sqlx::{ColumnIndex, Decode, Type};
 
 use super::change::{Found, Stored};
+use super::stretch;
 use crate::clock::{Timestamp, millis};
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
@@ -233,12 +234,15 @@ where
 
 /// One row of a list.
 pub(crate) struct Listed {
-    pub(crate) key: KeyHash,
+    /// The row's place in the order of the keys, which need not be the key of a record.
+    pub(crate) key: Vec<u8>,
     pub(crate) found: Result<Found, StoreError>,
+    /// True if this is the last row of a [stretch](super::stretch) that is not the last one.
+    pub(crate) ends_stretch: bool,
 }
 
-/// Reads like [`found`], from a row of a list. An error concerns the whole list: the row's key
-/// cannot be read.
+/// Reads like [`found`], from a row of a list. The row's number in its stretch follows the columns.
+/// An error concerns the whole list: the table is not as this release creates it.
 pub(crate) fn listed<R>(operation: Operation, row: &R) -> Result<Listed, StoreError>
 where
     R: sqlx::Row,
@@ -248,10 +252,10 @@ where
     for<'r> i16: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let mut columns = Columns { operation, row, next: 1 };
-    let key = columns.value()?;
-    let key = KeyHash::from_bytes(columns.exactly("key_hash", key)?);
-    Ok(Listed { key, found: found(operation, row) })
+    let key = Columns { operation, row, next: 1 }.value()?;
+    let number: i64 = Columns { operation, row, next: 1 + COLUMNS.len() }.value()?;
+    let ends_stretch = usize::try_from(number).is_ok_and(|number| number >= stretch::ROWS);
+    Ok(Listed { key, found: found(operation, row), ends_stretch })
 }
 
 /// Reads a row of a result that consists of the store's time and all columns, which are empty if

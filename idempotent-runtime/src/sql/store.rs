@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::change::{Found, Table, change};
 use super::fences::Fences;
 use super::row::Listed;
+use super::stretch::Stretch;
 use super::watchers::Watchers;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
@@ -18,8 +19,6 @@ use crate::store::{
 /// The number of times that a first claim is sent because another claim was faster, and its record
 /// was gone when it was read.
 const ATTEMPTS: usize = 100;
-/// The number of records of a page if the caller leaves it to the store.
-const DEFAULT_PAGE: usize = 500;
 
 /// The outcome of the one statement of a first claim.
 #[derive(Debug)]
@@ -79,13 +78,13 @@ pub(crate) trait Rows: Send + Sync + 'static {
     /// changes nothing if that is not there.
     fn commit_own(&self, commit: &Commit) -> impl Future<Output = Result<bool, StoreError>> + Send;
 
-    /// Lists the records that `scan` may include, after a key in the order of the keys, expired ones
-    /// and those of another format included, without their bodies.
+    /// Lists the records of a stretch that `scan` may include, in the order of the keys, expired ones
+    /// and those of another format included, without their bodies. The last row of the stretch is
+    /// returned in any case.
     fn page(
         &self,
         scan: &Scan,
-        after: Option<KeyHash>,
-        limit: usize,
+        stretch: &Stretch,
     ) -> impl Future<Output = Result<Vec<Listed>, StoreError>> + Send;
 
     /// Removes the owner's own unfinished record, in one statement; returns false and changes
@@ -297,34 +296,37 @@ pub(crate) async fn remove(rows: &impl Rows, remove: Remove) -> Result<Changed, 
     .await
 }
 
-pub(crate) async fn scan(rows: &impl Rows, scan: Scan) -> Result<Page, StoreError> {
-    let limit = if scan.limit == 0 { DEFAULT_PAGE } else { scan.limit };
-    let (mut records, mut unreadable, mut after) = (Vec::new(), Vec::new(), scan.after);
-    loop {
-        let listed = rows.page(&scan, after, limit).await?;
-        let is_last = listed.len() < limit;
-        for Listed { key, found } in listed {
-            after = Some(key);
-            match found {
-                Ok(Found { now, stored }) => {
-                    let mut slot = stored.map(|stored| stored.record);
-                    records.extend(
-                        transition::read(&mut slot, now).filter(|record| scan.includes(record)),
-                    );
-                }
-                Err(error) => {
-                    tracing::warn!(%key, %error, "a record cannot be read, and is not listed");
-                    unreadable.push(key);
-                }
+/// Lists the records of one stretch of the table in the store named `store`.
+pub(crate) async fn scan(
+    rows: &impl Rows,
+    store: &'static str,
+    scan: Scan,
+) -> Result<Page, StoreError> {
+    let stretch = Stretch::of(store, &scan)?;
+    let listed = rows.page(&scan, &stretch).await?;
+    let next = stretch.next(store, &listed);
+    let (mut records, mut unreadable) = (Vec::new(), Vec::new());
+    for Listed { key, found, .. } in listed {
+        let key = <[u8; 32]>::try_from(key).map(KeyHash::from_bytes);
+        match (key, found) {
+            (Ok(_), Ok(Found { now, stored })) => {
+                let mut slot = stored.map(|stored| stored.record);
+                let record = transition::read(&mut slot, now);
+                records.extend(record.filter(|record| scan.includes(record)));
             }
-            if records.len() + unreadable.len() == limit {
-                return Ok(Page::new(records, after).with_unreadable(unreadable));
+            // The last row of a stretch is there whether or not it is asked for.
+            (Ok(key), Err(_)) if scan.begins_with.is_some_and(|prefix| !prefix.includes(&key)) => {}
+            (Ok(key), Err(error)) => {
+                tracing::warn!(%key, %error, "a record cannot be read, and is not listed");
+                unreadable.push(key);
             }
-        }
-        if is_last {
-            return Ok(Page::new(records, None).with_unreadable(unreadable));
+            (Err(key), _) => {
+                let bytes = key.len();
+                tracing::warn!(bytes, "a row whose key is not 32 bytes is not listed");
+            }
         }
     }
+    Ok(Page::new(records, next).with_unreadable(unreadable))
 }
 
 /// Implements [`Store`](crate::store::Store) for a type that is [`Rows`] and has `renew_rows` and
@@ -433,7 +435,7 @@ macro_rules! store_of_rows {
                 &self,
                 scan: $crate::store::Scan,
             ) -> $crate::sql::Answer<$crate::store::Page> {
-                $crate::sql::store::scan(self, scan).await
+                $crate::sql::store::scan(self, $name, scan).await
             }
 
             async fn purge(&self, limit: usize) -> $crate::sql::Answer<$crate::store::Purged> {

@@ -28,6 +28,7 @@ use statements::Statements;
 
 use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
+use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
     self, Answer, COLUMNS, Fences, Found, Guard, Listed, Look, Pools, Row, Rows, Seen, Table,
@@ -397,11 +398,13 @@ impl Rows for SqliteStore {
         Ok(self.0.write(Operation::Release, statement).await? == 1)
     }
 
-    async fn page(&self, scan: &Scan, after: Option<KeyHash>, limit: usize) -> Answer<Vec<Listed>> {
+    async fn page(&self, scan: &Scan, stretch: &Stretch) -> Answer<Vec<Listed>> {
         const OPERATION: Operation = Operation::Scan;
-        let after = after.map(|key| key.as_bytes().to_vec()).unwrap_or_default();
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let statement = query(&self.0.statements.page).bind(self.0.now()).bind(after).bind(limit);
+        let statement = query(&self.0.statements.page)
+            .bind(self.0.now())
+            .bind(stretch.after())
+            .bind(stretch.last())
+            .bind(stretch.limit());
         let statement = sql::bind_all(statement, sql::filter::values(scan));
         let rows = self.0.readers.rows(OPERATION, statement).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()

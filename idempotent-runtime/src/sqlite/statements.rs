@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter};
+use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter, stretch};
 
 type Statement = Arc<str>;
 
@@ -90,8 +90,14 @@ impl Statements {
                  RETURNING key_hash, owner"
             )),
             page: statement(format!(
-                "SELECT ?1, {without_body} FROM {table} WHERE key_hash > ?2 AND {} ORDER BY key_hash LIMIT ?3",
-                filter::condition("?1", ["?4", "?5", "?6", "?7", "?8"])
+                "SELECT ?1, {columns}, nth FROM {} WHERE (key_hash <= ?3 AND {}) OR nth = {}
+                 ORDER BY key_hash LIMIT ?4",
+                stretch::numbered(&format!(
+                    "SELECT {without_body} AS body FROM {table}
+                     WHERE key_hash > ?2 ORDER BY key_hash"
+                )),
+                filter::condition("?1", ["?5", "?6", "?7", "?8", "?9"]),
+                stretch::ROWS
             )),
             seen: statement(format!(
                 "SELECT key_hash, owner, state, lease_until FROM {table}

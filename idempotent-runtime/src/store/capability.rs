@@ -18,6 +18,8 @@ pub struct Capabilities {
     pub single_writer: bool,
     /// True if expired records stay until they are [purged](super::Store::purge).
     pub needs_purging: bool,
+    /// True if a [scan](super::Store::scan) lists each record once, in the order of the keys.
+    pub lists_in_order: bool,
 }
 
 impl Capabilities {
@@ -30,6 +32,7 @@ impl Capabilities {
             push: true,
             single_writer: false,
             needs_purging: false,
+            lists_in_order: true,
         }
     }
 
@@ -42,6 +45,7 @@ impl Capabilities {
             push: false,
             single_writer: false,
             needs_purging: false,
+            lists_in_order: true,
         }
     }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Operation, Page,
-    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
-    Written, envelope, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Cursor, Facets, Operation,
+    Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token,
+    Watch, Written, envelope, transition,
 };
 use tokio::sync::Notify;
 
@@ -161,21 +161,20 @@ impl Store for CustomStore {
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
         let limit = if scan.limit == 0 { 100 } else { scan.limit };
-        let mut records: Vec<Record> = Vec::new();
-        for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after))
-        {
-            let Some(mut record) = self.change(Operation::Scan, key, transition::read)? else {
-                continue;
-            };
-            if !scan.includes(&record) {
-                continue;
-            }
-            if records.len() == limit {
-                let next = records.last().map(|last| last.key);
+        let (mut records, mut reached) = (Vec::new(), scan.after_key(self.name())?);
+        let keys = self.keys().into_iter().filter(|key| reached.is_none_or(|after| *key > after));
+        // A page examines a bounded number of records, whatever the scan lists.
+        for (examined, key) in keys.collect::<Vec<_>>().into_iter().enumerate() {
+            if records.len() == limit || examined == 1_000 {
+                let next = reached.map(|key| Cursor::after(self.name(), key));
                 return Ok(Page::new(records, next));
             }
-            record.body.clear();
-            records.push(record);
+            reached = Some(key);
+            let record = self.change(Operation::Scan, key, transition::read)?;
+            for mut record in record.filter(|record| scan.includes(record)) {
+                record.body.clear();
+                records.push(record);
+            }
         }
         Ok(Page::new(records, None))
     }

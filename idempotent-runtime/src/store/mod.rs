@@ -28,6 +28,7 @@ mod capability;
 #[cfg(feature = "__sql")]
 pub(crate) mod cas;
 pub(crate) mod codes;
+mod cursor;
 mod dynamic;
 pub mod envelope;
 mod error;
@@ -52,6 +53,7 @@ pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
+pub use cursor::{Cursor, ParseCursorError};
 pub use dynamic::DynStore;
 pub use error::{StoreError, StoreErrorKind};
 pub use facets::{ChangeFeed, ChangeListener, Facets, LocalResults, Moment};
@@ -301,11 +303,21 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///   that lease.
     fn remove(&self, remove: Remove) -> impl Future<Output = Result<Changed, StoreError>> + Send;
 
-    /// Lists records that have not expired, tombstones included.
+    /// Lists records that have not expired, and the tombstones of those that have: one page, from
+    /// [`Scan::after`] on.
     ///
-    /// To be correct: in the order of the keys, each record that the scan
-    /// [includes](Scan::includes) once, without its body. A record that cannot be read is named in
-    /// [`Page::unreadable`], and does not keep any other from being listed.
+    /// To be correct:
+    /// - Over all pages, each record that the scan [includes](Scan::includes) and that is there all
+    ///   the time, without its body, at most [`Scan::limit`] on a page: in the order of the keys and
+    ///   once if [`Capabilities::lists_in_order`] is true, otherwise at least once.
+    /// - A page costs what its request says, not what is in the store: a store examines a bounded
+    ///   number of records, and returns the place that it has reached as [`Page::next`]. A page may
+    ///   have fewer records than the limit, even none; the list ends where there is no `next`.
+    /// - A `next` leads on, also through records that are not listed.
+    /// - A cursor of another store, and one that cannot be read, are an error of the kind
+    ///   [`Unsupported`](StoreErrorKind::Unsupported).
+    /// - A record that cannot be read is named in [`Page::unreadable`], and does not keep any other
+    ///   from being listed; neither does anything else in its place.
     fn scan(&self, scan: Scan) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
     /// Removes at most `limit` expired records. Does nothing in stores whose server expires records

@@ -12,10 +12,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::cursor::Cursor;
+use super::error::StoreError;
 use super::record::{CrashPolicy, Reason, Record, State, Token};
 use crate::clock::Timestamp;
 use crate::fingerprint::Fingerprint;
-use crate::key::KeyHash;
+use crate::key::{HashPrefix, KeyHash};
 
 /// Requests the right to run.
 #[derive(Clone, Debug)]
@@ -450,9 +452,11 @@ pub enum Changed {
 #[non_exhaustive]
 pub struct Scan {
     /// The [`Page::next`] of the previous page; `None` for the first.
-    pub after: Option<KeyHash>,
-    /// The maximum number of records; zero lets the store choose.
+    pub after: Option<Cursor>,
+    /// The maximum number of records of the page; zero lets the store choose.
     pub limit: usize,
+    /// The first digits of the keys of the records to list; `None` lists every key.
+    pub begins_with: Option<HashPrefix>,
     /// The state of the records to list; `None` lists every state.
     pub state: Option<State>,
     /// The operation of the records to list; `None` lists every operation.
@@ -466,6 +470,16 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Returns the key after which the page starts, in a store named `store` that lists in the order
+    /// of the keys and whose cursors are [`Cursor::after`] a key.
+    ///
+    /// # Errors
+    /// [`Unsupported`](super::StoreErrorKind::Unsupported) if the cursor is of another store, or is
+    /// not of this form.
+    pub fn after_key(&self, store: &str) -> Result<Option<KeyHash>, StoreError> {
+        self.after.as_ref().map(|cursor| cursor.key(store)).transpose()
+    }
+
     /// Returns true if this scan lists `record`.
     pub fn includes(&self, record: &Record) -> bool {
         self.state.is_none_or(|state| state == record.state)
@@ -476,7 +490,8 @@ impl Scan {
     /// The part of [`includes`](Self::includes) that does not change with time: a record which is
     /// not included by it need not be read as it is now.
     pub(crate) fn is_about(&self, record: &Record) -> bool {
-        self.operation.as_ref().is_none_or(|operation| *operation == record.operation)
+        self.begins_with.is_none_or(|prefix| prefix.includes(&record.key))
+            && self.operation.as_ref().is_none_or(|operation| *operation == record.operation)
             && self.namespace.as_ref().is_none_or(|namespace| *namespace == record.namespace)
             && self.created_before.is_none_or(|before| record.created < before)
     }
@@ -509,22 +524,23 @@ impl Only {
     }
 }
 
-/// One page of records, in the order of their keys.
+/// One page of records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Page {
     /// The records, with empty bodies.
     pub records: Vec<Record>,
-    /// The key after which the next page starts; `None` on the last page.
-    pub next: Option<KeyHash>,
-    /// The keys in between that cannot be read: records of a newer release, or values written by
+    /// The place at which the next page starts; `None` on the last page. A page without records that
+    /// has a `next` is progress.
+    pub next: Option<Cursor>,
+    /// The keys among them that cannot be read: records of a newer release, or values written by
     /// other software.
     pub unreadable: Vec<KeyHash>,
 }
 
 impl Page {
     /// A page of `records`.
-    pub const fn new(records: Vec<Record>, next: Option<KeyHash>) -> Self {
+    pub const fn new(records: Vec<Record>, next: Option<Cursor>) -> Self {
         Self { records, next, unreadable: Vec::new() }
     }
 

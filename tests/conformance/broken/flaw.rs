@@ -110,6 +110,16 @@ pub enum Flaw {
     ScansOverlookOrphans,
     /// A list does not look at the namespace.
     ScansOfEveryNamespace,
+    /// A list does not look at the digits that are searched for.
+    ScansOfEveryKey,
+    /// A list ends at a page on which nothing is listed.
+    ScansEndAtEmptyPages,
+    /// A page begins after what was listed before, and not after what was examined.
+    ScansStandStill,
+    /// A list goes on at the cursor of any store.
+    CursorsOfAnyStore,
+    /// A list leaves out what has expired, with the tombstone that is to follow.
+    ScansHideTombstones,
     /// An operator's answer does not look at the owner.
     AnswersUnguarded,
     /// A removal does not look at whether the owner runs.
@@ -118,7 +128,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them, each with the case that is about it.
-    pub const ALL: [(Self, &'static str); 55] = [
+    pub const ALL: [(Self, &'static str); 60] = [
         (Self::LockOfOneHandle, "requests_that_meet_on_a_running_record_have_an_order"),
         (Self::NothingAtomic, "requests_that_meet_where_no_record_is_have_an_order"),
         (Self::ClaimsAtomicOnly, "requests_that_meet_on_a_doubt_have_an_order"),
@@ -172,6 +182,11 @@ impl Flaw {
         (Self::ScansEnd, "a_scan_lists_every_record_once"),
         (Self::ScansOverlookOrphans, "a_scan_lists_what_somebody_has_to_look_at"),
         (Self::ScansOfEveryNamespace, "a_scan_lists_records_of_a_namespace_and_an_age"),
+        (Self::ScansOfEveryKey, "a_scan_lists_keys_with_the_same_digits"),
+        (Self::ScansEndAtEmptyPages, "ten_thousand_records_are_kept"),
+        (Self::ScansStandStill, "ten_thousand_records_are_kept"),
+        (Self::CursorsOfAnyStore, "a_scan_goes_on_at_cursors_of_its_own"),
+        (Self::ScansHideTombstones, "a_scan_lists_the_tombstones_of_expired_records"),
         (Self::AnswersUnguarded, "an_answer_to_another_owner_is_a_conflict"),
         (Self::RemovalsOfRunning, "a_running_record_is_not_removed"),
     ];

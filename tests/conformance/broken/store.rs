@@ -10,9 +10,9 @@ use bytes::Bytes;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Facets, Grant,
-    Only, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store,
-    StoreError, Token, Watch, Written, transition,
+    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Cursor,
+    Facets, Grant, Only, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan,
+    State, Store, StoreError, Token, Watch, Written, transition,
 };
 use idempotency::testing::ManualClock;
 use tokio::sync::Notify;
@@ -485,24 +485,39 @@ impl Store for BrokenStore {
         if self.has(Flaw::ScansOfEveryNamespace) {
             scan.namespace = None;
         }
+        if self.has(Flaw::ScansOfEveryKey) {
+            scan.begins_with = None;
+        }
         let limit = if scan.limit == 0 { 100 } else { scan.limit };
         let mut records: Vec<Record> = Vec::new();
-        for key in self.keys().into_iter().filter(|key| scan.after.is_none_or(|after| *key > after))
-        {
+        let mut reached = match scan.after_key(self.name()) {
+            Err(_) if self.has(Flaw::CursorsOfAnyStore) => None,
+            after => after?,
+        };
+        let mut keys = self.keys();
+        keys.retain(|key| reached.is_none_or(|after| *key > after));
+        for (examined, key) in keys.into_iter().enumerate() {
+            if records.len() == limit || examined == 1_000 {
+                if self.has(Flaw::ScansStandStill) {
+                    reached = records.last().map(|last| last.key).or(scan.after_key(self.name())?);
+                }
+                let ends = self.has(Flaw::ScansEnd)
+                    || self.has(Flaw::ScansEndAtEmptyPages) && records.is_empty();
+                let next = reached.filter(|_| !ends).map(|key| Cursor::after(self.name(), key));
+                return Ok(Page::new(records, next));
+            }
+            reached = Some(key);
             let now = self.shared.clock.now();
-            let Some(mut record) = transition::read(&mut self.find(key, By::Operator), now) else {
-                continue;
-            };
+            let mut found = self.find(key, By::Operator);
+            if self.has(Flaw::ScansHideTombstones) {
+                found = found.filter(|record| record.expires > now);
+            }
+            let Some(mut record) = transition::read(&mut found, now) else { continue };
             let is_overlooked = self.has(Flaw::ScansOverlookOrphans)
                 && scan.only == Only::InDoubt
                 && record.state != State::InDoubt;
             if !scan.includes(&record) || is_overlooked {
                 continue;
-            }
-            if records.len() == limit {
-                let next =
-                    records.last().map(|last| last.key).filter(|_| !self.has(Flaw::ScansEnd));
-                return Ok(Page::new(records, next));
             }
             record.body.clear();
             records.push(record);

@@ -181,9 +181,12 @@ macro_rules! __conformance_list {
                 a_record_removed_by_force_does_not_come_back
                 a_tombstone_is_removed
                 a_scan_lists_every_record_once
+                a_scan_goes_on_at_cursors_of_its_own
+                a_scan_lists_keys_with_the_same_digits
                 a_scan_lists_what_was_asked_for
                 a_scan_lists_what_somebody_has_to_look_at
-                a_scan_lists_records_of_a_namespace_and_an_age;
+                a_scan_lists_records_of_a_namespace_and_an_age
+                a_scan_lists_the_tombstones_of_expired_records;
             retention:
                 an_expired_result_is_absent
                 an_expired_unfinished_record_is_absent

@@ -1,16 +1,21 @@
 //! Operations of callers that are not the owner: resolve, remove, list (T12, T14).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::Scene;
 use super::scene::{KEY, key, token};
 use crate::clock::Timestamp;
+use crate::engine::Idempotency;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Changed, Claim, Commit, CrashPolicy, Only, Park, Reason, Release, Remove, Resolve,
-    ResolveAnswer, Scan, State, Store as _, Written,
+    Abandon, Changed, Claim, Commit, CrashPolicy, Cursor, Only, Park, Reason, Release, Remove,
+    Resolve, ResolveAnswer, Scan, State, Store as _, StoreErrorKind, Written,
 };
 use crate::testing::Subject;
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 fn finished<S: Subject>(scene: &Scene<S>, state: State) -> Resolve {
     let body = Bytes::from_static(b"resolved");
@@ -377,7 +382,7 @@ pub async fn a_tombstone_is_removed<S: Subject>(scene: Scene<S>) {
 /// Scan: every record once, in the order of the keys.
 pub async fn a_scan_lists_every_record_once<S: Subject>(scene: Scene<S>) {
     let rule = "a scan lists every record once, in the order of the keys, without bodies";
-    assert_eq!(scene.scan(Scan::default()).await.records.len(), 0, "{rule}: an empty store");
+    assert_eq!(scene.list(Scan::default(), rule).await.len(), 0, "{rule}: an empty store");
     for number in [200, 1, 70, 3, 2, 128, 64] {
         let claim = Claim { key: key(number), ..scene.claim_by(number.into()) };
         scene.mine(&claim, rule).await;
@@ -386,21 +391,50 @@ pub async fn a_scan_lists_every_record_once<S: Subject>(scene: Scene<S>) {
     }
     let all = [1, 2, 3, 64, 70, 128, 200].map(key);
     for limit in [1, 2, 3, 7, 100, usize::MAX, 0] {
-        let mut listed = Vec::new();
-        let mut scan = Scan { limit, ..Scan::default() };
-        for _ in 0..20 {
-            let page = scene.scan(scan.clone()).await;
-            assert!(limit == 0 || page.records.len() <= limit, "{rule}: at most {limit} on a page");
-            assert!(page.records.iter().all(|record| record.body.is_empty()), "{rule}");
-            assert!(page.records.iter().all(|record| record.state == State::Completed), "{rule}");
-            listed.extend(page.records.iter().map(|record| record.key));
-            scan.after = page.next;
-            if page.next.is_none() {
-                break;
-            }
-        }
-        assert_eq!(scan.after, None, "{rule}: the pages come to an end");
+        let listed = scene.list(Scan { limit, ..Scan::default() }, rule).await;
+        assert!(listed.iter().all(|record| record.state == State::Completed), "{rule}");
+        let listed: Vec<_> = listed.iter().map(|record| record.key).collect();
         assert_eq!(listed, all, "{rule} (pages of {limit})");
+    }
+}
+
+/// Scan: a cursor is of one store.
+pub async fn a_scan_goes_on_at_cursors_of_its_own<S: Subject>(scene: Scene<S>) {
+    let rule = "a cursor of another store, and one that cannot be read, are refused";
+    scene.is_timeless();
+    let name = scene.store().name();
+    let others = Cursor::after("a store of another kind", KEY);
+    let digits = KEY.to_hex();
+    for after in [others, Cursor::new(name, "?"), Cursor::new(name, format!("{digits}+"))] {
+        let scan = Scan { after: Some(after.clone()), ..Scan::default() };
+        let answer = scene.store().scan(scan).await.map_err(|error| error.kind());
+        assert_eq!(answer, Err(StoreErrorKind::Unsupported), "{rule} ({after:?})");
+    }
+}
+
+/// Scan: by the first digits of the keys.
+pub async fn a_scan_lists_keys_with_the_same_digits<S: Subject>(scene: Scene<S>) {
+    let rule = "a scan lists the records whose keys begin with the digits that were asked for";
+    scene.is_timeless();
+    let hash = |text: &str| -> KeyHash { format!("{text:0<64}").parse().expect(rule) };
+    let names =
+        ["000000001", "abcdef00", "abcdef008", "abcdef00f", "abcdef01", "abcdef1", "ffffffff"];
+    for (number, name) in (1..).zip(names) {
+        let claim = Claim { key: hash(name), lease: DAY, ..scene.claim_by(number) };
+        scene.mine(&claim, rule).await;
+    }
+    for (digits, expected) in [
+        ("abcdef00", &names[1..4]),
+        ("ABCDEF00f", &names[3..4]),
+        ("abcdef02", &[]),
+        ("00000000", &names[..1]),
+        ("ffffffff0", &names[6..]),
+        (&hash("abcdef01").to_hex(), &names[4..5]),
+    ] {
+        let scan = Scan { begins_with: digits.parse().ok(), ..Scan::default() };
+        assert!(scan.begins_with.is_some());
+        let expected: Vec<_> = expected.iter().map(|name| hash(name)).collect();
+        assert_eq!(listed(&scene, scan, rule).await, expected, "{rule} ({digits})");
     }
 }
 
@@ -432,18 +466,9 @@ pub async fn a_scan_lists_what_was_asked_for<S: Subject>(scene: Scene<S>) {
         (Some(State::InDoubt), None, vec![]),
         (None, Some("ma"), vec![]),
     ] {
-        let mut scan =
-            Scan { limit: 2, state, operation: operation.map(Into::into), ..Scan::default() };
-        let mut listed = Vec::new();
-        for _ in 0..20 {
-            let page = scene.scan(scan.clone()).await;
-            listed.extend(page.records.iter().map(|record| record.key));
-            scan.after = page.next;
-            if page.next.is_none() {
-                break;
-            }
-        }
-        assert_eq!(scan.after, None, "{rule}: the pages come to an end");
+        let operation = operation.map(Into::into);
+        let scan = Scan { state, operation: operation.clone(), ..Scan::default() };
+        let listed = listed(&scene, scan, rule).await;
         let expected: Vec<_> = expected.into_iter().map(key).collect();
         assert_eq!(listed, expected, "{rule} ({state:?}, {operation:?})");
     }
@@ -451,17 +476,8 @@ pub async fn a_scan_lists_what_was_asked_for<S: Subject>(scene: Scene<S>) {
 
 /// Returns the keys that `scan` lists, on pages of two.
 async fn listed<S: Subject>(scene: &Scene<S>, scan: Scan, rule: &str) -> Vec<KeyHash> {
-    let (mut listed, mut scan) = (Vec::new(), Scan { limit: 2, ..scan });
-    for _ in 0..20 {
-        let page = scene.scan(scan.clone()).await;
-        assert!(page.records.iter().all(|record| scan.includes(record)), "{rule}");
-        listed.extend(page.records.iter().map(|record| record.key));
-        scan.after = page.next;
-        if page.next.is_none() {
-            return listed;
-        }
-    }
-    panic!("{rule}: the pages come to an end");
+    let records = scene.list(Scan { limit: 2, ..scan }, rule).await;
+    records.iter().map(|record| record.key).collect()
 }
 
 /// Scan: records in doubt, including those that no caller has noticed, and records without an
@@ -542,4 +558,45 @@ pub async fn a_scan_lists_records_of_a_namespace_and_an_age<S: Subject>(scene: S
     assert_eq!(listed(&scene, scan, rule).await, [2, 4].map(key), "{rule}");
     let scan = Scan { created_before: Some(Timestamp::from_millis(u64::MAX)), ..Scan::default() };
     assert_eq!(listed(&scene, scan, rule).await.len(), 6, "{rule}");
+}
+
+/// T13 and scan: the tombstone that an expired record leaves is there for lists, too.
+pub async fn a_scan_lists_the_tombstones_of_expired_records<S: Subject>(scene: Scene<S>) {
+    let rule = "a scan lists the tombstone that an expired record leaves, and `find` finds it";
+    let claim = |number: u8| {
+        let claim = scene.claim_under(number.into(), CrashPolicy::Retry);
+        let (linger, after_expiry) = (scene.leases(2), scene.leases(64));
+        Claim { key: key(number), linger, after_expiry, ..claim }
+    };
+    for number in 1..=3 {
+        scene.mine(&claim(number), rule).await;
+    }
+    scene.mine(&Claim { after_expiry: Duration::ZERO, ..claim(4) }, rule).await;
+    let lasting = Claim { linger: scene.leases(64), ..claim(5) };
+    scene.mine(&lasting, rule).await;
+    let commit = Commit { key: key(2), ttl: scene.leases(2), ..scene.commit_by(2, "result") };
+    assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+    let park = Park::own(key(3), token(3), Reason::Error);
+    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+    scene.pass(5).await;
+    let expected = [(1, true), (2, true), (3, true), (5, false)];
+    let found: Vec<_> = scene.list(Scan::default(), rule).await;
+    let found: Vec<_> =
+        found.iter().map(|record| (record.key, record.state == State::Tombstone)).collect();
+    assert_eq!(found, expected.map(|(number, gone)| (key(number), gone)), "{rule}");
+    let scan = Scan { state: Some(State::Tombstone), ..Scan::default() };
+    assert_eq!(listed(&scene, scan, rule).await, [1, 2, 3].map(key), "{rule}");
+    for only in [Only::InDoubt, Only::Orphaned] {
+        let scan = Scan { only, ..Scan::default() };
+        let found = listed(&scene, scan, rule).await;
+        let orphans: &[KeyHash] = if only == Only::Orphaned { &[key(5)] } else { &[] };
+        assert_eq!(found, orphans, "{rule}: nobody has to decide about a tombstone");
+    }
+    let engine = Idempotency::new(scene.second().await);
+    for number in 1..=4 {
+        let digits = key(number).to_string();
+        let found = engine.find(&digits).await.unwrap_or_else(|error| panic!("{rule}: {error}"));
+        let expected: &[KeyHash] = if number == 4 { &[] } else { &[key(number)] };
+        assert_eq!(found, expected, "{rule} (find)");
+    }
 }

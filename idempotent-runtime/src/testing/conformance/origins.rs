@@ -63,7 +63,7 @@ async fn is_of<S: Subject>(scene: &Scene<S>, origin: &Origin, stranger: u128, ru
     assert_eq!(Origin::of(&scene.record().await), *origin, "{rule} (a read)");
     let watch = scene.watch().await;
     assert_eq!(watch.record.as_ref().map(Origin::of), Some(origin.clone()), "{rule} (a watch)");
-    let listed = scene.scan(Scan { limit: 100, ..Scan::default() }).await.records;
+    let listed = scene.list(Scan { limit: 100, ..Scan::default() }, rule).await;
     let listed = listed.iter().find(|record| record.key == KEY);
     assert_eq!(listed.map(Origin::of), Some(origin.clone()), "{rule} (a list)");
 }

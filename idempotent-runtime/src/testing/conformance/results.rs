@@ -154,7 +154,7 @@ pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Sc
         let commit = Commit { body: large.clone(), ..scene.commit_by(1, "") };
         assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
         as_claimed("a result").await;
-        let listed = scene.scan(crate::store::Scan::default()).await.records;
+        let listed = scene.list(crate::store::Scan::default(), rule).await;
         let words: Vec<_> =
             listed.iter().map(|record| (&*record.operation, record.trace.as_deref())).collect();
         assert_eq!(

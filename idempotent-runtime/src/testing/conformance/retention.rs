@@ -256,8 +256,8 @@ pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
 
 /// Asserts that every operation except a claim finds no record.
 async fn is_absent<S: Subject>(scene: &Scene<S>, rule: &str) {
-    let page = scene.scan(Scan::default()).await;
-    assert_eq!(page.records.len(), 0, "{rule} (scan)");
+    let listed = scene.list(Scan::default(), rule).await;
+    assert_eq!(listed.len(), 0, "{rule} (scan)");
     scene.refuses_owner(1, Written::Gone, rule).await;
     assert_eq!(
         scene.park(Park::orphan(KEY, token(1))).await,

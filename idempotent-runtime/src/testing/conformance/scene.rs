@@ -10,9 +10,8 @@ use crate::clock::SystemClock;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Page, Park,
-    Reason, Record, Release, Remove, Renewal, Resolve, Scan, State, Store as _, Token, Watch,
-    Written,
+    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park,
+    Reason, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, Token, Watch, Written,
 };
 use crate::testing::{ClockJump, Subject};
 
@@ -74,6 +73,38 @@ where
         }
     }
     expect(request().await)
+}
+
+/// The largest number of pages of a list: one that has more does not end.
+const PAGES: usize = 1_000;
+
+/// Returns the records that `scan` lists over all its pages, in the order of their keys. Each page
+/// begins at the text of a cursor, as in another process.
+pub(super) async fn all_pages(store: &impl Store, mut scan: Scan, rule: &str) -> Vec<Record> {
+    let mut records: Vec<Record> = Vec::new();
+    for _ in 0..PAGES {
+        let page = answered(|| store.scan(scan.clone())).await;
+        let most = if scan.limit == 0 { usize::MAX } else { scan.limit };
+        assert!(page.records.len() <= most, "{rule}: at most {most} on a page");
+        for record in &page.records {
+            assert!(record.body.is_empty(), "{rule}: without bodies");
+            assert!(scan.includes(record), "{rule}: {record:?} is not what was asked for");
+        }
+        records.extend(page.records);
+        let Some(next) = page.next else {
+            if store.capabilities().lists_in_order {
+                let in_order = records.is_sorted_by(|one, next| one.key < next.key);
+                assert!(in_order, "{rule}: each once, in the order of the keys");
+            } else {
+                records.sort_by_key(|record| record.key);
+                records.dedup_by_key(|record| record.key);
+            }
+            return records;
+        };
+        let next = next.to_string().parse();
+        scan.after = Some(next.unwrap_or_else(|error| panic!("{rule}: its cursor: {error}")));
+    }
+    panic!("{rule}: the pages come to an end");
 }
 
 /// Unwraps a response. A server can fail a request for reasons of its own; the suite then stops
@@ -355,8 +386,9 @@ impl<S: Subject> Scene<S> {
         expect(self.store().remove(remove).await)
     }
 
-    pub(super) async fn scan(&self, scan: Scan) -> Page {
-        expect(self.store().scan(scan).await)
+    /// Returns the records that `scan` lists, in the order of their keys.
+    pub(super) async fn list(&self, scan: Scan, rule: &str) -> Vec<Record> {
+        all_pages(self.store(), scan, rule).await
     }
 
     pub(super) async fn purge(&self) {

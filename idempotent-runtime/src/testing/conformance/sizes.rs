@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use super::Scene;
-use super::scene::{OPERATION, answered, numbered, token};
+use super::scene::{OPERATION, all_pages, answered, numbered, token};
 use crate::store::{Claim, Claimed, Commit, Renewal, Scan, State, Store, Written};
 use crate::testing::Subject;
 
@@ -75,20 +75,29 @@ pub async fn ten_thousand_records_are_kept<S: Subject>(scene: Scene<S>) {
     let (first, second) = (Arc::new(scene.second().await), Arc::new(scene.second().await));
     claim_all(&first, 0..RECORDS / 2, rule).await;
     claim_all(&second, RECORDS / 2..RECORDS, rule).await;
-    let (mut numbers, mut scan) = (0..RECORDS, Scan { limit: 1_000, ..Scan::default() });
-    loop {
-        let page = answered(|| second.scan(scan.clone())).await;
-        for record in page.records {
-            let number = numbers.next().unwrap_or(RECORDS);
-            let expected = (numbered(number), token(u128::from(number) + 1), State::InProgress);
-            assert_eq!((record.key, record.owner, record.state), expected, "{rule}");
-        }
-        scan.after = page.next;
-        if scan.after.is_none() {
-            break;
+    let listed = all_pages(&*second, Scan { limit: 1_000, ..Scan::default() }, rule).await;
+    assert_eq!(listed.len(), RECORDS as usize, "{rule}: all are listed");
+    for (number, record) in (0..).zip(listed) {
+        let expected = (numbered(number), token(u128::from(number) + 1), State::InProgress);
+        assert_eq!((record.key, record.owner, record.state), expected, "{rule}");
+    }
+    // However much there is that is not listed.
+    for (digits, expected) in [("00002706", vec![numbered(9_990)]), ("00002711", vec![])] {
+        let begins_with = digits.parse().ok();
+        for operation in [None, Some(OPERATION.into())] {
+            let scan = Scan { begins_with, operation, ..Scan::default() };
+            let found = all_pages(&*second, scan, rule).await;
+            assert!(found.iter().map(|record| record.key).eq(expected.clone()), "{rule}");
         }
     }
-    assert_eq!(numbers.next(), None, "{rule}: all are listed");
+    let nothing = Scan { state: Some(State::Failed), limit: 10, ..Scan::default() };
+    assert_eq!(all_pages(&*second, nothing, rule).await.len(), 0, "{rule}");
+    let last = Claim { operation: "another".into(), ..claim(RECORDS) };
+    answered(|| scene.store().claim(last.clone())).await;
+    let scan = Scan { operation: Some("another".into()), limit: 10, ..Scan::default() };
+    let found = all_pages(&*second, scan, rule).await;
+    let found: Vec<_> = found.iter().map(|record| record.key).collect();
+    assert_eq!(found, [numbered(RECORDS)], "{rule}: one among those that are not listed");
     for number in (0..RECORDS).step_by(97) {
         let stranger = Claim { token: token(9), ..claim(number) };
         assert!(

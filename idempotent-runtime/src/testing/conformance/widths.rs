@@ -104,7 +104,7 @@ pub async fn a_record_is_known_by_its_whole_key<S: Subject>(scene: Scene<S>) {
             "{rule}"
         );
     }
-    let listed = scene.scan(crate::store::Scan { limit: 100, ..Default::default() }).await.records;
+    let listed = scene.list(crate::store::Scan { limit: 100, ..Default::default() }, rule).await;
     let mut expected = keys;
     expected.sort_unstable();
     assert_eq!(listed.iter().map(|record| record.key).collect::<Vec<_>>(), expected, "{rule}");
