@@ -14,7 +14,7 @@ const SCRIPT: &str = include_str!("../../migrations/sqlite/0001_records.sql");
 
 pub(super) async fn migrate(store: &Inner) -> Result<(), StoreError> {
     let failed = |error| store_error(OPERATION, error);
-    // Nobody gives this up, so it waits for a writer as long as the pool's connections do.
+    // No caller gives this up, so it waits for a writer as long as the pool's connections do.
     let mut lease = store.writer.unbounded(OPERATION).await?;
     // If the table exists, this does not wait for any writer.
     let found = match version(store, &mut lease).await {
