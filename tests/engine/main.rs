@@ -33,6 +33,7 @@ mod replay;
 mod runtimes;
 mod shutdown;
 mod steps;
+mod storm;
 mod values;
 mod verify;
 #[path = "../warnings/mod.rs"]

@@ -212,10 +212,9 @@ impl Connections {
             let acquired = Box::pin(async move { pools.acquire().await }).await?;
             return Ok(Lease::new(acquired, false, patience));
         };
-        // A pool tests a connection before it hands it out, and closes it if no caller waits for
-        // that any more. So this is followed to its end, which may be as far away as the pool's own
-        // patience: whoever waits longer than others leaves no more of them behind than the pool
-        // has connections.
+        // A pool tests a connection before it hands it out, and closes it if no caller waits for it
+        // any more. So this is followed to its end, which may be as far away as the patience of the
+        // pool: callers that give up leave no more of these behind than the pool has connections.
         let place = Arc::clone(places).acquire_owned().await.map_err(|_| Error::PoolClosed)?;
         // It has timers, which end with their runtime.
         Followed::new(&Handle::current(), false, async move {
