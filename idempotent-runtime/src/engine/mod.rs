@@ -21,7 +21,6 @@ mod keeper;
 mod late;
 pub(crate) mod lease;
 mod lent;
-mod loan;
 mod operations;
 mod origin;
 mod owed;
@@ -58,7 +57,6 @@ pub use duplicate::DuplicateRun;
 pub use extensions::Extensions;
 #[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite", feature = "testing"))]
 pub use lent::{Calls, Lent};
-pub use loan::{Loan, lend};
 pub use operations::Site;
 pub use origin::TraceContext;
 pub use purge::PurgeStats;
@@ -66,10 +64,10 @@ pub use record::{RecordHandle, RecordView, Resolution, Revision};
 pub use records::{RecordSummary, Records};
 pub use report::{Report, with_report};
 pub(crate) use run::in_its_own_task;
-pub use run::{Run, run, run_detached};
+pub use run::{DetachedBody, Run, run, run_detached};
 pub use transaction::{Begun, InTransaction, begin};
 pub(crate) use verify::ask;
-pub use verify::{Asked, Cleared, NoVerify, Verified, Verify, verify};
+pub use verify::{Asked, Cleared, NoVerify, Verification, Verified, Verify, verify};
 
 use bound::Bounds;
 use busy::Busy;
@@ -99,7 +97,7 @@ use crate::store::{Claim, DynStore, Reason, Record, Release, Scan, Store, StoreE
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+/// # use idempotency::{Error, Idempotency, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// let engine = Idempotency::new(MemoryStore::new());
@@ -365,7 +363,7 @@ impl Idempotency {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) if it is too old.
     ///
     /// ```
-    /// # use idempotent_runtime::{Error, Idempotency};
+    /// # use idempotency::{Error, Idempotency};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// let engine = Idempotency::connect("memory:").await?;
@@ -433,7 +431,7 @@ impl Idempotency {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # use idempotency::{Error, Idempotency, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// let engine = Idempotency::new(MemoryStore::new());
@@ -457,8 +455,8 @@ impl Idempotency {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, ErrorAction, Idempotency};
-    /// # use idempotent_runtime::store::{MemoryStore, Only, Scan};
+    /// # use idempotency::{Error, ErrorAction, Idempotency};
+    /// # use idempotency::store::{MemoryStore, Only, Scan};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());

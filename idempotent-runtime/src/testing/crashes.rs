@@ -48,7 +48,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # use std::collections::HashMap;
 /// # use std::sync::Mutex;
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, ErrorKind, Idempotency, store::MemoryStore, testing::crash_at_every_await};
+/// # use idempotency::{Error, ErrorKind, Idempotency, store::MemoryStore, testing::crash_at_every_await};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// # let engine = Idempotency::new(MemoryStore::new());
