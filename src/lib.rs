@@ -28,3 +28,25 @@ pub use idempotent_runtime::private as __private;
 #[cfg(feature = "macros")]
 #[doc = include_str!("attribute.md")]
 pub use idempotent_macros::idempotent;
+
+/// Pages about the promises, the stores and the work of operators.
+// Only for readers: their examples are configuration and sketches, not programs.
+#[cfg(all(doc, not(doctest)))]
+pub mod docs {
+    #[doc = include_str!("../docs/guarantees.md")]
+    pub mod guarantees {}
+    #[doc = include_str!("../docs/transactions.md")]
+    pub mod transactions {}
+    #[doc = include_str!("../docs/http.md")]
+    pub mod http {}
+    #[doc = include_str!("../docs/operators.md")]
+    pub mod operators {}
+    #[doc = include_str!("../docs/redis.md")]
+    pub mod redis {}
+    #[doc = include_str!("../docs/postgres.md")]
+    pub mod postgres {}
+    #[doc = include_str!("../docs/mysql.md")]
+    pub mod mysql {}
+    #[doc = include_str!("../docs/sqlite.md")]
+    pub mod sqlite {}
+}

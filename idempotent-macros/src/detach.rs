@@ -1,11 +1,12 @@
 //! `detach`: copies what the body borrows, so that the body can continue without its caller.
 
 use proc_macro2::{Ident, Span, TokenStream};
-use quote::{format_ident, quote, quote_spanned};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Attribute, FnArg, Pat, PatType, Receiver, ReceiverKind, Signature, Type, parse_quote};
 
 use crate::func::{Body, Function, argument_name, bound_names, conditions, mentions};
+use crate::required;
 use crate::types::{is_static, unwrapped};
 
 /// An argument of type `&T`, which the body gets as a reference to a copy.
@@ -15,7 +16,7 @@ pub(crate) struct Copied<'a> {
     mutability: Option<syn::Token![mut]>,
     /// The `#[cfg]`s of the argument, which apply to its copy as well.
     attributes: Vec<&'a Attribute>,
-    place: Span,
+    place: &'a Type,
 }
 
 /// Returns the arguments that the body uses but cannot own.
@@ -29,7 +30,7 @@ pub(crate) fn copied<'a>(function: &'a Function, body: &Body) -> Vec<Copied<'a>>
                 name,
                 mutability: mutability(&argument.pat),
                 attributes: conditions(&argument.attrs).collect(),
-                place: argument.ty.span(),
+                place: &argument.ty,
             })
         })
         .collect()
@@ -44,7 +45,12 @@ impl Copied<'_> {
     pub(crate) fn copy(&self, private: &TokenStream) -> TokenStream {
         let Self { name, attributes, place, .. } = self;
         let local = self.local();
-        quote_spanned!(*place=> #(#attributes)* let #local = #private::copied(#name);)
+        let none = TokenStream::new();
+        let assert = required::function(private, "DetachableCopy", &none, "assert", place);
+        quote! {
+            #(#attributes)* #assert(#name);
+            #(#attributes)* let #local = #private::copied(#name);
+        }
     }
 
     /// Returns the statement that binds the argument inside the body.
@@ -65,15 +71,15 @@ pub(crate) fn checks(
         let (name, place, conditions) = match argument {
             FnArg::Receiver(Receiver { self_token, kind, .. }) => {
                 let place = if let ReceiverKind::Typed(_, of_type) = kind {
-                    of_type.span()
+                    of_type.to_token_stream()
                 } else {
-                    self_token.span
+                    self_token.to_token_stream()
                 };
                 (Ident::from(*self_token), place, Vec::new())
             }
             FnArg::Typed(argument) if !is_moved(&argument.ty) => return None,
             FnArg::Typed(argument) => {
-                let place = argument.ty.span();
+                let place = argument.ty.to_token_stream();
                 (
                     argument_name(&argument.pat)?.clone(),
                     place,
@@ -81,9 +87,14 @@ pub(crate) fn checks(
                 )
             }
         };
-        let reference = quote_spanned!(place=> &#name);
+        let none = TokenStream::new();
+        let assert = required::function(private, "Detachable", &none, "assert", &place);
         let lint = underscore_lint(&name);
-        Some(quote!(#(#conditions)* #lint #private::assert_detachable(#reference);))
+        let (first, last) = required::ends(&place);
+        let mut name = name;
+        name.set_span(name.span().located_at(last));
+        let reference = quote_spanned!(first=> &#name);
+        Some(quote!(#(#conditions)* #lint #assert(#reference);))
     })
 }
 

@@ -9,8 +9,10 @@ use syn::{Expr, Ident, Token, Type};
 
 use crate::args::{Args, FormerFingerprint, OnConflict, OnCrash, OnError};
 use crate::detach::{self, Copied};
+use crate::duration::Time;
 use crate::func::{Body, Function, conditions, mentions};
-use crate::key::{Key, borrowed};
+use crate::key::borrowed;
+use crate::required;
 use crate::transaction;
 use crate::types::{self, Output, erased};
 use crate::verify::{self, Verify};
@@ -169,7 +171,7 @@ fn call_in_transaction(
     let (call, codec) = (local("__call"), local("__codec"));
     let (begun, claim, result) = (local("__begun"), local("__claim"), local("__result"));
     let start = start(args, function, private, output);
-    let lend = located_at(&quote!(#private::lend), tx.span());
+    let lend = required::function(private, "SqlTransaction", &TokenStream::new(), "lend", tx);
     let tx = transaction::borrowed(tx, &lend);
     quote! {
         #start
@@ -196,14 +198,21 @@ fn call(
     output: &Type,
     closure: &TokenStream,
 ) -> TokenStream {
-    let (call, codec, body) = (local("__call"), local("__codec"), local("__body"));
+    let (call, codec, mut body) = (local("__call"), local("__codec"), local("__body"));
     let start = start(args, function, private, output);
-    let run = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
+    let run = if let Some(detach) = args.detach {
+        body.set_span(body.span().located_at(detach));
+        detached(private, "run", detach)
+    } else {
+        quote!(#private::run)
+    };
+    let run =
+        quote_spanned!(args.detach.unwrap_or_else(Span::call_site)=> #run(#call, #codec, #body));
     quote! {
         move || {
             #start
             #closure
-            #private::#run(#call, #codec, #body)
+            #run
         }
     }
 }
@@ -218,24 +227,37 @@ fn call_after_question(
     output: &Type,
     closure: &TokenStream,
 ) -> TokenStream {
-    let (call, codec, body) = (local("__call"), local("__codec"), local("__body"));
+    let (call, codec, mut body) = (local("__call"), local("__codec"), local("__body"));
     let (claim, result) = (local("__claim"), local("__result"));
     let start = start(args, function, private, output);
     let question = verify::question(&verify.question, private, output);
-    let span = verify.question.span();
-    let ask = located_at(&quote!(#private::verify), span);
-    let run = if args.detach.is_some() { quote!(run_detached) } else { quote!(run) };
-    let asked = quote_spanned!(span=> #ask(#call, #codec, #question).await);
+    let (first, last) = required::ends(&verify.question);
+    let ask = required::placed(&quote!(#private::verify), first);
+    let asked = quote_spanned!(last=> #ask(#call, #codec, #question).await);
+    let run = if let Some(detach) = args.detach {
+        body.set_span(body.span().located_at(detach));
+        let run = detached(private, "run_verified", detach);
+        quote_spanned!(detach=> #run(#claim, #body))
+    } else {
+        quote!(#claim.run(#body))
+    };
     quote! {
         #start
         match #asked {
             #private::Verified::Answered(#result) => #result,
             #private::Verified::Mine(#claim) => {
                 #closure
-                #claim.#run(#body).await
+                #run.await
             }
         }
     }
+}
+
+/// Returns the path of a function that runs a body in a task of its own. A body that cannot is
+/// reported at the option.
+fn detached(private: &TokenStream, name: &str, detach: Span) -> TokenStream {
+    let place = Ident::new("detach", detach);
+    required::function(private, "DetachedBody", &TokenStream::new(), name, &place)
 }
 
 /// Returns true if the body or an option mentions the argument.
@@ -250,24 +272,32 @@ fn start(args: &Args, function: &Function, private: &TokenStream, output: &Type)
     let site = site(args, function, private);
     let encoded = args.key.as_ref().map(|key| key.encoded(private));
     let start = if let Some(engine) = &args.engine {
+        let engine = required::given(private, &quote!(&#private::Idempotency), engine);
         quote!(#private::call_on(#site, #engine, #key))
     } else {
         quote!(#private::call(#site, #key))
     };
     let start = if args.name.is_some() { start } else { quote!(#private::unnamed(#start, || {})) };
-    // Parts are encoded one by one: Rust has trait implementations only for tuples of limited
-    // length.
-    let start = match &args.scope {
-        Some(scope @ Key::Parts(_)) => {
-            let scope = scope.encoded(private);
-            quote!(#private::scoped(#start, #scope))
-        }
-        _ => start,
+    let start = if let Some(scope) = &args.scope {
+        let scope = scope.encoded(private);
+        quote!(#private::scoped(#start, #scope))
+    } else {
+        start
     };
+    let start = fingerprinted(args, private, start);
     let settings = settings(args, private);
     let witness = witness(args, private, output);
-    let upgrade = args.upgrade.as_ref().map(|upgrade| quote!(.upgrade(#upgrade)));
-    let upgrade_error = args.upgrade_error.as_ref().map(|upgrade| quote!(.upgrade_error(#upgrade)));
+    let erased = erased(output);
+    let upgrade = args.upgrade.as_ref().map(|upgrade| {
+        let value = quote!(<#erased as #private::Outcome>::Value);
+        let upgrade = required::given(private, &quote!(#private::Upgrade<#value>), upgrade);
+        quote!(.upgrade(#upgrade))
+    });
+    let upgrade_error = args.upgrade_error.as_ref().map(|upgrade| {
+        let error = quote!(<#erased as #private::Outcome>::Failure);
+        let upgrade = required::given(private, &quote!(#private::Upgrade<#error>), upgrade);
+        quote!(.upgrade_error(#upgrade))
+    });
     quote! {
         let #key = #encoded;
         let #call = #start #settings;
@@ -307,22 +337,43 @@ fn site(args: &Args, function: &Function, private: &TokenStream) -> TokenStream 
     }}
 }
 
-fn settings(args: &Args, private: &TokenStream) -> TokenStream {
-    let ttl = args.ttl.as_ref().map(|ttl| quote!(.ttl(#ttl)));
-    let scope = args.scope.as_ref().and_then(Key::borrowed).map(|scope| quote!(.scope(#scope)));
-    let fingerprint =
-        args.fingerprint.as_ref().map(borrowed).map(|value| quote!(.fingerprint(#value)));
-    let former = args.former_fingerprint.as_ref().map(|former| match former {
-        FormerFingerprint::Absent => quote!(.formerly_without_fingerprint()),
-        FormerFingerprint::Of(value) => {
-            let value = borrowed(value);
-            quote!(.former_fingerprint(#value))
+/// Returns `call` with the fingerprint, and the former one.
+fn fingerprinted(args: &Args, private: &TokenStream, call: TokenStream) -> TokenStream {
+    let compute = |value: &Expr| {
+        let none = TokenStream::new();
+        let of = required::function(private, "Fingerprintable", &none, "fingerprint", value);
+        let value = borrowed(value);
+        quote!(#of(#value))
+    };
+    let call = if let Some(value) = &args.fingerprint {
+        let fingerprint = compute(value);
+        quote!(#private::fingerprinted(#call, #fingerprint))
+    } else {
+        call
+    };
+    match &args.former_fingerprint {
+        None => call,
+        Some(FormerFingerprint::Absent) => quote!(#call.formerly_without_fingerprint()),
+        Some(FormerFingerprint::Of(value)) => {
+            let fingerprint = compute(value);
+            quote!(#private::formerly_fingerprinted(#call, #fingerprint))
         }
-    });
-    let lease = args.lease.as_ref().map(|lease| quote!(.lease(#lease)));
+    }
+}
+
+fn settings(args: &Args, private: &TokenStream) -> TokenStream {
+    let time = |time: &Time| match time {
+        Time::Literal { .. } => time.to_token_stream(),
+        Time::Expression(value) => required::given(private, &quote!(::core::time::Duration), value),
+    };
+    let ttl = args.ttl.as_ref().map(time).map(|ttl| quote!(.ttl(#ttl)));
+    let lease = args.lease.as_ref().map(time).map(|lease| quote!(.lease(#lease)));
     let on_conflict = args.on_conflict.as_ref().map(|answer| match answer {
         OnConflict::Wait => quote!(.wait_on_conflict()),
-        OnConflict::WaitFor(time) => quote!(.on_conflict(#private::OnConflict::Wait(#time))),
+        OnConflict::WaitFor(patience) => {
+            let patience = time(patience);
+            quote!(.on_conflict(#private::OnConflict::Wait(#patience)))
+        }
         OnConflict::Reject => quote!(.on_conflict(#private::OnConflict::Reject)),
     });
     let on_crash = args.on_crash.as_ref().map(|answer| match answer {
@@ -330,35 +381,41 @@ fn settings(args: &Args, private: &TokenStream) -> TokenStream {
         OnCrash::Retry => quote!(.on_crash(#private::OnCrash::Retry)),
         OnCrash::Resume => quote!(.on_crash(#private::OnCrash::Resume)),
         OnCrash::Verify(Verify { settle, .. }) => {
-            settle.iter().map(|delay| quote!(.settle(#delay))).collect()
+            settle.iter().map(time).map(|delay| quote!(.settle(#delay))).collect()
         }
     });
-    let after_expiry = args.after_expiry.as_ref().map(|time| quote!(.after_expiry(#time)));
+    let after_expiry =
+        args.after_expiry.as_ref().map(time).map(|time| quote!(.after_expiry(#time)));
     let version = args.version.as_ref().map(|version| quote!(.version(#version)));
-    quote!(#ttl #scope #fingerprint #former #lease #on_conflict #on_crash #after_expiry #version)
+    quote!(#ttl #lease #on_conflict #on_crash #after_expiry #version)
 }
 
 /// Generates the only expression that requires the bounds of the return type, and of the error type
-/// if errors are stored. Its whole path has the span of the return type, or a missing bound would
-/// be reported at the attribute.
+/// if errors are stored. They are reported at the return type, and a wrong decision about errors at
+/// the option.
 fn witness(args: &Args, private: &TokenStream, output: &Type) -> TokenStream {
-    let span = output.span();
-    let private = located_at(private, span);
     let output = erased(output);
-    match &args.on_error {
-        None | Some(OnError::Release) => quote_spanned!(span=> #private::outcome::<#output>()),
-        Some(OnError::Hold) => quote_spanned!(span=> #private::outcome_holding_errors::<#output>()),
+    let (first, last) = required::ends(&output);
+    let located = required::placed(private, first);
+    let (failure, codec) = (Ident::new("Failure", last), Ident::new("codec", last));
+    let failure = quote_spanned!(first=> <#output as #located::Outcome>::#failure);
+    let action = match &args.on_error {
+        None | Some(OnError::Release) => quote!(#private::ErrorAction::Release),
+        Some(OnError::Hold) => quote!(#private::ErrorAction::Hold),
         Some(OnError::Store) => {
-            quote_spanned!(span=> #private::outcome_storing_errors::<#output>())
+            return quote_spanned!(first=> <#failure as #located::StoredError>::#codec::<#output>());
         }
         Some(OnError::Classify(classify)) => {
+            let none = TokenStream::new();
+            let decide = required::function(private, "Decision", &none, "codec", classify);
             let mut classify = classify.clone();
             if let Expr::Closure(closure) = &mut *classify {
                 closure.capture.get_or_insert(Token![move](closure.inputs_begin.span));
             }
-            quote_spanned!(span=> #private::outcome_classifying_errors::<#output, _, _>(#classify))
+            return quote_spanned!(required::ends(&classify).1=> #decide::<#output, _>(#classify));
         }
-    }
+    };
+    quote_spanned!(first=> <#output as #located::Outcome>::#codec(#action))
 }
 
 /// Never runs, but fixes the type of the async block, so that mistakes in the body are reported
@@ -382,18 +439,6 @@ fn private_path(args: &Args) -> TokenStream {
     } else {
         quote!(::idempotency::__private)
     }
-}
-
-/// Returns the same tokens, resolved as before, but reported at `span`.
-fn located_at(tokens: &TokenStream, span: Span) -> TokenStream {
-    tokens
-        .clone()
-        .into_iter()
-        .map(|mut token| {
-            token.set_span(token.span().located_at(span));
-            token
-        })
-        .collect()
 }
 
 /// Returns the name of a local variable that the user's tokens cannot see.

@@ -8,6 +8,7 @@ use syn::{Expr, ExprReference, LitStr, Token};
 use crate::args::{plain, string};
 use crate::errors::Errors;
 use crate::fresh::fresh_value;
+use crate::required;
 use crate::template::{self, Part};
 
 pub(crate) enum Key {
@@ -58,23 +59,14 @@ impl Key {
         match self {
             Self::Constant(text) => quote!(#private::Key::of(#text)),
             Self::Value(value) => {
-                let value = borrowed(value);
-                quote!(#private::Key::of(#value))
+                let encode = encode(private, value);
+                quote!(#private::Key::encoded(#encode))
             }
             Self::Parts(parts) => {
                 let encoder = encoder();
-                let added = parts.iter().map(Part::added);
+                let added = parts.iter().map(|part| part.added(private));
                 quote!(#private::Key::from_parts(|#encoder| #encoder #(#added)*))
             }
-        }
-    }
-
-    /// Returns a reference to the key's value, if it is a single value.
-    pub(crate) fn borrowed(&self) -> Option<TokenStream> {
-        match self {
-            Self::Constant(text) => Some(text.to_token_stream()),
-            Self::Value(value) => Some(borrowed(value)),
-            Self::Parts(_) => None,
         }
     }
 }
@@ -86,25 +78,33 @@ fn encoder() -> Ident {
 
 /// Returns method calls that add one part each, so that an invalid part of a tuple is reported
 /// there.
-fn added(value: &Expr) -> TokenStream {
+fn added(value: &Expr, private: &TokenStream) -> TokenStream {
     match plain(value) {
         Expr::Tuple(tuple) if !tuple.elems.is_empty() => {
             let encoder = encoder();
-            let parts = tuple.elems.iter().map(added);
+            let parts = tuple.elems.iter().map(|part| added(part, private));
             quote!(.tuple(|#encoder| { #encoder #(#parts)*; }))
         }
         _ => {
-            let value = borrowed(value);
-            quote!(.add(#value))
+            let encode = encode(private, value);
+            quote!(.encoded(#encode))
         }
     }
 }
 
+/// Returns a closure that writes the value, whose type it requires to be a key.
+fn encode(private: &TokenStream, value: &Expr) -> TokenStream {
+    let encode = required::function(private, "IntoKey", &TokenStream::new(), "encode", value);
+    let encoder = Ident::new("__encoder", Span::mixed_site());
+    let value = borrowed(value);
+    quote!(|#encoder| #encode(#value, #encoder))
+}
+
 impl Part {
-    fn added(&self) -> TokenStream {
+    fn added(&self, private: &TokenStream) -> TokenStream {
         match self {
             Self::Text(text) => quote!(.add(#text)),
-            Self::Value(value) => added(value),
+            Self::Value(value) => added(value, private),
         }
     }
 }

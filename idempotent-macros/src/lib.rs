@@ -16,6 +16,7 @@ mod fresh;
 mod func;
 mod key;
 mod nearest;
+mod required;
 #[cfg(test)]
 mod snapshots;
 mod template;

@@ -137,6 +137,6 @@ fn another_facade_replaces_every_path() {
         args,
         "async fn charge(order: &Order, note: String) -> Result<Receipt, PayError> { pay() }",
     );
-    assert!(output.contains("a::b::__private::run_detached"), "{output}");
+    assert!(output.contains("a::b::__private::DetachedBody::run"), "{output}");
     assert!(!output.contains("idempotency"), "{output}");
 }

@@ -9,7 +9,11 @@ use std::ops::Deref;
     label = "not `Send + 'static`",
     note = "take an owned type that is `Send`, `Arc` in place of `Rc` for example, or leave `detach` out"
 )]
-pub trait Detachable {}
+pub trait Detachable {
+    /// Compiles if the argument can move into the task of a detached body.
+    #[doc(hidden)]
+    fn assert(_: &Self) {}
+}
 
 #[diagnostic::do_not_recommend]
 impl<T: Send + 'static> Detachable for T {}
@@ -20,22 +24,37 @@ impl<T: Send + 'static> Detachable for T {}
     label = "`{Self}` is not `Clone + Send + Sync + 'static`",
     note = "derive `Clone`, or take `Arc<{Self}>`, or leave `detach` out"
 )]
-pub trait DetachableCopy: ToOwned<Owned: Send> {}
+pub trait DetachableCopy {
+    /// The copy.
+    #[doc(hidden)]
+    type Copy: Borrow<Self> + Send + 'static;
+
+    /// Compiles if an argument of type `&Self` can be copied.
+    #[doc(hidden)]
+    fn assert(_: &Self) {}
+
+    /// Returns a copy of an argument of type `&Self`.
+    #[doc(hidden)]
+    fn copy(argument: &Self) -> Self::Copy;
+}
 
 #[diagnostic::do_not_recommend]
-impl<T: ToOwned<Owned: Send> + Sync + ?Sized + 'static> DetachableCopy for T {}
+impl<T: ToOwned<Owned: Send> + Sync + ?Sized + 'static> DetachableCopy for T {
+    type Copy = T::Owned;
 
-/// Compiles if the argument can move into the task of a detached body.
-pub const fn assert_detachable<T: Detachable>(_: &T) {}
+    fn copy(argument: &T) -> T::Owned {
+        argument.to_owned()
+    }
+}
 
 /// Returns a copy of an argument of type `&T`; the body of a detached call sees it as `&*copy`.
 pub fn copied<T: DetachableCopy + ?Sized>(argument: &T) -> impl Deref<Target = T> + Send + use<T> {
-    Copied::<T>(argument.to_owned())
+    Copied::<T>(T::copy(argument))
 }
 
-struct Copied<T: ToOwned + ?Sized>(T::Owned);
+struct Copied<T: DetachableCopy + ?Sized>(T::Copy);
 
-impl<T: ToOwned + ?Sized> Deref for Copied<T> {
+impl<T: DetachableCopy + ?Sized> Deref for Copied<T> {
     type Target = T;
 
     fn deref(&self) -> &T {

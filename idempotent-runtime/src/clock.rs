@@ -22,7 +22,7 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 ///
 /// ```
 /// use std::time::Duration;
-/// use idempotent_runtime::clock::Timestamp;
+/// use idempotency::clock::Timestamp;
 ///
 /// let start = Timestamp::from_millis(1_000);
 /// assert_eq!(start + Duration::from_secs(2), Timestamp::from_millis(3_000));

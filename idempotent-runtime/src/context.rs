@@ -22,7 +22,7 @@ use crate::store::{Grant, StoreErrorKind, Token};
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Context, Error, Idempotency, store::MemoryStore};
+/// # use idempotency::{Context, Error, Idempotency, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// # let engine = Idempotency::new(MemoryStore::new());

@@ -13,7 +13,7 @@ use crate::store::{StoreError, StoreErrorKind};
 /// The kind of an [`Error`].
 ///
 /// ```
-/// use idempotent_runtime::{Error, ErrorKind};
+/// use idempotency::{Error, ErrorKind};
 ///
 /// fn status(error: &Error) -> u16 {
 ///     match error.kind() {
@@ -202,7 +202,7 @@ pub(crate) const CLAIM_LOST: (&str, &str) = (
 /// people; programs should match on [`kind`](Self::kind).
 ///
 /// ```
-/// use idempotent_runtime::{Error, ErrorKind};
+/// use idempotency::{Error, ErrorKind};
 ///
 /// fn retry_later(error: &anyhow_like::Error) -> bool {
 ///     Error::find(error.as_ref()).is_some_and(Error::is_retryable)
@@ -429,7 +429,6 @@ impl Error {
     /// as its own and never the wrapped error itself.
     ///
     /// ```
-    /// # use idempotent_runtime as idempotency;
     /// # use std::fmt;
     /// use idempotency::{Error, ErrorKind, Idempotency, store::MemoryStore};
     ///

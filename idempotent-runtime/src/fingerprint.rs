@@ -6,6 +6,25 @@ use sha2::{Digest as _, Sha256};
 use crate::canonical;
 use crate::key::FingerprintError;
 
+/// A value that a fingerprint can be computed of: `Serialize`.
+#[diagnostic::on_unimplemented(
+    message = "no fingerprint can be computed of `{Self}`",
+    label = "not `Serialize`",
+    note = "derive it, for each part of a tuple: `#[derive(serde::Serialize)]`"
+)]
+pub trait Fingerprintable {
+    /// Computes the fingerprint of `value`.
+    #[doc(hidden)]
+    fn fingerprint(value: &Self) -> Result<Fingerprint, FingerprintError>;
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: Serialize + ?Sized> Fingerprintable for T {
+    fn fingerprint(value: &T) -> Result<Fingerprint, FingerprintError> {
+        Fingerprint::of(value)
+    }
+}
+
 /// The hash of everything that a retry must repeat. A call with the same key and another
 /// fingerprint is a [`Mismatch`](crate::ErrorKind::Mismatch), unless the call declares the recorded
 /// one as a [former one](crate::Call::former_fingerprint) of its own.
@@ -31,11 +50,11 @@ impl Fingerprint {
     /// The value has no canonical encoding (`NaN`), or its `Serialize` fails.
     ///
     /// ```
-    /// use idempotent_runtime::key::Fingerprint;
+    /// use idempotency::key::Fingerprint;
     ///
     /// assert_eq!(Fingerprint::of(&("EUR", 100_u8))?, Fingerprint::of(&("EUR", 100_i64))?);
     /// assert_ne!(Fingerprint::of(&("EUR", 100))?, Fingerprint::of(&("EUR", 101))?);
-    /// # Ok::<(), idempotent_runtime::Error>(())
+    /// # Ok::<(), idempotency::Error>(())
     /// ```
     pub fn of<T: Serialize + ?Sized>(value: &T) -> Result<Self, FingerprintError> {
         let bytes = canonical::to_bytes(value).map_err(FingerprintError::new)?;
@@ -52,7 +71,7 @@ impl Fingerprint {
     /// without a comparison, the requests are not known to be the same.
     ///
     /// ```
-    /// use idempotent_runtime::key::Fingerprint;
+    /// use idempotency::key::Fingerprint;
     ///
     /// let recorded = Fingerprint::of("EUR 100")?;
     /// assert!(Fingerprint::contradicts(Some(recorded), Some(Fingerprint::of("EUR 101")?)));
@@ -60,7 +79,7 @@ impl Fingerprint {
     /// assert!(Fingerprint::contradicts(Some(recorded), None));
     /// assert!(!Fingerprint::contradicts(Some(recorded), Some(recorded)));
     /// assert!(!Fingerprint::contradicts(None, None));
-    /// # Ok::<(), idempotent_runtime::Error>(())
+    /// # Ok::<(), idempotency::Error>(())
     /// ```
     pub fn contradicts(recorded: Option<Self>, retry: Option<Self>) -> bool {
         recorded != retry

@@ -60,10 +60,10 @@ pub use error::{Error, ErrorKind};
 pub use policy::{ErrorAction, OnConflict, OnCrash, OnError, Verdict};
 pub use task::{InCurrentCall, WithEngine};
 
-/// The types of a call that is being made, and what `detach` requires of arguments.
+/// The types of a call that is being made, and what `detach` and `verify` require.
 pub mod call {
     pub use crate::argument::{Detachable, DetachableCopy};
-    pub use crate::engine::{NoVerify, Run, Verify};
+    pub use crate::engine::{DetachedBody, NoVerify, Run, Verification, Verify, verify};
 }
 
 /// What may decide about the `Err` of a body, beside [`OnError`].

@@ -70,10 +70,36 @@ impl<E: From<Error>> CallError for E {}
     note = "derive both on `{Self}`: `#[derive(serde::Serialize, serde::Deserialize)]`",
     note = "or store no errors: `on_error = release`, or a function that returns `idempotency::ErrorAction`"
 )]
-pub trait StoredError: Serialize + DeserializeOwned {}
+pub trait StoredError: Sized {
+    /// Returns the codec of a function that returns `R` and stores its errors.
+    #[doc(hidden)]
+    fn codec<R: Outcome<Failure = Self>>() -> Codec<R, OnError>;
 
+    /// Returns the error in bytes, and as it is read back from them.
+    #[doc(hidden)]
+    fn encode(error: &Self) -> Result<Encoded<Self>, NotEncodable>;
+
+    /// Reads the error from bytes.
+    #[doc(hidden)]
+    fn decode(body: &[u8]) -> Result<Self, serde_json::Error>;
+}
+
+// The trait has no supertraits: the expansion names it where it requires it, and the compiler would
+// report the supertraits in its place.
 #[diagnostic::do_not_recommend]
-impl<E: Serialize + DeserializeOwned> StoredError for E {}
+impl<E: Serialize + DeserializeOwned> StoredError for E {
+    fn codec<R: Outcome<Failure = E>>() -> Codec<R, OnError> {
+        R::codec(OnError::Store)
+    }
+
+    fn encode(error: &E) -> Result<Encoded<E>, NotEncodable> {
+        encode(error)
+    }
+
+    fn decode(body: &[u8]) -> Result<E, serde_json::Error> {
+        decode(body)
+    }
+}
 
 impl<T: StoredValue, E: CallError> Outcome for Result<T, E> {
     type Value = T;
@@ -381,28 +407,50 @@ pub enum Decided<E> {
 /// The return type of a function over `&E`: [`OnError`], which requires serde traits of `E`, or
 /// [`ErrorAction`], and no other type.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` does not say what happens to `{E}`",
+    message = "`{Self}` cannot decide what happens to `{E}`",
+    label = "not a decision about `{E}`",
     note = "return `idempotency::OnError` when the error is `Serialize + DeserializeOwned`, `idempotency::ErrorAction` otherwise"
 )]
-pub trait Decision<E>: ErrorPolicy<E> {
-    /// Seals the trait: its return type has no public name.
+pub trait Decision<E>: Sized {
+    /// Returns the codec of a function that returns `R` and lets `policy` decide about its errors.
     #[doc(hidden)]
-    fn sealed() -> Sealed;
+    fn codec<R, P>(policy: P) -> Codec<R, P>
+    where
+        R: Outcome<Failure = E>,
+        P: FnOnce(&E) -> Self,
+    {
+        R::codec(policy)
+    }
+
+    /// Carries the decision out. Its return type has no public name, so that no other crate
+    /// implements this trait.
+    #[doc(hidden)]
+    fn carry_out(self, error: &E) -> Decided<E>;
+
+    /// Reads a stored error. Returns `None` if this decision stores none.
+    #[doc(hidden)]
+    fn read(body: &[u8]) -> Option<Result<E, serde_json::Error>>;
 }
 
-/// The return type of a method that no other crate can write.
-#[derive(Debug)]
-pub struct Sealed;
-
+#[diagnostic::do_not_recommend]
 impl<E: StoredError> Decision<E> for OnError {
-    fn sealed() -> Sealed {
-        Sealed
+    fn carry_out(self, error: &E) -> Decided<E> {
+        self.decide(error)
+    }
+
+    fn read(body: &[u8]) -> Option<Result<E, serde_json::Error>> {
+        <Self as ErrorPolicy<E>>::decode(body)
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E> Decision<E> for ErrorAction {
-    fn sealed() -> Sealed {
-        Sealed
+    fn carry_out(self, error: &E) -> Decided<E> {
+        self.decide(error)
+    }
+
+    fn read(body: &[u8]) -> Option<Result<E, serde_json::Error>> {
+        <Self as ErrorPolicy<E>>::decode(body)
     }
 }
 
@@ -411,12 +459,12 @@ impl<E: StoredError> ErrorPolicy<E> for OnError {
         match self {
             Self::Release => Decided::Release,
             Self::Hold => Decided::Hold,
-            Self::Store => Decided::Store(encode(error)),
+            Self::Store => Decided::Store(E::encode(error)),
         }
     }
 
     fn decode(body: &[u8]) -> Option<Result<E, serde_json::Error>> {
-        Some(decode(body))
+        Some(E::decode(body))
     }
 }
 
@@ -439,11 +487,11 @@ where
     D: Decision<E>,
 {
     fn decide(self, error: &E) -> Decided<E> {
-        self(error).decide(error)
+        self(error).carry_out(error)
     }
 
     fn decode(body: &[u8]) -> Option<Result<E, serde_json::Error>> {
-        D::decode(body)
+        D::read(body)
     }
 }
 

@@ -1,15 +1,16 @@
 //! The functions that the expansion of `#[idempotent]` calls. Not a public API: it changes without
 //! notice.
 
-pub use crate::argument::{Detachable, DetachableCopy, assert_detachable, copied};
+pub use crate::argument::{Detachable, DetachableCopy, copied};
 pub use crate::engine::{
-    Asked, Begun, Call, Cleared, InTransaction, Loan, Site, Verified, begin, lend, run,
-    run_detached, verify,
+    Asked, Begun, Call, Cleared, DetachedBody, Idempotency, InTransaction, Site, Verification,
+    Verified, begin, run, run_detached, verify,
 };
+pub use crate::fingerprint::Fingerprintable;
 pub use crate::first_poll::on_first_poll;
-pub use crate::key::Key;
+pub use crate::key::{IntoKey, Key};
 pub use crate::outcome::{
-    CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue,
+    CallError, Codec, Decision, ErrorPolicy, Outcome, StoredError, StoredValue, Upgrade,
 };
 pub use crate::policy::{ErrorAction, OnConflict, OnCrash, OnError};
 
@@ -18,8 +19,31 @@ pub use crate::policy::{ErrorAction, OnConflict, OnCrash, OnError};
 pub use crate::engine::{Attempt, Attempts, Calls, Lent, unknown_by_key};
 #[cfg(feature = "testing")]
 pub use crate::store::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
+pub use crate::store::{Loan, SqlTransaction};
 
-use crate::engine::Idempotency;
+use crate::fingerprint::Fingerprint;
+use crate::key::FingerprintError;
+
+/// The value of an option whose type is known. A wrong one is a field of the wrong type, where the
+/// compiler reports the value alone: of an argument it would also report the call.
+#[expect(missing_debug_implementations, reason = "the expansion alone sees it")]
+pub struct Given<T> {
+    /// The value.
+    pub value: T,
+}
+
+/// Sets the fingerprint of `call`.
+pub fn fingerprinted(call: Call, fingerprint: Result<Fingerprint, FingerprintError>) -> Call {
+    call.with_computed_fingerprint(fingerprint)
+}
+
+/// Adds a former fingerprint of `call`.
+pub fn formerly_fingerprinted(
+    call: Call,
+    fingerprint: Result<Fingerprint, FingerprintError>,
+) -> Call {
+    call.with_computed_former_fingerprint(fingerprint)
+}
 
 /// Returns a call of the function at `site` on the task's engine, or else on the installed one.
 pub fn call(site: &'static Site, key: Key) -> Call {
@@ -42,28 +66,7 @@ pub fn scoped(call: Call, scope: Key) -> Call {
     call.in_scope(Some(scope))
 }
 
-/// The witness that the return type of a guarded function can be stored and replayed. Errors are
-/// released.
+/// Returns the codec of a function that releases its claim when it fails.
 pub fn outcome<R: Outcome>() -> Codec<R> {
     R::codec(ErrorAction::Release)
-}
-
-/// [`outcome`] for `on_error = hold`.
-pub fn outcome_holding_errors<R: Outcome>() -> Codec<R> {
-    R::codec(ErrorAction::Hold)
-}
-
-/// [`outcome`] for `on_error = store`.
-pub fn outcome_storing_errors<R: Outcome<Failure: StoredError>>() -> Codec<R, OnError> {
-    R::codec(OnError::Store)
-}
-
-/// [`outcome`] for a function that decides about each error.
-pub fn outcome_classifying_errors<R, P, D>(policy: P) -> Codec<R, P>
-where
-    R: Outcome,
-    P: FnOnce(&R::Failure) -> D,
-    D: Decision<R::Failure>,
-{
-    R::codec(policy)
 }

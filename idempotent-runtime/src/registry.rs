@@ -77,7 +77,7 @@ static REGISTERED: RwLock<Vec<(String, Connector)>> = RwLock::new(Vec::new());
 /// Otherwise the errors of the store's own `connect` and `migrate`.
 ///
 /// ```
-/// # use idempotent_runtime::{Error, Idempotency, store};
+/// # use idempotency::{Error, Idempotency, store};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// let store = store::connect("memory:").await?;
@@ -116,7 +116,7 @@ pub async fn connect(url: &str) -> Result<Arc<dyn DynStore>, StoreError> {
 /// already.
 ///
 /// ```
-/// # use idempotent_runtime::{Error, Idempotency, store::{self, MemoryStore}};
+/// # use idempotency::{Error, Idempotency, store::{self, MemoryStore}};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// store::register_scheme("bounded", |url| async move {

@@ -22,7 +22,6 @@ pub trait WithEngine: Future {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime as idempotency;
     /// use idempotency::{Error, Idempotency, WithEngine as _, store::MemoryStore};
     ///
     /// # async fn charge() -> Result<u64, Error> { Ok(7) }
@@ -97,7 +96,7 @@ pub trait InCurrentCall: Future {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Context, Error, Idempotency, InCurrentCall, store::MemoryStore};
+    /// # use idempotency::{Context, Error, Idempotency, InCurrentCall, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());

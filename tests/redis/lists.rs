@@ -63,7 +63,7 @@ async fn many_records_are_listed_in_one_walk_and_not_in_one_for_each_page() -> a
 
     // A page that lists little examines much, and one that lists nothing too.
     let before = steps(&world).await?;
-    let mut scan = pages_of(10);
+    let mut scan = pages_of(1_000);
     scan.operation = Some("another".into());
     assert!(pages(&world, scan).await?.is_empty());
     let taken = steps(&world).await? - before;

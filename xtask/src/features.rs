@@ -1,6 +1,8 @@
 //! The feature sets that are checked one by one, read from the manifests so that a new feature is
 //! never forgotten.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
 use serde_json::Value;
 
@@ -20,6 +22,13 @@ pub(crate) fn features_of_facade() -> anyhow::Result<Vec<String>> {
     let metadata = metadata()?;
     let [facade, _] = PACKAGES;
     Ok(features(&metadata, facade)?.map(ToOwned::to_owned).collect())
+}
+
+/// Returns the folder in which cargo builds.
+pub(crate) fn target_directory() -> anyhow::Result<PathBuf> {
+    let metadata = metadata()?;
+    let folder = metadata["target_directory"].as_str();
+    folder.map(PathBuf::from).context("`cargo metadata` names no target directory")
 }
 
 fn metadata() -> anyhow::Result<Value> {

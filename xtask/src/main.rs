@@ -5,6 +5,7 @@
 mod arguments;
 mod command;
 mod features;
+mod links;
 mod parts;
 mod report;
 mod servers;

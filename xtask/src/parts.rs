@@ -5,7 +5,7 @@
 use crate::arguments::Options;
 use crate::command::Command;
 use crate::features::{feature_sets, features_of_facade};
-use crate::{servers, versions, words};
+use crate::{links, servers, versions, words};
 
 /// Commands that are selected, timed and reported together.
 #[derive(Debug)]
@@ -65,8 +65,9 @@ pub(crate) const PARTS: &[Part] = &[
     },
     Part {
         name: "docs",
-        about: "the documentation builds without a warning",
+        about: "the documentation builds without a warning, and its links lead somewhere",
         commands: docs,
+        result: links::check,
         ..PART
     },
     Part { name: "examples", about: "the examples build", commands: examples, ..PART },

@@ -32,6 +32,9 @@ const WORDINGS: &[(&str, &str)] = &[
     ("nobody", "no caller"),
 ];
 
+/// The crates behind the facade. No reader depends on them, so no example names them.
+const BEHIND_THE_FACADE: &[&str] = &["idempotent_runtime", "idempotent_macros"];
+
 /// Words with which the first line of an item's documentation does not begin.
 const QUESTIONS: &[&str] =
     &["What", "Whether", "How", "Who", "Whoever", "Where", "When", "Why", "Which", "Whose"];
@@ -47,11 +50,15 @@ pub(crate) fn check() -> anyhow::Result<()> {
             let comment = line.trim_start().strip_prefix("//")?;
             Some((number + 1, comment.trim_start_matches(['/', '!'])))
         });
-        found.extend(wordings(&file, comments));
+        found.extend(wordings(&file, comments.clone()));
+        found.extend(crates_behind_the_facade(&file, comments));
         first_lines.extend(openings(&text).map(|(number, line)| (file.clone(), number, line)));
     }
     for file in files(PAGES, "md")? {
-        found.extend(wordings(&file, prose(&read(&file)?)));
+        let page = read(&file)?;
+        found.extend(wordings(&file, prose(&page)));
+        let lines = page.lines().enumerate().map(|(number, line)| (number + 1, line));
+        found.extend(crates_behind_the_facade(&file, lines));
     }
     let questions: Vec<_> = first_lines.iter().filter(|(.., line)| is_question(line)).collect();
     if questions.len() * 100 >= first_lines.len() * FEW {
@@ -112,6 +119,17 @@ fn wordings<'a>(
     })
 }
 
+/// Returns the lines that name a crate which readers do not depend on, in code or outside.
+fn crates_behind_the_facade<'a>(
+    file: &Path,
+    lines: impl Iterator<Item = (usize, &'a str)>,
+) -> impl Iterator<Item = String> {
+    lines.flat_map(move |(number, line)| {
+        let found = BEHIND_THE_FACADE.iter().filter(move |name| has_words(line, name));
+        found.map(move |name| format!("{}:{number}: `{name}`: write idempotency", file.display()))
+    })
+}
+
 /// Returns `line` in lower case, without what stands between backquotes.
 fn without_code(line: &str) -> String {
     line.split('`').step_by(2).collect::<Vec<_>>().join("`").to_lowercase()
@@ -145,7 +163,11 @@ fn is_question(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{files, has_words, is_question, openings, prose, without_code};
+    use std::path::Path;
+
+    use super::{
+        crates_behind_the_facade, files, has_words, is_question, openings, prose, without_code,
+    };
 
     #[test]
     fn a_place_that_is_missing_is_an_error() {
@@ -159,6 +181,14 @@ mod tests {
         assert!(!has_words("an unfitting word", "unfit"));
         assert!(!has_words(&without_code("Calls `anew` again"), "anew"));
         assert!(has_words(&without_code("It is TOLD"), "is told"));
+    }
+
+    #[test]
+    fn an_example_names_the_crate_that_its_readers_depend_on() {
+        let found = |line| crates_behind_the_facade(Path::new("page.md"), [(7, line)].into_iter());
+        let messages: Vec<_> = found("/// # use idempotent_runtime::Error;").collect();
+        assert_eq!(messages, ["page.md:7: `idempotent_runtime`: write idempotency"]);
+        assert_eq!(found("use idempotency::Error; // in idempotent-runtime/src").count(), 0);
     }
 
     #[test]

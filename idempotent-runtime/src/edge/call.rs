@@ -26,12 +26,12 @@ use crate::policy::{OnConflict, OnCrash, Verdict};
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Idempotency, OnConflict, OnCrash, key::Fingerprint, store::MemoryStore};
-/// use idempotent_runtime::edge::{EdgeCall, EdgeOutcome, EdgeResult};
-/// use idempotent_runtime::key::Key;
+/// # use idempotency::{Idempotency, OnConflict, OnCrash, key::Fingerprint, store::MemoryStore};
+/// use idempotency::edge::{EdgeCall, EdgeOutcome, EdgeResult};
+/// use idempotency::key::Key;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), idempotent_runtime::Error> {
+/// # async fn main() -> Result<(), idempotency::Error> {
 /// # let engine = Idempotency::new(MemoryStore::new());
 /// let call = EdgeCall::new(&engine, "mail", Key::of("message-7"), Duration::from_secs(86_400))
 ///     .scope(Some(Key::of("tenant-1")))
@@ -83,9 +83,9 @@ impl EdgeCall {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Idempotency, Verdict, store::MemoryStore};
-    /// use idempotent_runtime::edge::{Attempt, EdgeCall, EdgeOutcome, EdgeResult, End};
-    /// use idempotent_runtime::key::Key;
+    /// # use idempotency::{Idempotency, Verdict, store::MemoryStore};
+    /// use idempotency::edge::{Attempt, EdgeCall, EdgeOutcome, EdgeResult, End};
+    /// use idempotency::key::Key;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
@@ -189,9 +189,9 @@ impl<V> EdgeCall<V> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{ErrorKind, Idempotency, store::MemoryStore};
-    /// use idempotent_runtime::edge::EdgeCall;
-    /// use idempotent_runtime::key::Key;
+    /// # use idempotency::{ErrorKind, Idempotency, store::MemoryStore};
+    /// use idempotency::edge::EdgeCall;
+    /// use idempotency::key::Key;
     ///
     /// # let engine = Idempotency::new(MemoryStore::new());
     /// let call = |ttl| EdgeCall::new(&engine, "mail", Key::of(&7), ttl);
@@ -208,12 +208,12 @@ impl<V> EdgeCall<V> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Idempotency, record::State, store::MemoryStore};
-    /// use idempotent_runtime::edge::{EdgeCall, EdgeResult};
-    /// use idempotent_runtime::key::Key;
+    /// # use idempotency::{Idempotency, record::State, store::MemoryStore};
+    /// use idempotency::edge::{EdgeCall, EdgeResult};
+    /// use idempotency::key::Key;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), idempotent_runtime::Error> {
+    /// # async fn main() -> Result<(), idempotency::Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());
     /// let call = EdgeCall::new(&engine, "mail", Key::of(&7), Duration::from_secs(60));
     /// let record = call.record();
@@ -240,12 +240,12 @@ impl<V> EdgeCall<V> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-    /// use idempotent_runtime::edge::{Attempt, EdgeCall};
-    /// use idempotent_runtime::key::Key;
+    /// # use idempotency::{Idempotency, store::MemoryStore};
+    /// use idempotency::edge::{Attempt, EdgeCall};
+    /// use idempotency::key::Key;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), idempotent_runtime::Error> {
+    /// # async fn main() -> Result<(), idempotency::Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());
     /// let call = EdgeCall::new(&engine, "mail", Key::of(&7), Duration::from_secs(60));
     /// let is_protected = || async { Attempt::current().unwrap().is_protected() };
@@ -307,9 +307,9 @@ impl EdgeCall {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-    /// use idempotent_runtime::edge::{EdgeCall, EdgeOutcome, EdgeResult};
-    /// use idempotent_runtime::key::Key;
+    /// # use idempotency::{Idempotency, store::MemoryStore};
+    /// use idempotency::edge::{EdgeCall, EdgeOutcome, EdgeResult};
+    /// use idempotency::key::Key;
     /// use tokio::sync::oneshot;
     ///
     /// # #[tokio::main(flavor = "current_thread")]

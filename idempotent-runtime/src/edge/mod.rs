@@ -13,7 +13,6 @@
 //! It does jobs from a channel. Their producers may send one again, at any time and to any process.
 //!
 //! ```
-//! # use idempotent_runtime as idempotency;
 #![doc = include_str!("jobs.rs")]
 //! # use idempotency::store::MemoryStore;
 //! # #[tokio::main(flavor = "current_thread")]
@@ -94,13 +93,13 @@ use crate::engine::{Idempotency, Resolution};
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-/// use idempotent_runtime::edge::limits;
+/// # use idempotency::{Idempotency, store::MemoryStore};
+/// use idempotency::edge::limits;
 ///
 /// let engine = Idempotency::builder(MemoryStore::new()).max_result_size(64 * 1024).build()?;
 /// assert_eq!(limits(&engine).max_result_size, 64 * 1024);
 /// assert_eq!(limits(&engine).max_ttl, Duration::from_secs(400 * 86_400));
-/// # Ok::<(), idempotent_runtime::Error>(())
+/// # Ok::<(), idempotency::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -123,11 +122,11 @@ pub fn limits(engine: &Idempotency) -> Limits {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
+/// # use idempotency::{Idempotency, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// # let engine = Idempotency::new(MemoryStore::new());
-/// let clock = idempotent_runtime::edge::clock(&engine);
+/// let clock = idempotency::edge::clock(&engine);
 /// clock.sleep(Duration::from_millis(1)).await;
 /// # }
 /// ```
@@ -141,8 +140,8 @@ pub fn clock(engine: &Idempotency) -> Arc<dyn Clock> {
 /// nothing.
 ///
 /// ```
-/// use idempotent_runtime::record::Resolution;
-/// use idempotent_runtime::edge::{EdgeResult, resolution};
+/// use idempotency::record::Resolution;
+/// use idempotency::edge::{EdgeResult, resolution};
 ///
 /// /// The provider's books show the receipt.
 /// fn sent(receipt: &str) -> Resolution {

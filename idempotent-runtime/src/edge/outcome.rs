@@ -22,7 +22,7 @@ use crate::store::State;
 ///
 /// ```
 /// # use std::time::Duration;
-/// use idempotent_runtime::edge::EdgeResult;
+/// use idempotency::edge::EdgeResult;
 ///
 /// let declined = EdgeResult::failed(&b"declined"[..]).with_ttl(Duration::from_secs(3600));
 /// assert!(declined.is_failed());
@@ -105,7 +105,7 @@ impl From<EdgeResult> for Resolution {
 /// A body that panics, or whose future is dropped, ends as [`Unknown`](Self::Unknown).
 ///
 /// ```
-/// use idempotent_runtime::edge::{EdgeResult, End};
+/// use idempotency::edge::{EdgeResult, End};
 ///
 /// enum Answer { Sent(String), Refused, NoAnswer }
 ///
@@ -169,9 +169,9 @@ impl End {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-/// use idempotent_runtime::edge::{EdgeCall, EdgeOutcome, EdgeResult};
-/// use idempotent_runtime::key::Key;
+/// # use idempotency::{Idempotency, store::MemoryStore};
+/// use idempotency::edge::{EdgeCall, EdgeOutcome, EdgeResult};
+/// use idempotency::key::Key;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
@@ -226,9 +226,9 @@ impl<T> EdgeOutcome<T> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{ErrorKind, Idempotency, store::MemoryStore};
-    /// use idempotent_runtime::edge::{EdgeCall, EdgeResult};
-    /// use idempotent_runtime::key::Key;
+    /// # use idempotency::{ErrorKind, Idempotency, store::MemoryStore};
+    /// use idempotency::edge::{EdgeCall, EdgeResult};
+    /// use idempotency::key::Key;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {

@@ -10,9 +10,9 @@ use crate::error::{Error, ErrorKind};
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-/// use idempotent_runtime::edge::{Attempt, EdgeCall, EdgeResult};
-/// use idempotent_runtime::key::Key;
+/// # use idempotency::{Idempotency, store::MemoryStore};
+/// use idempotency::edge::{Attempt, EdgeCall, EdgeResult};
+/// use idempotency::key::Key;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
@@ -75,8 +75,8 @@ impl Attempt {
     /// ```
     /// # use std::sync::atomic::{AtomicU32, Ordering};
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
-    /// use idempotent_runtime::edge::Attempt;
+    /// # use idempotency::{Error, Idempotency, store::MemoryStore};
+    /// use idempotency::edge::Attempt;
     ///
     /// /// Numbers the messages that a body publishes.
     /// #[derive(Default)]
@@ -110,9 +110,9 @@ impl Attempt {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-/// use idempotent_runtime::edge::{EdgeCall, EdgeOutcome, EdgeResult, End, Turn};
-/// use idempotent_runtime::key::Key;
+/// # use idempotency::{Idempotency, store::MemoryStore};
+/// use idempotency::edge::{EdgeCall, EdgeOutcome, EdgeResult, End, Turn};
+/// use idempotency::key::Key;
 /// use tokio::sync::Semaphore;
 ///
 /// # #[tokio::main(flavor = "current_thread")]

@@ -19,7 +19,7 @@ use crate::store::{DynStore, Store};
 ///
 /// ```
 /// use std::time::Duration;
-/// use idempotent_runtime::{Error, Idempotency, OnConflict, store::MemoryStore};
+/// use idempotency::{Error, Idempotency, OnConflict, store::MemoryStore};
 ///
 /// # fn main() -> Result<(), Error> {
 /// let engine = Idempotency::builder(MemoryStore::new())
@@ -88,7 +88,7 @@ impl Builder {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # use idempotency::{Error, Idempotency, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// let traceparent = || Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into());
@@ -220,7 +220,7 @@ impl Builder {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, with_report, store::MemoryStore};
+    /// # use idempotency::{Error, Idempotency, with_report, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// let engine = Idempotency::builder(MemoryStore::new()).near_cache(64 * 1024 * 1024).build()?;
@@ -265,7 +265,7 @@ impl Builder {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # use idempotency::{Error, Idempotency, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// let engine = Idempotency::builder(MemoryStore::new())

@@ -13,7 +13,7 @@ use super::run::{Run, run};
 use super::verify::{NoVerify, Verify};
 use super::{Idempotency, task_state};
 use crate::error::Error;
-use crate::key::Fingerprint;
+use crate::key::{Fingerprint, FingerprintError};
 use crate::key::{IntoKey, Key};
 use crate::outcome::{CallError, ErrorPolicy, Outcome, StoredValue, Upgrade};
 use crate::policy::{ErrorAction, OnConflict, OnCrash};
@@ -24,7 +24,7 @@ use crate::store::CrashPolicy;
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, OnCrash, store::MemoryStore};
+/// # use idempotency::{Error, Idempotency, OnCrash, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// let engine = Idempotency::new(MemoryStore::new());
@@ -79,7 +79,7 @@ impl<P, V> Call<P, V> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, ErrorAction, store::MemoryStore};
+    /// # use idempotency::{Error, Idempotency, ErrorAction, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());
@@ -129,9 +129,8 @@ impl<P, V> Call<P, V> {
     ///
     /// If a later release changes `value`, declare its earlier form with
     /// [`former_fingerprint`](Self::former_fingerprint).
-    pub fn fingerprint<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
-        self.request.fingerprint = Fingerprint::of(value).map(Some).map_err(Error::from);
-        self
+    pub fn fingerprint<T: Serialize + ?Sized>(self, value: &T) -> Self {
+        self.with_computed_fingerprint(Fingerprint::of(value))
     }
 
     /// Declares what the [`fingerprint`](Self::fingerprint) of this call was in an earlier release:
@@ -140,7 +139,7 @@ impl<P, V> Call<P, V> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # use idempotency::{Error, Idempotency, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());
@@ -153,10 +152,8 @@ impl<P, V> Call<P, V> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn former_fingerprint<T: Serialize + ?Sized>(mut self, value: &T) -> Self {
-        let former = Fingerprint::of(value).map(Some).map_err(Error::from);
-        self.request.add_former(former);
-        self
+    pub fn former_fingerprint<T: Serialize + ?Sized>(self, value: &T) -> Self {
+        self.with_computed_former_fingerprint(Fingerprint::of(value))
     }
 
     /// Declares that this call had no [`fingerprint`](Self::fingerprint) in an earlier release: a
@@ -221,7 +218,7 @@ impl<P, V> Call<P, V> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Context, Error, Idempotency, Verdict, store::MemoryStore};
+    /// # use idempotency::{Context, Error, Idempotency, Verdict, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # struct Provider;
@@ -303,6 +300,25 @@ impl<P, V> Call<P, V> {
         self
     }
 
+    /// Like [`fingerprint`](Self::fingerprint), for the result of computing it elsewhere.
+    pub(crate) fn with_computed_fingerprint(
+        mut self,
+        fingerprint: Result<Fingerprint, FingerprintError>,
+    ) -> Self {
+        self.request.fingerprint = fingerprint.map(Some).map_err(Error::from);
+        self
+    }
+
+    /// Like [`former_fingerprint`](Self::former_fingerprint), for the result of computing it
+    /// elsewhere.
+    pub(crate) fn with_computed_former_fingerprint(
+        mut self,
+        former: Result<Fingerprint, FingerprintError>,
+    ) -> Self {
+        self.request.add_former(former.map(Some).map_err(Error::from));
+        self
+    }
+
     /// Returns a handle to the record of the call, which is named `operation`.
     pub(crate) fn record(&self, engine: &Idempotency, operation: &str) -> RecordHandle {
         RecordHandle::of_call(engine.inner.clone(), operation, self.request.key.clone())
@@ -374,7 +390,7 @@ impl<P> Call<P> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, OnError, store::MemoryStore};
+    /// # use idempotency::{Error, Idempotency, OnError, store::MemoryStore};
     /// # use serde::{Deserialize, Serialize};
     /// #[derive(Debug, PartialEq, Serialize, Deserialize)]
     /// enum PayError {

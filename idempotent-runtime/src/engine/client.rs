@@ -139,12 +139,24 @@ impl StoreClient {
         self.repeat(Operation::Park, budget, || self.store.clone().park(park)).await
     }
 
+    /// Leaves a record to the next call, for as long as `may` agrees before each try. Returns `None`
+    /// once it does not.
     pub(super) async fn abandon(
         &self,
         budget: Budget,
         abandon: Abandon,
-    ) -> Result<Written, StoreError> {
-        self.repeat(Operation::Abandon, budget, || self.store.clone().abandon(abandon)).await
+        may: impl Fn() -> bool,
+    ) -> Result<Option<Written>, StoreError> {
+        let request = || {
+            let request = may().then(|| self.store.clone().abandon(abandon));
+            async move {
+                match request {
+                    Some(request) => request.await.map(Some),
+                    None => Ok(None),
+                }
+            }
+        };
+        self.repeat(Operation::Abandon, budget, request).await
     }
 
     pub(crate) async fn checkpoint(

@@ -16,9 +16,9 @@ type Extension = Arc<dyn Any + Send + Sync>;
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-/// use idempotent_runtime::edge::{EdgeCall, EdgeResult, Extensions};
-/// use idempotent_runtime::key::Key;
+/// # use idempotency::{Idempotency, store::MemoryStore};
+/// use idempotency::edge::{EdgeCall, EdgeResult, Extensions};
+/// use idempotency::key::Key;
 ///
 /// /// The subject of a message.
 /// #[derive(Clone, Debug, PartialEq)]

@@ -318,7 +318,7 @@ impl Owner {
         let parking = self.parking(reason, ask_again_after);
         let budget = Budget::of(engine.settings.commit_timeout);
         let parked = engine.store.park(budget, parking).await;
-        if parked.as_ref().is_ok_and(|written| written.is_done()) {
+        if parked.as_ref().is_ok_and(|written| written.is_done()) && self.lease.is_first_doubt() {
             self.call.tell(What::InDoubt { reason });
         }
         parked
@@ -374,7 +374,7 @@ fn not_held(mut owner: Box<Owner>, error: &StoreError) -> CallerGets {
             Ok(written) if overtaken::is_overtaken(&owner, false, Some(written)) => {
                 overtaken::without_result(&mut owner).await;
             }
-            Ok(written) if written.is_done() => {
+            Ok(written) if written.is_done() && owner.lease.is_first_doubt() => {
                 owner.call.tell(What::InDoubt { reason: Reason::Error });
             }
             Ok(_) => {}
@@ -422,6 +422,7 @@ fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> Calle
                 call.tell(What::StoredLate { after });
             }
             Ok(_) => {
+                call.tell(What::NeverStored);
                 overtaken::overtaken(&mut owner, &commit.body, true).await;
             }
             Err(error) => {

@@ -47,6 +47,8 @@ pub(crate) struct Lease {
     body_ended: AtomicBool,
     /// True if no caller may run the call again, whatever the policy.
     held: AtomicBool,
+    /// True once observers know that the record is in doubt.
+    is_in_doubt: AtomicBool,
     /// The steps of the body, for code elsewhere that gives the claim up.
     journal: OnceLock<Weak<Journal>>,
     clock: Arc<dyn Clock>,
@@ -76,6 +78,7 @@ impl Lease {
             stage: AtomicU8::new(WAITING),
             body_ended: AtomicBool::new(false),
             held: AtomicBool::new(false),
+            is_in_doubt: AtomicBool::new(false),
             journal: OnceLock::new(),
             clock,
         }
@@ -166,6 +169,11 @@ impl Lease {
     /// Returns true if the next caller may run the call again when this owner gives it up.
     pub(crate) fn may_be_taken_over(&self) -> bool {
         self.policy.allows_takeover() && !self.held.load(Ordering::Acquire)
+    }
+
+    /// Returns true once: whoever puts the record in doubt first tells observers why.
+    pub(crate) fn is_first_doubt(&self) -> bool {
+        !self.is_in_doubt.swap(true, Ordering::AcqRel)
     }
 
     pub(crate) fn has_body_ended(&self) -> bool {

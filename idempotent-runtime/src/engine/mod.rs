@@ -8,7 +8,6 @@ mod call;
 mod claim;
 mod client;
 mod duplicate;
-mod erased_transaction;
 mod exit;
 mod extensions;
 mod finish;
@@ -54,7 +53,6 @@ pub(crate) use admission::{Admission, admit};
 pub use builder::Builder;
 pub use call::Call;
 pub use duplicate::DuplicateRun;
-pub use erased_transaction::{Loan, lend};
 pub use extensions::Extensions;
 pub use operations::Site;
 pub use origin::TraceContext;
@@ -63,7 +61,7 @@ pub use record::{RecordHandle, Resolution};
 pub use records::{RecordSummary, Records};
 pub use report::{Report, with_report};
 pub(crate) use run::in_its_own_task;
-pub use run::{Run, run, run_detached};
+pub use run::{DetachedBody, Run, run, run_detached};
 pub use shutdown::ShutdownReport;
 pub use transaction::{Begun, InTransaction, begin};
 #[cfg(feature = "__sql")]
@@ -73,7 +71,7 @@ pub use transaction_attempts::{Attempt, Attempts, unknown_by_key};
 #[cfg(any(feature = "__sql", feature = "testing"))]
 pub use transaction_calls::{Calls, Lent};
 pub(crate) use verify::ask;
-pub use verify::{Asked, Cleared, NoVerify, Verified, Verify, verify};
+pub use verify::{Asked, Cleared, NoVerify, Verification, Verified, Verify, verify};
 pub use view::{RecordView, Revision};
 pub(crate) use without_lease::Unprotected;
 
@@ -103,7 +101,7 @@ use crate::store::{Claim, DynStore, Record, Release, Scan, Store, StoreError, To
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+/// # use idempotency::{Error, Idempotency, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// let engine = Idempotency::new(MemoryStore::new());
@@ -292,7 +290,7 @@ impl Idempotency {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) if it is too old.
     ///
     /// ```
-    /// # use idempotent_runtime::{Error, Idempotency};
+    /// # use idempotency::{Error, Idempotency};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// let engine = Idempotency::connect("memory:").await?;
@@ -361,7 +359,7 @@ impl Idempotency {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+    /// # use idempotency::{Error, Idempotency, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// let engine = Idempotency::new(MemoryStore::new());
@@ -385,8 +383,8 @@ impl Idempotency {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Error, ErrorAction, Idempotency};
-    /// # use idempotent_runtime::store::{MemoryStore, Only, Scan};
+    /// # use idempotency::{Error, ErrorAction, Idempotency};
+    /// # use idempotency::store::{MemoryStore, Only, Scan};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());

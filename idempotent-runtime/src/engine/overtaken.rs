@@ -108,7 +108,7 @@ const WITHOUT_RESULT: (&str, &str) = (
     "find out what it did before making the call again",
 );
 const BESIDE_ANOTHER: (&str, &str) = (
-    "the body ran here, its record was removed or freed meanwhile, and another caller is owner \
+    "the body ran here, its record was removed or freed meanwhile, and another caller is running \
      the call as if it were the first",
     "find out what it did before making the call again",
 );
@@ -206,7 +206,7 @@ async fn winner(owner: &mut Owner, waits: bool) -> Result<Winner, StoreError> {
     match wait::for_change(engine, call.key, engine.clock.monotonic().saturating_add(patience))
         .await?
     {
-        // CheckedCall again: it may be a different record from the one that was waited for.
+        // Checked again: it may be a different record from the one that was waited for.
         wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record, token)),
         wait::Changed::Record(_) | wait::Changed::Claimable => Ok(Winner::Nobody),
         // Read again: its owner may be another one by now.

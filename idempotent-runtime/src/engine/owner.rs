@@ -132,7 +132,7 @@ impl Owner {
 
     fn try_start(&mut self) -> Result<TaskState, Error> {
         let (engine, task_state) = (&self.call.engine, TaskState::current());
-        // CheckedCall again now that the claim is held. A shutdown closes the engine and then lists the
+        // Checked again now that the claim is held. A shutdown closes the engine and then lists the
         // held claims. If this claim is among them, the shutdown either takes its lease before
         // `begin` below, or treats the body as begun. If not, the engine was closed before this
         // claim was held, which is seen here.
@@ -329,7 +329,7 @@ impl Drop for Owner {
                 keeper.finish(async move {
                     drop(kept);
                     match engine.store.park(Budget::of(budget), park).await {
-                        Ok(written) if written.is_done() => {
+                        Ok(written) if written.is_done() && lease.is_first_doubt() => {
                             engine.observers.tell(None, Some(&park.key), What::InDoubt { reason });
                         }
                         Ok(_) => {}
@@ -412,15 +412,23 @@ pub(super) async fn leave(
     budget: Duration,
 ) -> Option<Written> {
     let (key, token) = (lease.key, lease.token);
-    // Read again after the wait for the steps: meanwhile the body may have ended in an error that is held, and
-    // then no call may run it again, whatever was decided before.
-    let left = if lease.may_be_taken_over() { left } else { Left::InDoubt };
     let budget = Budget::of(budget);
+    let park = || engine.store.park(budget, Park::own(key, token, reason));
     let written = match left {
-        Left::ToTheNextCall => engine.store.abandon(budget, Abandon::new(key, token, reason)).await,
-        Left::InDoubt => engine.store.park(budget, Park::own(key, token, reason)).await,
+        // Decided again before each try, after the wait for the steps and throughout an outage:
+        // meanwhile the body may have ended in an error that is held, and then no call may run it
+        // again, whatever was decided before.
+        Left::ToTheNextCall => {
+            let abandon = Abandon::new(key, token, reason);
+            match engine.store.abandon(budget, abandon, || lease.may_be_taken_over()).await {
+                Ok(Some(written)) => return Some(written),
+                Ok(None) => park().await,
+                Err(error) => Err(error),
+            }
+        }
+        Left::InDoubt => park().await,
     };
-    if left == Left::InDoubt && written.as_ref().is_ok_and(|written| written.is_done()) {
+    if written.as_ref().is_ok_and(|written| written.is_done()) && lease.is_first_doubt() {
         engine.observers.tell(None, Some(&key), What::InDoubt { reason });
     }
     let failed = |error: &StoreError| {
@@ -432,34 +440,63 @@ pub(super) async fn leave(
 
 #[cfg(all(test, feature = "memory", feature = "testing"))]
 mod tests {
+    use std::future::Future as _;
+    use std::task::Poll;
     use std::time::Duration;
 
     use super::{Left, leave};
     use crate::Idempotency;
+    use crate::engine::Inner;
     use crate::engine::lease::Lease;
     use crate::key::KeyHash;
-    use crate::store::{Claim, Claimed, CrashPolicy, MemoryStore, Reason, State, Store, Token};
+    use crate::store::{
+        Claim, Claimed, CrashPolicy, MemoryStore, Operation, Reason, State, Store, Token,
+    };
+    use crate::testing::{Fault, FaultyStore, ManualClock};
 
     const LEASE: Duration = Duration::from_secs(30);
+    const KEY: KeyHash = KeyHash::from_bytes([7; 32]);
+
+    /// The lease of a claim under `retry`.
+    async fn granted(store: &impl Store, engine: &Inner) -> Lease {
+        let mut claim = Claim::new(KEY, Token::from_bits(9), "payments.charge".into());
+        (claim.policy, claim.lease) = (CrashPolicy::Retry, LEASE);
+        let owner = (claim.key, claim.token);
+        let granted = store.claim(claim).await.unwrap();
+        assert!(matches!(granted, Claimed::Mine(_)), "{granted:?}");
+        let (sent, clock) = (engine.clock.monotonic(), engine.clock.clone());
+        Lease::new(owner, CrashPolicy::Retry, LEASE, sent, LEASE, clock)
+    }
 
     #[tokio::test]
     async fn a_record_that_its_owner_holds_is_not_left_to_the_next_call_whatever_was_decided_before()
      {
         let store = MemoryStore::new();
         let engine = Idempotency::new(store.clone()).inner;
-        let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(9));
-        let mut claim = Claim::new(key, token, "payments.charge".into());
-        (claim.policy, claim.lease) = (CrashPolicy::Retry, LEASE);
-        let granted = store.claim(claim).await.unwrap();
-        assert!(matches!(granted, Claimed::Mine(_)), "{granted:?}");
-        let sent = engine.clock.monotonic();
-        let clock = engine.clock.clone();
-        let lease = Lease::new((key, token), CrashPolicy::Retry, LEASE, sent, LEASE, clock);
+        let lease = granted(&store, &engine).await;
         // As in a shutdown that decides while the body still runs, and waits for its steps.
         let decided = (Reason::ShutDown, Left::ToTheNextCall);
         lease.hold();
         leave(&engine, &lease, decided, LEASE).await.unwrap();
-        let record = store.read(key).await.unwrap().unwrap();
+        let record = store.read(KEY).await.unwrap().unwrap();
+        assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::ShutDown)));
+    }
+
+    #[tokio::test]
+    async fn a_record_that_its_owner_holds_during_an_outage_is_not_left_to_the_next_call() {
+        let clock = ManualClock::new();
+        let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
+        let engine = Idempotency::builder(store.clone()).clock(clock.clone()).build_valid().inner;
+        let lease = granted(&store, &engine).await;
+        store.next(Operation::Abandon, Fault::LostRequest);
+        let decided = (Reason::ShutDown, Left::ToTheNextCall);
+        let mut leaves = std::pin::pin!(leave(&engine, &lease, decided, LEASE));
+        let first = std::future::poll_fn(|cx| Poll::Ready(leaves.as_mut().poll(cx))).await;
+        assert!(first.is_pending(), "it pauses before its second try");
+        lease.hold();
+        clock.advance(Duration::from_secs(1));
+        leaves.await.unwrap();
+        let record = store.read(KEY).await.unwrap().unwrap();
         assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::ShutDown)));
     }
 }

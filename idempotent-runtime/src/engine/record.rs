@@ -23,7 +23,7 @@ use crate::store::{
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, record::State, store::MemoryStore};
+/// # use idempotency::{Error, Idempotency, record::State, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// let engine = Idempotency::new(MemoryStore::new());

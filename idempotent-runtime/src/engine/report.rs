@@ -101,7 +101,7 @@ impl fmt::Debug for Receiver {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, with_report, store::MemoryStore};
+/// # use idempotency::{Error, Idempotency, with_report, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// let engine = Idempotency::new(MemoryStore::new());

@@ -19,6 +19,7 @@ use super::followed::Followed;
 use super::owner::Owner;
 use super::request::CheckedCall;
 use super::task_state::TaskState;
+use super::verify::Cleared;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Codec, Reader, Writer};
 
@@ -203,6 +204,48 @@ where
             Admission::Answer(answer) => codec.reader.answer(answer),
             admission => detach(admission, codec, body).await,
         }
+    }
+}
+
+/// The future of a body that can continue without its caller: `Send + 'static`.
+pub trait DetachedBody: Future + Sized {
+    /// Runs `call` as [`run_detached`] does.
+    #[doc(hidden)]
+    fn run<P, B>(
+        call: Call,
+        codec: Codec<Self::Output, P>,
+        body: B,
+    ) -> impl Future<Output = Self::Output>
+    where
+        P: Send + 'static,
+        B: FnOnce() -> Self + Send + 'static;
+
+    /// Runs the body of a call that has been verified.
+    #[doc(hidden)]
+    fn run_verified<P, B>(
+        claim: Cleared<Self::Output, P>,
+        body: B,
+    ) -> impl Future<Output = Self::Output>
+    where
+        P: Send + 'static,
+        B: FnOnce() -> Self + Send + 'static;
+}
+
+impl<F: Future<Output: Send + 'static> + Send + 'static> DetachedBody for F {
+    fn run<P, B>(call: Call, codec: Codec<F::Output, P>, body: B) -> impl Future<Output = F::Output>
+    where
+        P: Send + 'static,
+        B: FnOnce() -> F + Send + 'static,
+    {
+        run_detached(call, codec, body)
+    }
+
+    fn run_verified<P, B>(claim: Cleared<F::Output, P>, body: B) -> impl Future<Output = F::Output>
+    where
+        P: Send + 'static,
+        B: FnOnce() -> F + Send + 'static,
+    {
+        claim.run_detached(body)
     }
 }
 

@@ -68,8 +68,30 @@ pub struct Cleared<R, P> {
     codec: Codec<R, P>,
 }
 
+/// The future of a verification callback of a function that returns `R`.
+#[diagnostic::on_unimplemented(
+    message = "the verification of a function that returns `{R}` cannot return `{Self}`",
+    label = "not a future of a `Verdict`, in a `Result` with the error of the function",
+    note = "write an async closure or a path to an `async fn` that returns `Result<idempotency::Verdict<T>, E>` where the function returns `Result<T, E>`"
+)]
+pub trait Verification<R> {
+    /// Waits for the answer.
+    #[doc(hidden)]
+    fn answer(self) -> impl Future<Output = Asked<R>>
+    where
+        R: Outcome;
+}
+
+#[diagnostic::do_not_recommend]
+impl<R: Outcome, Q: Future<Output = Asked<R>>> Verification<R> for Q {
+    fn answer(self) -> impl Future<Output = Asked<R>> {
+        self
+    }
+}
+
 /// Acquires the claim of `call`, and calls `question` if an earlier attempt may have left an
-/// effect.
+/// effect: what the attribute with `on_crash = verify(question)` does before the body.
+/// [`Call::on_crash_verify`] does it without the attribute.
 pub fn verify<R, P, V, Q>(
     call: Call,
     codec: Codec<R, P>,
@@ -78,7 +100,7 @@ pub fn verify<R, P, V, Q>(
 where
     R: Outcome,
     V: FnOnce(Context) -> Q,
-    Q: Future<Output = Asked<R>>,
+    Q: Verification<R>,
 {
     // Created out here: an `async fn` would reserve space for the call too.
     let admission = Box::pin(admit(call.request.verifying()));
@@ -103,7 +125,7 @@ pub(crate) async fn ask<R, P, V, Q>(
 where
     R: Outcome,
     V: FnOnce(Context) -> Q,
-    Q: Future<Output = Asked<R>>,
+    Q: Verification<R>,
 {
     owner.call.engine.clock.sleep(owner.call.settle).await;
     let (task_state, context) = match owner.ask() {
@@ -112,7 +134,7 @@ where
     };
     // If this is dropped from here on, also by a panic, the record is put in doubt until it may be
     // verified again.
-    let answer = task_state.clone().wrap(async move { question(context).await }).await;
+    let answer = task_state.clone().wrap(async move { question(context).answer().await }).await;
     let (result, ending) = match answer {
         Ok(Verdict::NotExecuted) => {
             owner.may_run();

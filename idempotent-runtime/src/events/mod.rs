@@ -16,8 +16,8 @@
 //! use std::sync::Arc;
 //! use std::sync::atomic::{AtomicU64, Ordering};
 //!
-//! use idempotent_runtime::events::{Event, Interest, Observer, Outcome, What};
-//! # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
+//! use idempotency::events::{Event, Interest, Observer, Outcome, What};
+//! # use idempotency::{Error, Idempotency, store::MemoryStore};
 //!
 //! #[derive(Default)]
 //! struct Replays(AtomicU64);

@@ -32,7 +32,7 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
 /// A set of kinds of events.
 ///
 /// ```
-/// use idempotent_runtime::events::Interest;
+/// use idempotency::events::Interest;
 ///
 /// let interest = Interest::FINISHED | Interest::STORE;
 /// assert!(interest.contains(Interest::STORE) && !interest.contains(Interest::BACKGROUND));

@@ -74,7 +74,7 @@ impl IntoResponseParts for NothingHappened {
 /// ```
 /// use axum_core::response::IntoResponse;
 /// use http::StatusCode;
-/// use idempotent_runtime::http::NotExecuted;
+/// use idempotency::http::NotExecuted;
 ///
 /// # fn connect() -> Result<(), StatusCode> { Err(StatusCode::SERVICE_UNAVAILABLE) }
 /// # fn charge(_: ()) -> Result<&'static str, StatusCode> { Ok("paid") }

@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind};
 ///
 /// ```
 /// use http::{Response, StatusCode};
-/// use idempotent_runtime::http::NothingHappened;
+/// use idempotency::http::NothingHappened;
 ///
 /// /// The pool has no connection: nothing was charged.
 /// fn busy() -> Response<String> {

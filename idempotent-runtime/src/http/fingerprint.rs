@@ -21,7 +21,7 @@ use crate::key::Fingerprint;
 /// one of these ways:
 ///
 /// ```
-/// use idempotent_runtime::http::RequestFingerprint;
+/// use idempotency::http::RequestFingerprint;
 ///
 /// let bytes = RequestFingerprint::body(); // the default
 /// let value = RequestFingerprint::json();
@@ -159,7 +159,7 @@ impl RequestFingerprint {
     /// addition to this one. It can be called more than once.
     ///
     /// ```
-    /// use idempotent_runtime::http::RequestFingerprint;
+    /// use idempotency::http::RequestFingerprint;
     ///
     /// let fingerprint = RequestFingerprint::json().formerly(RequestFingerprint::body());
     /// ```

@@ -18,7 +18,7 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 /// The format that a service requires of its clients' keys, beyond what the header allows.
 ///
 /// ```
-/// use idempotent_runtime::http::KeyFormat;
+/// use idempotency::http::KeyFormat;
 ///
 /// let format = KeyFormat::matching(|key| key.starts_with("order-"));
 /// assert!(format.accepts("order-7"));
@@ -198,8 +198,8 @@ fn bare(line: &HeaderValue) -> Result<String, Malformed> {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency};
-/// use idempotent_runtime::http::IdempotencyKey;
+/// # use idempotency::{Error, Idempotency};
+/// use idempotency::http::IdempotencyKey;
 ///
 /// # async fn example(engine: &Idempotency) -> Result<(), Error> {
 /// let call = engine.call("mail.receipt", IdempotencyKey::current()).ttl(Duration::from_secs(86_400));

@@ -59,8 +59,8 @@ use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 /// # Examples
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-/// use idempotent_runtime::http::{IdempotencyLayer, RequestFingerprint, Scope};
+/// # use idempotency::{Idempotency, store::MemoryStore};
+/// use idempotency::http::{IdempotencyLayer, RequestFingerprint, Scope};
 ///
 /// # let engine = Idempotency::new(MemoryStore::new());
 /// #[derive(Clone)]
@@ -78,9 +78,9 @@ use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 /// ```
 /// # use std::time::Duration;
 /// # use http::{HeaderName, Method, StatusCode};
-/// # use idempotent_runtime::{Idempotency, OnCrash, store::MemoryStore};
-/// # use idempotent_runtime::http::{HeaderNames, IdempotencyLayer, KeyFormat, OnStatus, RequestFingerprint};
-/// # use idempotent_runtime::http::{Scope, Unreplayable};
+/// # use idempotency::{Idempotency, OnCrash, store::MemoryStore};
+/// # use idempotency::http::{HeaderNames, IdempotencyLayer, KeyFormat, OnStatus, RequestFingerprint};
+/// # use idempotency::http::{Scope, Unreplayable};
 /// # let engine = Idempotency::new(MemoryStore::new());
 /// let day = Duration::from_secs(86_400);
 /// let layer = IdempotencyLayer::new(engine, Scope::global())
@@ -136,8 +136,8 @@ impl IdempotencyLayer {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{ErrorKind, Idempotency, store::MemoryStore};
-    /// # use idempotent_runtime::http::{IdempotencyLayer, Scope};
+    /// # use idempotency::{ErrorKind, Idempotency, store::MemoryStore};
+    /// # use idempotency::http::{IdempotencyLayer, Scope};
     /// # let engine = Idempotency::new(MemoryStore::new());
     /// let layer = IdempotencyLayer::new(engine, Scope::global()).with_ttl(Duration::MAX);
     /// assert_eq!(layer.checked().unwrap_err().kind(), ErrorKind::Config);
@@ -257,8 +257,8 @@ impl IdempotencyLayer {
     /// answered, but is not stored: every caller gets 409, `not-kept`.
     ///
     /// ```
-    /// # use idempotent_runtime::{Context, Idempotency, Verdict, store::MemoryStore};
-    /// # use idempotent_runtime::http::{IdempotencyLayer, Scope};
+    /// # use idempotency::{Context, Idempotency, Verdict, store::MemoryStore};
+    /// # use idempotency::http::{IdempotencyLayer, Scope};
     /// # use bytes::Bytes;
     /// # use http::{Request, Response};
     /// # async fn find_charge(_: &str) -> Option<String> { None }
@@ -333,8 +333,8 @@ impl IdempotencyLayer {
     /// that response is sent: problem details (RFC 9457).
     ///
     /// ```
-    /// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-    /// # use idempotent_runtime::http::{IdempotencyLayer, Problem, ProblemKind, Scope};
+    /// # use idempotency::{Idempotency, store::MemoryStore};
+    /// # use idempotency::http::{IdempotencyLayer, Problem, ProblemKind, Scope};
     /// # use bytes::Bytes;
     /// # use http::{Response, StatusCode};
     /// # let engine = Idempotency::new(MemoryStore::new());

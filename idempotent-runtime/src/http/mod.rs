@@ -7,8 +7,8 @@
 //! bytes, the headers that describe them, and `Idempotency-Replayed: true`.
 //!
 //! ```
-//! # use idempotent_runtime::{Idempotency, store::MemoryStore};
-//! # use idempotent_runtime::http::{IdempotencyLayer, Scope};
+//! # use idempotency::{Idempotency, store::MemoryStore};
+//! # use idempotency::http::{IdempotencyLayer, Scope};
 //! # use tower_layer::Layer as _;
 //! let engine = Idempotency::new(MemoryStore::new());
 //! let layer = IdempotencyLayer::new(engine, Scope::of(|request| {

@@ -13,10 +13,10 @@ use crate::error::Error;
 /// layer of a service and the layer of its clients must use the same names.
 ///
 /// ```
-/// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore};
-/// # use idempotent_runtime::http::{IdempotencyLayer, Scope};
-/// use idempotent_runtime::http::HeaderNames;
-/// use idempotent_runtime::http::client::ClientLayer;
+/// # use idempotency::{Error, Idempotency, store::MemoryStore};
+/// # use idempotency::http::{IdempotencyLayer, Scope};
+/// use idempotency::http::HeaderNames;
+/// use idempotency::http::client::ClientLayer;
 ///
 /// # fn example(engine: Idempotency) -> Result<(), Error> {
 /// let names = HeaderNames::new().with_key("x-request-key")?.with_replayed("x-request-replayed")?;

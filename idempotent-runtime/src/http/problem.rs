@@ -149,8 +149,8 @@ impl ProblemKind {
 /// The layer creates these itself. Without the layer, an [`Error`] is converted into one:
 ///
 /// ```
-/// use idempotent_runtime::http::{Problem, ProblemKind};
-/// use idempotent_runtime::Error;
+/// use idempotency::http::{Problem, ProblemKind};
+/// use idempotency::Error;
 ///
 /// fn refusal(error: &Error) -> http::Response<http_body_util::Full<bytes::Bytes>> {
 ///     Problem::of(error).with_documentation("https://example.com/idempotency").to_response()

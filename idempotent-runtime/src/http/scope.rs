@@ -15,7 +15,7 @@ use crate::key::{IntoKey, Key};
 ///
 /// ```
 /// use http::request::Parts;
-/// use idempotent_runtime::http::Scope;
+/// use idempotency::http::Scope;
 ///
 /// #[derive(Clone)]
 /// struct Tenant(u64);

@@ -43,8 +43,8 @@ use crate::store::State;
 /// header even if the layer reads it from the body.
 ///
 /// ```
-/// # use idempotent_runtime::{Idempotency, store::MemoryStore};
-/// # use idempotent_runtime::http::{IdempotencyLayer, Scope};
+/// # use idempotency::{Idempotency, store::MemoryStore};
+/// # use idempotency::http::{IdempotencyLayer, Scope};
 /// let layer = IdempotencyLayer::new(Idempotency::new(MemoryStore::new()), Scope::global());
 /// let status = layer.status_service(); // axum: `.route_service("/requests/status", status)`
 /// ```

@@ -180,9 +180,9 @@ pub(super) fn of_response(response: Response<Bytes>, until: Option<Timestamp>) -
 /// rejects it ([`Config`](crate::ErrorKind::Config)).
 ///
 /// ```
-/// # use idempotent_runtime::{Error, Idempotency};
+/// # use idempotency::{Error, Idempotency};
 /// use http::Response;
-/// use idempotent_runtime::http::resolution;
+/// use idempotency::http::resolution;
 ///
 /// /// The provider's books show that the payment was made.
 /// async fn settle(engine: &Idempotency, tenant: &str, key: &str, receipt: Vec<u8>) -> Result<(), Error> {

@@ -52,7 +52,7 @@ impl Digest {
 /// [`InvalidKey`](crate::ErrorKind::InvalidKey).
 ///
 /// ```
-/// use idempotent_runtime::key::digest;
+/// use idempotency::key::digest;
 ///
 /// assert_eq!(digest(&("ada", [1, 2])), digest(&("ada", [1, 2])));
 /// assert_ne!(digest(&("ada", [1, 2])), digest(&("ada", [2, 1])));

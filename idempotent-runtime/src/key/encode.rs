@@ -34,10 +34,10 @@ impl KeyEncoder {
         Self { bytes: Vec::with_capacity(48), invalid: None, window: None, values: 0 }
     }
 
-    /// Writes `value`, which must write exactly one value.
-    pub(super) fn one<K: IntoKey + ?Sized>(&mut self, value: &K) {
+    /// Calls `encode`, which must write exactly one value.
+    pub(super) fn one(&mut self, encode: impl FnOnce(&mut Self)) {
         let before = self.values;
-        value.encode(self);
+        encode(self);
         let written = self.values - before;
         if written != 1 {
             self.invalid(format!(
@@ -171,7 +171,13 @@ pub struct KeyParts<'a> {
 impl KeyParts<'_> {
     /// Adds one part.
     pub fn add<K: IntoKey + ?Sized>(&mut self, value: &K) -> &mut Self {
-        self.encoder.one(value);
+        self.encoded(|encoder| value.encode(encoder))
+    }
+
+    /// Adds one part, which `encode` writes.
+    #[doc(hidden)]
+    pub fn encoded(&mut self, encode: impl FnOnce(&mut KeyEncoder)) -> &mut Self {
+        self.encoder.one(encode);
         self.count += 1;
         self
     }

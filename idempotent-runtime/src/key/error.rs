@@ -25,7 +25,7 @@ impl fmt::Display for KeyError {
 /// kind [`Encode`](crate::ErrorKind::Encode).
 ///
 /// ```
-/// use idempotent_runtime::key::Fingerprint;
+/// use idempotency::key::Fingerprint;
 ///
 /// let error = Fingerprint::of(&f64::NAN).unwrap_err();
 /// assert!(error.to_string().starts_with("the fingerprint could not be computed"));

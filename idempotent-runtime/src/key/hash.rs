@@ -15,12 +15,12 @@ const DERIVE_IN_STEP_DOMAIN: &[u8] = b"idempotency/derive-in-step/1";
 /// carry; [`to_hex`](Self::to_hex) returns all of them.
 ///
 /// ```
-/// use idempotent_runtime::key::KeyHash;
+/// use idempotency::key::KeyHash;
 ///
 /// let hash: KeyHash = "ab".repeat(32).parse()?;
 /// assert_eq!(hash.to_string(), "abababababab");
 /// assert_eq!(hash.to_hex().parse(), Ok(hash));
-/// # Ok::<(), idempotent_runtime::key::ParseKeyHashError>(())
+/// # Ok::<(), idempotency::key::ParseKeyHashError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyHash([u8; 32]);
@@ -97,12 +97,12 @@ impl FromStr for KeyHash {
 /// and logs show twelve.
 ///
 /// ```
-/// use idempotent_runtime::key::{HashPrefix, KeyHash};
+/// use idempotency::key::{HashPrefix, KeyHash};
 ///
 /// let prefix: HashPrefix = "abababab".parse()?;
 /// assert!(prefix.includes(&KeyHash::from_bytes([0xab; 32])));
 /// assert!("ababab".parse::<HashPrefix>().is_err());
-/// # Ok::<(), idempotent_runtime::key::ParseHashPrefixError>(())
+/// # Ok::<(), idempotency::key::ParseHashPrefixError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HashPrefix {

@@ -17,7 +17,7 @@ use super::{Digest, KeyEncoder, Window};
 /// A user's newtype forwards to the value it wraps:
 ///
 /// ```
-/// use idempotent_runtime::key::{IntoKey, Key, KeyEncoder};
+/// use idempotency::key::{IntoKey, Key, KeyEncoder};
 ///
 /// struct OrderId(u64);
 ///

@@ -17,7 +17,7 @@ mod hash;
 mod into_key;
 mod window;
 
-pub use crate::fingerprint::Fingerprint;
+pub use crate::fingerprint::{Fingerprint, Fingerprintable};
 pub use digest::{Digest, digest};
 pub use encode::{KeyEncoder, KeyParts};
 pub use error::FingerprintError;
@@ -72,22 +72,28 @@ impl Key {
     /// Encodes `value`.
     ///
     /// ```
-    /// use idempotent_runtime::key::Key;
+    /// use idempotency::key::Key;
     ///
     /// assert_ne!(Key::of(&("a", "bc")), Key::of(&("ab", "c")));
     /// assert_ne!(Key::of(&1), Key::of(&"1"));
     /// assert_eq!(Key::of(&1_u8), Key::of(&1_i64));
     /// ```
     pub fn of<K: IntoKey + ?Sized>(value: &K) -> Self {
+        Self::encoded(|encoder| value.encode(encoder))
+    }
+
+    /// Creates the key that `encode` writes.
+    #[doc(hidden)]
+    pub fn encoded(encode: impl FnOnce(&mut KeyEncoder)) -> Self {
         let mut encoder = KeyEncoder::new();
-        encoder.one(value);
+        encoder.one(encode);
         Self::from_encoder(encoder)
     }
 
     /// Encodes a tuple whose parts are added one by one: the same key as [`Key::of`] the tuple.
     ///
     /// ```
-    /// use idempotent_runtime::key::Key;
+    /// use idempotency::key::Key;
     ///
     /// let (user, order) = ("ada", 7);
     /// assert_eq!(Key::from_parts(|parts| parts.add(&user).add(&order)), Key::of(&("ada", 7)));
@@ -130,7 +136,7 @@ impl Key {
     /// [`MissingKey`](crate::ErrorKind::MissingKey).
     ///
     /// ```
-    /// use idempotent_runtime::key::Key;
+    /// use idempotency::key::Key;
     ///
     /// assert!(Key::of(&("ada", None::<u32>)).is_missing());
     /// assert!(!Key::of(&("ada", Some(7))).is_missing());

@@ -49,7 +49,7 @@ impl Window {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, key::window, store::MemoryStore};
+/// # use idempotency::{Error, Idempotency, key::window, store::MemoryStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// # let engine = Idempotency::new(MemoryStore::new());

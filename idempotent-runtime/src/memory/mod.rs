@@ -59,7 +59,7 @@ const EVERY_KEY: (KeyHash, KeyHash) =
 /// few at a time by later operations, and by [`Store::purge`].
 ///
 /// ```
-/// use idempotent_runtime::store::MemoryStore;
+/// use idempotency::store::MemoryStore;
 ///
 /// let default = MemoryStore::new();
 /// let small = MemoryStore::builder().max_records(10_000).max_bytes(64 * 1024 * 1024).build();

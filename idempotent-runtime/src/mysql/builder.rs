@@ -40,7 +40,7 @@ const SESSION: &str = "
 /// Builds a [`MySqlStore`]. Created by [`MySqlStore::builder`].
 ///
 /// ```no_run
-/// # use idempotent_runtime::store::{MySqlStore, StoreError};
+/// # use idempotency::store::{MySqlStore, StoreError};
 /// # async fn connect() -> Result<(), StoreError> {
 /// let store = MySqlStore::builder("mysql://user:password@mysql.internal/shop")
 ///     .table("payments_idempotency")

@@ -42,7 +42,7 @@ use crate::store::{Capabilities, Commit, Operation, Release, Scan, StoreError, T
 /// for the result, an update by primary key. Leases and expiry are judged on the server's clock.
 ///
 /// ```no_run
-/// # use idempotent_runtime::{Idempotency, store::MySqlStore};
+/// # use idempotency::{Idempotency, store::MySqlStore};
 /// # async fn start() -> Result<(), Box<dyn std::error::Error>> {
 /// let store = MySqlStore::connect("mysql://user:password@mysql.internal/shop").await?;
 /// store.migrate().await?;

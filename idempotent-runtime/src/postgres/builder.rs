@@ -30,7 +30,7 @@ const PING: Duration = Duration::from_millis(500);
 /// Builds a [`PostgresStore`]. Created by [`PostgresStore::builder`].
 ///
 /// ```no_run
-/// # use idempotent_runtime::store::{PostgresStore, StoreError};
+/// # use idempotency::store::{PostgresStore, StoreError};
 /// # async fn connect() -> Result<(), StoreError> {
 /// let store = PostgresStore::builder("postgres://shop:password@db.internal/shop?sslmode=verify-full")
 ///     .table("shop.payments_idempotency")

@@ -51,7 +51,7 @@ use crate::store::{
 /// poolers and for the required rights.
 ///
 /// ```no_run
-/// # use idempotent_runtime::{Idempotency, store::PostgresStore};
+/// # use idempotency::{Idempotency, store::PostgresStore};
 /// # async fn open() -> Result<(), Box<dyn std::error::Error>> {
 /// let store = PostgresStore::connect("postgres://shop:password@db.internal/shop").await?;
 /// store.migrate().await?; // once, where the service is deployed or started

@@ -20,7 +20,7 @@ use crate::store::{Operation, StoreError, StoreErrorKind};
 /// Builds a [`RedisStore`]. Created by [`RedisStore::builder`].
 ///
 /// ```no_run
-/// # use idempotent_runtime::store::{RedisStore, StoreError};
+/// # use idempotency::store::{RedisStore, StoreError};
 /// # async fn connect() -> Result<(), StoreError> {
 /// let store = RedisStore::builder("rediss://user:password@redis.internal:6380/2")
 ///     .prefix("shop:idempotency:")

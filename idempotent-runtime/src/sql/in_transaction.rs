@@ -128,7 +128,7 @@ pub enum Standing {
 #[cfg_attr(feature = "sqlite", doc = "```")]
 #[cfg_attr(not(feature = "sqlite"), doc = "```ignore")]
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, store::SqliteStore, tx::in_transaction};
+/// # use idempotency::{Error, Idempotency, store::SqliteStore, tx::in_transaction};
 /// # #[derive(Debug)] enum StockError { Client(sqlx::Error), Idempotency(Error) }
 /// # impl std::fmt::Display for StockError { fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { Ok(()) } }
 /// # impl std::error::Error for StockError {}

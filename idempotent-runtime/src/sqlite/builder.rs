@@ -22,7 +22,7 @@ const READERS: u32 = 4;
 /// Builds a [`SqliteStore`]. Created by [`SqliteStore::builder`].
 ///
 /// ```no_run
-/// # use idempotent_runtime::store::{SqliteStore, StoreError};
+/// # use idempotency::store::{SqliteStore, StoreError};
 /// # async fn open() -> Result<(), StoreError> {
 /// let store = SqliteStore::builder("shop.db").table("payments_idempotency").open().await?;
 /// # Ok(())

@@ -52,7 +52,7 @@ use crate::store::{
 /// machine's.
 ///
 /// ```
-/// # use idempotent_runtime::{Error, Idempotency, store::SqliteStore};
+/// # use idempotency::{Error, Idempotency, store::SqliteStore};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let directory = tempfile::tempdir()?;

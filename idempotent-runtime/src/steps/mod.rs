@@ -60,7 +60,7 @@ impl Context {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Context, Error, Idempotency, OnCrash, store::MemoryStore};
+    /// # use idempotency::{Context, Error, Idempotency, OnCrash, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());
@@ -107,7 +107,7 @@ impl Context {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use idempotent_runtime::{Context, Error, Idempotency, OnCrash, store::MemoryStore};
+    /// # use idempotency::{Context, Error, Idempotency, OnCrash, store::MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());

@@ -7,7 +7,7 @@ use std::time::Duration;
 ///
 /// ```
 /// use std::time::Duration;
-/// use idempotent_runtime::step::StepRetry;
+/// use idempotency::step::StepRetry;
 ///
 /// // At once, after 200 ms, after 400 ms, after 500 ms.
 /// let policy = StepRetry::tries(4).first_pause(Duration::from_millis(200)).longest_pause(Duration::from_millis(500));

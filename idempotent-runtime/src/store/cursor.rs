@@ -14,8 +14,9 @@ const SEPARATOR: char = ':';
 /// The place at which a list goes on: the [`Page::next`](super::Page::next) of one page, and the
 /// [`Scan::after`](super::Scan::after) of the next one.
 ///
-/// Opaque: each store has a format of its own, and rejects a cursor of another store or one that
-/// was altered with [`StoreErrorKind::Unsupported`]. `Display` shows it as visible ASCII characters
+/// Opaque: each store has a format of its own, and rejects a cursor of another kind of store, or one
+/// that it cannot read, with [`StoreErrorKind::Unsupported`]. It does not notice a cursor of another
+/// table or server of its kind: the list would begin somewhere in its middle. `Display` shows it as visible ASCII characters
 /// without spaces, and `FromStr` reads that text again, so a list can be continued by another
 /// process.
 ///
@@ -23,8 +24,8 @@ const SEPARATOR: char = ':';
 /// [`new`](Self::new) in another format.
 ///
 /// ```
-/// use idempotent_runtime::key::KeyHash;
-/// use idempotent_runtime::store::Cursor;
+/// use idempotency::key::KeyHash;
+/// use idempotency::store::Cursor;
 ///
 /// let cursor = Cursor::after("memory", KeyHash::from_bytes([0xab; 32]));
 /// assert_eq!(cursor.to_string().parse(), Ok(cursor.clone()));
@@ -37,7 +38,7 @@ impl Cursor {
     /// Creates a cursor of the store named `store` ([`Store::name`](super::Store::name)). `place`
     /// is in the store's own format, and consists of visible ASCII characters.
     pub fn new(store: &str, place: impl fmt::Display) -> Self {
-        Self(format!("{store}{SEPARATOR}{place}").into())
+        Self(format!("{}{place}", prefix(store)).into())
     }
 
     /// Creates the cursor of a store that lists in the order of the keys: the list goes on after
@@ -51,13 +52,10 @@ impl Cursor {
     /// # Errors
     /// [`Unsupported`](StoreErrorKind::Unsupported) for a cursor of another store.
     pub fn place(&self, store: &str) -> Result<&str, StoreError> {
-        match self.0.split_once(SEPARATOR) {
-            Some((of, place)) if of == store => Ok(place),
-            of => {
-                let of = of.map_or("another store", |(of, _)| of);
-                Err(Self::rejected(&format!("it is of `{of}`, and this store is `{store}`")))
-            }
-        }
+        self.0.strip_prefix(&prefix(store)).ok_or_else(|| {
+            let of = self.0.split_once(SEPARATOR).map_or("another store", |(of, _)| of);
+            Self::rejected(&format!("it is of `{of}`, and this store is `{store}`"))
+        })
     }
 
     /// Returns the key of a cursor that [`after`](Self::after) created.
@@ -78,6 +76,12 @@ impl Cursor {
         StoreError::new(StoreErrorKind::Unsupported, Operation::Scan)
             .with_detail(format!("the list cannot go on at this cursor: {reason}"))
     }
+}
+
+/// The beginning of the cursors of `store`, in visible characters.
+fn prefix(store: &str) -> String {
+    let visible = |c: char| if c.is_ascii_graphic() { c } else { '_' };
+    store.chars().map(visible).chain([SEPARATOR]).collect()
 }
 
 impl fmt::Display for Cursor {
@@ -133,6 +137,16 @@ mod tests {
         assert_eq!(cursor.place("redis").unwrap(), "17:a");
         for broken in ["", ":", "redis", "redis:", ":17", "redis: 17", "redis:17\n", "redis:€"] {
             assert_eq!(broken.parse::<Cursor>(), Err(ParseCursorError), "{broken}");
+        }
+    }
+
+    #[test]
+    fn any_name_of_a_store_may_begin_a_cursor() {
+        let key = KeyHash::from_bytes([0x5a; 32]);
+        for store in ["sealed:file", "a store of another kind", "größe"] {
+            let cursor: Cursor = Cursor::after(store, key).to_string().parse().unwrap();
+            assert_eq!(cursor.key(store).unwrap(), key, "{store}");
+            assert!(cursor.key("sealed").is_err(), "{store}");
         }
     }
 

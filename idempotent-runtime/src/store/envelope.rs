@@ -63,9 +63,9 @@ fn value<T: Copy>(table: &[(T, u8)], code: u8, field: &'static str) -> Result<T,
 ///
 /// ```
 /// use bytes::Bytes;
-/// use idempotent_runtime::clock::Timestamp;
-/// use idempotent_runtime::key::KeyHash;
-/// use idempotent_runtime::store::{Record, Token, envelope};
+/// use idempotency::clock::Timestamp;
+/// use idempotency::key::KeyHash;
+/// use idempotency::store::{Record, Token, envelope};
 ///
 /// let record = Record::new(KeyHash::from_bytes([7; 32]), Token::from_bits(1), "payments.charge".into());
 /// let bytes = Bytes::from(envelope::encode(&record));

@@ -27,7 +27,7 @@ pub enum StoreErrorKind {
 /// A failure of a store: its kind, the operation, and the client's own error as `source()`.
 ///
 /// ```
-/// use idempotent_runtime::store::{Operation, StoreError, StoreErrorKind};
+/// use idempotency::store::{Operation, StoreError, StoreErrorKind};
 ///
 /// let error = StoreError::new(StoreErrorKind::Unavailable, Operation::Claim).with_source(std::io::Error::other("reset"));
 /// assert!(error.is_outcome_unknown());

@@ -17,7 +17,7 @@ use crate::key::KeyHash;
 /// bodies must not forward the transactions of the inner store, which would write plaintext.
 ///
 /// ```
-/// use idempotent_runtime::store::{Facets, MemoryStore, Store};
+/// use idempotency::store::{Facets, MemoryStore, Store};
 ///
 /// let store = MemoryStore::new();
 /// let inside = store.facets();

@@ -11,7 +11,6 @@
 //! the lock is a transaction or a compare-and-swap, `change` is the only function that differs.
 //!
 //! ```
-//! # use idempotent_runtime as idempotency;
 #![doc = include_str!("custom_store.rs")]
 //! ```
 //!
@@ -33,6 +32,7 @@ mod dynamic;
 pub mod envelope;
 mod error;
 mod facets;
+mod loan;
 mod operation;
 mod record;
 mod request;
@@ -64,6 +64,8 @@ pub use request::{
     Purged, Release, Remove, Renewal, Resolve, ResolveAnswer, Scan, Watch, Written,
 };
 
+#[doc(hidden)]
+pub use loan::Loan;
 pub use transaction::SqlTransaction;
 
 pub use crate::registry::{connect, register_scheme};

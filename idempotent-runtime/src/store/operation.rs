@@ -8,7 +8,7 @@ use std::fmt;
 /// Displayed as the name of the method.
 ///
 /// ```
-/// use idempotent_runtime::store::Operation;
+/// use idempotency::store::Operation;
 ///
 /// assert_eq!(Operation::Claim.to_string(), "claim");
 /// ```

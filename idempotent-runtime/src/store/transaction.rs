@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::loan::Loan;
 use super::{Claim, Claimed, Commit, DynStore, Park, StoreError, StoreErrorKind, Token};
 
 /// A transaction in which a record can be kept together with what the body writes:
@@ -30,6 +31,12 @@ pub trait SqlTransaction: Send {
 
     /// Returns the connection of the transaction.
     fn connection(&mut self) -> &mut Self::Connection;
+
+    /// Borrows `transaction` for one phase of a call.
+    #[doc(hidden)]
+    fn lend(transaction: &mut Self) -> Loan<'_> {
+        Loan::of(transaction.connection())
+    }
 }
 
 /// The future of a database's answer to a step of a call in a transaction.

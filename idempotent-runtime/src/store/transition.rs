@@ -8,9 +8,9 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use idempotent_runtime::clock::Timestamp;
-//! use idempotent_runtime::key::KeyHash;
-//! use idempotent_runtime::store::{Claim, Claimed, Commit, State, Token, Written, transition};
+//! use idempotency::clock::Timestamp;
+//! use idempotency::key::KeyHash;
+//! use idempotency::store::{Claim, Claimed, Commit, State, Token, Written, transition};
 //!
 //! let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(1));
 //! let now = Timestamp::from_millis(1_000);

@@ -48,8 +48,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// ```
 /// # use std::collections::HashMap;
-/// # /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, ErrorKind, Idempotency, store::MemoryStore, testing::crash_at_every_await};
+/// # use std::sync::Mutex;
+/// # use std::time::Duration;
+/// # use idempotency::{Error, ErrorKind, Idempotency, store::MemoryStore, testing::crash_at_every_await};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// # let engine = Idempotency::new(MemoryStore::new());

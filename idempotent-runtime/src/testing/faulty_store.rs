@@ -99,8 +99,8 @@ impl Gate {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, testing::{Fault, FaultyStore}};
-/// # use idempotent_runtime::store::{MemoryStore, Operation};
+/// # use idempotency::{Error, Idempotency, testing::{Fault, FaultyStore}};
+/// # use idempotency::store::{MemoryStore, Operation};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Error> {
 /// let store = FaultyStore::new(MemoryStore::new());

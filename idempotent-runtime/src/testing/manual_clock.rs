@@ -26,8 +26,8 @@ const START: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 ///
 /// ```
 /// use std::time::Duration;
-/// use idempotent_runtime::clock::Clock;
-/// use idempotent_runtime::testing::ManualClock;
+/// use idempotency::clock::Clock;
+/// use idempotency::testing::ManualClock;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {

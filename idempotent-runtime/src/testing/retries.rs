@@ -19,7 +19,7 @@ use super::crashes::{running_tasks, settle};
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore, testing::assert_runs_once};
+/// # use idempotency::{Error, Idempotency, store::MemoryStore, testing::assert_runs_once};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// # let engine = Idempotency::new(MemoryStore::new());
@@ -81,7 +81,7 @@ where
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Error, Idempotency, store::MemoryStore, testing::run_concurrently};
+/// # use idempotency::{Error, Idempotency, store::MemoryStore, testing::run_concurrently};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// # let engine = Idempotency::new(MemoryStore::new());

@@ -10,7 +10,7 @@ use crate::error::Error;
 /// none.
 ///
 /// ```
-/// use idempotent_runtime::http::client::{ClientError, Sent};
+/// use idempotency::http::client::{ClientError, Sent};
 ///
 /// /// For the list of requests that an operator has to check.
 /// fn key_of<E>(error: &ClientError<E>) -> Option<&http::HeaderValue> {
@@ -46,7 +46,7 @@ impl fmt::Debug for Sent {
 /// An error of a request that has no response.
 ///
 /// ```
-/// use idempotent_runtime::http::client::ClientError;
+/// use idempotency::http::client::ClientError;
 ///
 /// fn has_no_effect<E>(error: &ClientError<E>) -> bool {
 ///     // In all other cases the outcome is unknown: the same request with the same key finds out.

@@ -17,7 +17,7 @@ use crate::http::method::is_grpc;
 ///
 /// ```
 /// use http::Request;
-/// use idempotent_runtime::http::client::RequestKey;
+/// use idempotency::http::client::RequestKey;
 ///
 /// # fn example(order: u64) -> Result<Request<String>, Box<dyn std::error::Error>> {
 /// let mut request = Request::post("https://example.com/payments").body(String::new())?;
@@ -74,9 +74,9 @@ fn misused(attempt: &Attempt) -> Error {
 ///
 /// ```
 /// # use std::time::Duration;
-/// # use idempotent_runtime::{Context, Error, Idempotency, store::MemoryStore};
+/// # use idempotency::{Context, Error, Idempotency, store::MemoryStore};
 /// use http::Request;
-/// use idempotent_runtime::http::client::RequestLabel;
+/// use idempotency::http::client::RequestLabel;
 ///
 /// # async fn example(engine: &Idempotency) -> Result<(), Error> {
 /// let charge = engine.call("orders.pay", 7).ttl(Duration::from_secs(86_400)).run(|| async {

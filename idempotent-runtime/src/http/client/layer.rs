@@ -39,7 +39,7 @@ pub(super) struct Options {
 /// ```
 /// use std::time::Duration;
 /// use http::Method;
-/// use idempotent_runtime::http::client::ClientLayer;
+/// use idempotency::http::client::ClientLayer;
 ///
 /// let layer = ClientLayer::new()
 ///     .with_methods([Method::POST, Method::PATCH, Method::DELETE])
@@ -93,7 +93,7 @@ impl<C, P> ClientLayer<C, P> {
     /// If it returns `None`, the request is sent once.
     ///
     /// ```
-    /// use idempotent_runtime::http::client::ClientLayer;
+    /// use idempotency::http::client::ClientLayer;
     ///
     /// enum Upload {
     ///     Bytes(Vec<u8>),
@@ -114,7 +114,7 @@ impl<C, P> ClientLayer<C, P> {
     /// every error is treated as temporary; with a key, that is safe.
     ///
     /// ```
-    /// use idempotent_runtime::http::client::ClientLayer;
+    /// use idempotency::http::client::ClientLayer;
     ///
     /// let layer = ClientLayer::new()
     ///     .with_errors(|error: &std::io::Error| error.kind() != std::io::ErrorKind::InvalidInput);
@@ -131,7 +131,7 @@ impl<C, P> ClientLayer<C, P> {
     /// known.
     ///
     /// ```
-    /// use idempotent_runtime::http::client::ClientLayer;
+    /// use idempotency::http::client::ClientLayer;
     ///
     /// let layer = ClientLayer::new().with_retried_answers(|answer| answer.headers.contains_key("x-should-retry"));
     /// ```

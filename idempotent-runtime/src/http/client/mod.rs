@@ -20,7 +20,7 @@
 //! #         ready(Ok(Response::new(())))
 //! #     }
 //! # }
-//! use idempotent_runtime::http::client::{ClientLayer, Sent};
+//! use idempotency::http::client::{ClientLayer, Sent};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -33,7 +33,6 @@ use crate::clock::SystemClock;
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use idempotent_runtime as idempotency;
 /// use idempotency::store::MemoryStore;
 /// use idempotency::testing::{ClockJump, ManualClock, Subject};
 ///

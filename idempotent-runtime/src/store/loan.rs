@@ -3,17 +3,19 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::store::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
-use crate::store::{Claim, DynStore, SqlTransaction, Token};
+use super::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
+use super::{Claim, DynStore, SqlTransaction, Token};
 
 /// A transaction whose type is erased. The expansion requires the bound once, on what the user
 /// wrote, so a mistake is a single error; and the phases are compiled once, not for each type of
 /// transaction.
 pub struct Loan<'a>(&'a mut dyn TransactionConnection);
 
-/// Borrows `transaction` for one phase.
-pub fn lend<X: SqlTransaction + ?Sized>(transaction: &mut X) -> Loan<'_> {
-    Loan(transaction.connection())
+impl<'a> Loan<'a> {
+    /// Borrows the transaction on `connection` for one phase.
+    pub(crate) fn of(connection: &'a mut dyn TransactionConnection) -> Self {
+        Self(connection)
+    }
 }
 
 #[diagnostic::do_not_recommend]
