@@ -171,7 +171,7 @@ impl Store for CustomStore {
             }
             reached = Some(key);
             let record = self.change(Operation::Scan, key, transition::read)?;
-            for mut record in record.filter(|record| scan.includes(record)) {
+            if let Some(mut record) = record.filter(|record| scan.includes(record)) {
                 record.body.clear();
                 records.push(record);
             }
