@@ -109,7 +109,9 @@ impl Store for FileStore {
         let (mut page, mut reached) = (Page::default(), scan.after_key(self.name())?);
         let limit = if scan.limit == 0 { 100 } else { scan.limit };
         let mut keys = self.0.keys(Operation::Scan)?;
-        keys.retain(|&key| Some(key) > reached);
+        keys.retain(|key| {
+            Some(*key) > reached && scan.begins_with.is_none_or(|prefix| prefix.includes(key))
+        });
         // A page reads a bounded number of files, whatever the scan lists.
         for (read, key) in keys.into_iter().enumerate() {
             if page.records.len() == limit || read == 1_000 {
