@@ -404,7 +404,8 @@ pub(super) async fn settle_steps(engine: &super::Inner, lease: &Lease, budget: D
 /// the lease expires. Returns `None` if the store has not answered.
 ///
 /// The steps have been waited for, while the lease was still renewed: otherwise that wait could use
-/// up what is left of it.
+/// up what is left of it. A shutdown waits without renewals, because a second shutdown must not find
+/// the lease again; if too little is left, the next caller runs the step again.
 pub(super) async fn leave(
     engine: &super::Inner,
     lease: &Lease,
