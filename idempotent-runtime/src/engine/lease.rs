@@ -171,7 +171,7 @@ impl Lease {
         self.policy.allows_takeover() && !self.held.load(Ordering::Acquire)
     }
 
-    /// Returns true once: whoever puts the record in doubt first tells observers why.
+    /// Returns true once: whoever puts the record in doubt first reports it to observers.
     pub(crate) fn is_first_doubt(&self) -> bool {
         !self.is_in_doubt.swap(true, Ordering::AcqRel)
     }
