@@ -9,9 +9,9 @@ use bytes::Bytes;
 use idempotency::clock::Clock;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Cursor, Facets, Operation,
-    Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token,
-    Watch, Written, transition,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Cursor, Facets,
+    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store,
+    StoreError, Token, Watch, WriteOutcome, transition,
 };
 
 use super::directory::Directory;
@@ -40,42 +40,42 @@ impl Store for FileStore {
         Facets::none()
     }
 
-    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+    async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
         self.0.step_above(Operation::Claim, claim.key, |slot, now, gone| {
             transition::claim_above(slot, &claim, now, gone)
         })
     }
 
-    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
         let renew = |one: &Renewal| {
             self.0.step(Operation::Renew, one.key, |slot, now| transition::renew(slot, one, now))
         };
         renewals.iter().map(renew).collect()
     }
 
-    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+    async fn complete(&self, commit: Commit) -> Result<WriteOutcome, StoreError> {
         self.0.step(Operation::Complete, commit.key, |slot, now| {
             transition::complete(slot, &commit, now)
         })
     }
 
-    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+    async fn release(&self, release: Release) -> Result<WriteOutcome, StoreError> {
         self.0.step(Operation::Release, release.key, |slot, now| {
             transition::release(slot, &release, now)
         })
     }
 
-    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+    async fn abandon(&self, abandon: Abandon) -> Result<WriteOutcome, StoreError> {
         self.0.step(Operation::Abandon, abandon.key, |slot, now| {
             transition::abandon(slot, &abandon, now)
         })
     }
 
-    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+    async fn park(&self, park: Park) -> Result<WriteOutcome, StoreError> {
         self.0.step(Operation::Park, park.key, |slot, now| transition::park(slot, &park, now))
     }
 
-    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<WriteOutcome, StoreError> {
         self.0.step(Operation::Checkpoint, checkpoint.key, |slot, now| {
             transition::checkpoint(slot, &checkpoint, now)
         })
@@ -94,13 +94,13 @@ impl Store for FileStore {
         Ok(Watch::new(self.read(key).await?, tokio::time::sleep(Duration::from_millis(20))))
     }
 
-    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+    async fn resolve(&self, resolve: Resolve) -> Result<AdminOutcome, StoreError> {
         self.0.step(Operation::Resolve, resolve.key, |slot, now| {
             transition::resolve(slot, &resolve, now)
         })
     }
 
-    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+    async fn remove(&self, remove: Remove) -> Result<AdminOutcome, StoreError> {
         self.0
             .step(Operation::Remove, remove.key, |slot, now| transition::remove(slot, &remove, now))
     }
@@ -128,8 +128,8 @@ impl Store for FileStore {
         Ok(page)
     }
 
-    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
-        let mut purged = Purged::default();
+    async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {
+        let mut purged = PurgeOutcome::default();
         for key in self.0.keys(Operation::Purge)? {
             let room = purged.removed < limit;
             let (gone, overdue) = self.0.step(Operation::Purge, key, |slot, now| {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed};
+use idempotency::store::{Claim, ClaimOutcome};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::proxy::{Action, Fault, Moment, Request};
 
@@ -37,7 +37,7 @@ pub async fn a_claim_transmitted_twice_that_arrives_late_is_released_again<B: Ba
         Claim::new(way.engine.record(OPERATION, 1_u64).hash()?, token, OPERATION.into());
     (first_try.lease, first_try.linger, first_try.ttl) = (LONG_LEASE, DAY, DAY);
     let late = world.direct.clone().claim(first_try).await?;
-    assert!(matches!(late, Claimed::Mine(_)), "granted to nobody: {late:?}");
+    assert!(matches!(late, ClaimOutcome::Granted(_)), "granted to nobody: {late:?}");
     way.proxy.clear();
     eventually_async("the second release", async || world.record(1).await.is_none()).await?;
     world.recovers(&way.engine, 1).await

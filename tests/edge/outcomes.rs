@@ -8,7 +8,7 @@ use idempotency::edge::{EdgeCall, EdgeOutcome, EdgeResult, End};
 use idempotency::key::{Key, window};
 use idempotency::record::State;
 use idempotency::store::{
-    Claim, Claimed, CrashPolicy, Operation, Store as _, StoreErrorKind, Token,
+    Claim, ClaimOutcome, CrashPolicy, Operation, Store as _, StoreErrorKind, Token,
 };
 use idempotency::testing::{Fault, Gate};
 use idempotency::{Error, ErrorKind, OnConflict, OnCrash, Verdict};
@@ -104,7 +104,7 @@ fn hourly(world: &World) -> EdgeCall {
 async fn has_died_while_it_looked(world: &World) -> Result<(), Error> {
     let mut claim = Claim::new(hourly(world).record().hash()?, Token::from_bits(1), "mail".into());
     (claim.policy, claim.lease) = (CrashPolicy::Retry, LEASE);
-    assert!(matches!(world.memory.claim(claim).await?, Claimed::Mine(_)));
+    assert!(matches!(world.memory.claim(claim).await?, ClaimOutcome::Granted(_)));
     world.clock.advance(LEASE);
     Ok(())
 }

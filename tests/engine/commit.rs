@@ -7,8 +7,8 @@ use idempotency::clock::Clock as _;
 use idempotency::key::Fingerprint;
 use idempotency::record::State;
 use idempotency::store::{
-    Claim, Claimed, Commit, Operation, Reason, Release, Remove, Store as _, StoreErrorKind, Token,
-    Written,
+    Claim, ClaimOutcome, Commit, Operation, Reason, Release, Remove, Store as _, StoreErrorKind,
+    Token, WriteOutcome,
 };
 use idempotency::{Builder, Error, ErrorKind, Idempotency, OnConflict, OnCrash, with_report};
 use idempotency_test_support::deadline::within;
@@ -254,7 +254,7 @@ async fn an_owner_that_was_overtaken_waits_no_longer_than_what_is_left_of_its_pa
     let first = Token::from_bits(1);
     let mut claim = Claim::new(key, first, OPERATION.into());
     (claim.lease, claim.ttl, claim.linger) = (LEASE, DAY, DAY);
-    assert!(matches!(here.memory.claim(claim).await.unwrap(), Claimed::Mine(_)));
+    assert!(matches!(here.memory.claim(claim).await.unwrap(), ClaimOutcome::Granted(_)));
     let patient = here
         .call(1)
         .on_crash(OnCrash::Retry)
@@ -413,7 +413,7 @@ async fn an_owner_whose_key_is_used_for_another_request_does_not_wait_for_its_re
         world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
         let mut another = Claim::new(record.key, Token::from_bits(7), OPERATION.into());
         another.fingerprint = Some(Fingerprint::of("EUR 200").unwrap());
-        assert!(matches!(world.memory.claim(another).await, Ok(Claimed::Mine(_))));
+        assert!(matches!(world.memory.claim(another).await, Ok(ClaimOutcome::Granted(_))));
         gate.open();
     };
     let ((result, report), ()) = tokio::join!(world.while_time_passes(with_report(call)), operator);
@@ -435,7 +435,7 @@ async fn an_own_commit_that_is_found_as_lost_is_still_the_own_result() {
         world.record_is(1, |record| record.is_some()).await;
         let record = world.record(1).await.unwrap();
         let commit = Commit::new(record.key, record.owner, "\"receipt 1.1\"".into(), DAY);
-        assert_eq!(world.memory.complete(commit).await.unwrap(), Written::Applied);
+        assert_eq!(world.memory.complete(commit).await.unwrap(), WriteOutcome::Applied);
         gate.open();
     };
     let (result, ()) = tokio::join!(call, other);

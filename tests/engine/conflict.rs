@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use idempotency::key::Fingerprint;
-use idempotency::store::{Claim, Claimed, Commit, Operation, Release, Store as _, Token, Written};
+use idempotency::store::{
+    Claim, ClaimOutcome, Commit, Operation, Release, Store as _, Token, WriteOutcome,
+};
 use idempotency::{ErrorKind, OnConflict, with_report};
 
 use crate::faults::Gate;
@@ -63,9 +65,9 @@ async fn a_caller_that_waits_does_not_get_the_result_of_another_request() {
         world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
         let mut claim = Claim::new(record.key, Token::from_bits(7), OPERATION.into());
         claim.fingerprint = Some(Fingerprint::of("EUR 200").unwrap());
-        assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+        assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
         let commit = Commit::new(record.key, Token::from_bits(7), "\"another\"".into(), DAY);
-        assert_eq!(world.memory.complete(commit).await.unwrap(), Written::Applied);
+        assert_eq!(world.memory.complete(commit).await.unwrap(), WriteOutcome::Applied);
     };
     let (second, ()) = tokio::join!(second, other);
     assert_eq!(second.unwrap_err().kind(), ErrorKind::Mismatch);

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Operation, Page,
-    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
-    Written, envelope, transition,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Facets,
+    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store,
+    StoreError, Token, Watch, WriteOutcome, envelope, transition,
 };
 use idempotency::{Error, ErrorKind, Idempotency, OnError};
 use proptest::prelude::*;
@@ -57,34 +57,34 @@ impl Store for ByteStore {
         Facets::none()
     }
 
-    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+    async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
         self.apply(claim.key, |slot| transition::claim(slot, &claim, Self::NOW))
     }
 
-    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
         renewals
             .iter()
             .map(|one| self.apply(one.key, |slot| transition::renew(slot, one, Self::NOW)))
             .collect()
     }
 
-    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+    async fn complete(&self, commit: Commit) -> Result<WriteOutcome, StoreError> {
         self.apply(commit.key, |slot| transition::complete(slot, &commit, Self::NOW))
     }
 
-    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+    async fn release(&self, release: Release) -> Result<WriteOutcome, StoreError> {
         self.apply(release.key, |slot| transition::release(slot, &release, Self::NOW))
     }
 
-    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+    async fn abandon(&self, abandon: Abandon) -> Result<WriteOutcome, StoreError> {
         self.apply(abandon.key, |slot| transition::abandon(slot, &abandon, Self::NOW))
     }
 
-    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+    async fn park(&self, park: Park) -> Result<WriteOutcome, StoreError> {
         self.apply(park.key, |slot| transition::park(slot, &park, Self::NOW))
     }
 
-    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<WriteOutcome, StoreError> {
         self.apply(checkpoint.key, |slot| transition::checkpoint(slot, &checkpoint, Self::NOW))
     }
 
@@ -100,11 +100,11 @@ impl Store for ByteStore {
         Ok(Watch::new(self.read(key).await?, tokio::time::sleep(Duration::from_millis(5))))
     }
 
-    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+    async fn resolve(&self, resolve: Resolve) -> Result<AdminOutcome, StoreError> {
         self.apply(resolve.key, |slot| transition::resolve(slot, &resolve, Self::NOW))
     }
 
-    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+    async fn remove(&self, remove: Remove) -> Result<AdminOutcome, StoreError> {
         self.apply(remove.key, |slot| transition::remove(slot, &remove, Self::NOW))
     }
 
@@ -112,8 +112,8 @@ impl Store for ByteStore {
         Ok(Page::default())
     }
 
-    async fn purge(&self, _: usize) -> Result<Purged, StoreError> {
-        Ok(Purged::default())
+    async fn purge(&self, _: usize) -> Result<PurgeOutcome, StoreError> {
+        Ok(PurgeOutcome::default())
     }
 }
 

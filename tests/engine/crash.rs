@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::record::State;
-use idempotency::store::{Claim, Claimed, Operation, Reason, Store as _, StoreErrorKind, Token};
+use idempotency::store::{
+    Claim, ClaimOutcome, Operation, Reason, Store as _, StoreErrorKind, Token,
+};
 use idempotency::{Builder, Error, ErrorAction, ErrorKind, OnConflict, OnCrash};
 
 use crate::faults::{Fault, Gate};
@@ -175,7 +177,7 @@ async fn dead_owner(world: &World, on_crash: OnCrash) -> Token {
         OnCrash::Retry => idempotency::store::CrashPolicy::Retry,
         _ => idempotency::store::CrashPolicy::Hold,
     };
-    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
     Token::from_bits(7)
 }
 
@@ -437,7 +439,7 @@ async fn a_claim_that_arrives_again_after_its_release_is_released_again() {
     world.while_time_passes(call).await.unwrap_err();
     assert!(world.record(1).await.is_none());
     let late = world.store.sent_claims().remove(0);
-    assert!(matches!(world.memory.claim(late).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(late).await, Ok(ClaimOutcome::Granted(_))));
     world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
 }
@@ -469,7 +471,7 @@ async fn a_claim_that_arrives_again_after_its_caller_went_during_its_release_is_
     released.open();
     world.record_is(1, |record| record.is_none()).await;
     let late = world.store.sent_claims().remove(0);
-    assert!(matches!(world.memory.claim(late).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(late).await, Ok(ClaimOutcome::Granted(_))));
     world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
 }
@@ -494,7 +496,7 @@ async fn a_claim_that_arrives_when_the_call_that_it_has_met_is_over_is_released(
     running.unwrap_err();
     world.record_is(1, |record| record.is_none()).await;
     let late = world.store.sent_claims().remove(0);
-    assert!(matches!(world.memory.claim(late).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(late).await, Ok(ClaimOutcome::Granted(_))));
     world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
 }

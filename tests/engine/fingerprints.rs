@@ -3,7 +3,7 @@
 use idempotency::key::Fingerprint;
 use idempotency::record::State;
 use idempotency::store::{
-    Claim, Claimed, Commit, Operation, Park, Reason, Store as _, Token, Written,
+    Claim, ClaimOutcome, Commit, Operation, Park, Reason, Store as _, Token, WriteOutcome,
 };
 use idempotency::{Call, Error, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
 
@@ -38,7 +38,7 @@ async fn orphan(world: &World, key: u64, fingerprint: Option<Fingerprint>, polic
         OnCrash::Retry => idempotency::store::CrashPolicy::Retry,
         _ => idempotency::store::CrashPolicy::Verify,
     };
-    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn fingerprints_of_two_versions_are_two_requests() {
         assert_eq!(run(&world, key, takeover).await.unwrap_err().kind(), ErrorKind::Mismatch);
         let commit =
             Commit::new(hash, Token::from_bits(u128::from(key)), "\"another\"".into(), DAY);
-        assert_eq!(world.memory.complete(commit).await.unwrap(), Written::Applied);
+        assert_eq!(world.memory.complete(commit).await.unwrap(), WriteOutcome::Applied);
         assert_eq!(
             run(&world, key, world.call(key).fingerprint(&100)).await.unwrap_err().kind(),
             ErrorKind::Mismatch
@@ -149,7 +149,7 @@ async fn a_call_of_an_earlier_release_is_asked_about_by_who_names_its_fingerprin
     orphan(&world, 1, Some(former), OnCrash::Hold).await;
     let hash = world.engine.record(OPERATION, 1).hash().unwrap();
     let park = Park::own(hash, Token::from_bits(1), Reason::Error);
-    assert_eq!(world.memory.park(park).await.unwrap(), Written::Applied);
+    assert_eq!(world.memory.park(park).await.unwrap(), WriteOutcome::Applied);
     let ask = |call: Call| {
         let question = async |_| Ok::<_, Error>(Verdict::Completed("from outside".to_owned()));
         let call = call.settle(std::time::Duration::ZERO).on_crash_verify(question);

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use idempotency::record::{Resolution, State};
-use idempotency::store::{Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, Token};
+use idempotency::store::{Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Store as _, Token};
 use idempotency::{Error, ErrorAction, ErrorKind, OnCrash, Verdict};
 
 use crate::faults::Fault;
@@ -61,7 +61,7 @@ async fn a_process_that_died_is_told() {
     let hash = world.engine.record(OPERATION, 1).hash().unwrap();
     let mut claim = Claim::new(hash, Token::from_bits(7), OPERATION.into());
     claim.lease = LEASE;
-    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
     assert_told(
         &world,
         Reason::Crashed,
@@ -146,7 +146,7 @@ async fn a_question_without_an_answer_is_told_and_who_asks_again() {
     let hash = world.engine.record(OPERATION, 1).hash().unwrap();
     let mut claim = Claim::new(hash, Token::from_bits(7), OPERATION.into());
     (claim.lease, claim.policy) = (LEASE, CrashPolicy::Verify);
-    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
     world.clock.advance(LEASE);
 
     let ask =

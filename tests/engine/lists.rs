@@ -7,7 +7,7 @@ use idempotency::ErrorKind;
 use idempotency::key::KeyHash;
 use idempotency::record::Records;
 use idempotency::store::{
-    Claim, Claimed, Cursor, Only, Operation, Scan, Store as _, StoreErrorKind, Token,
+    Claim, ClaimOutcome, Cursor, Only, Operation, Scan, Store as _, StoreErrorKind, Token,
 };
 
 use crate::faults::{Fault, Gate};
@@ -89,7 +89,7 @@ async fn crowd(world: &World, records: u32) {
         let token = Token::from_bits(u128::from(number) + 1);
         let mut claim = Claim::new(KeyHash::from_bytes(name), token, "another".into());
         (claim.lease, claim.namespace) = (DAY, "default".into());
-        assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+        assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
     }
 }
 
@@ -99,7 +99,7 @@ async fn a_list_goes_on_through_pages_without_records_and_keeps_its_place_after_
     crowd(&world, 25_000).await;
     let mut last = Claim::new(KeyHash::from_bytes([0xff; 32]), Token::from_bits(7), "mine".into());
     (last.lease, last.namespace) = (DAY, "default".into());
-    assert!(matches!(world.memory.claim(last).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(last).await, Ok(ClaimOutcome::Granted(_))));
     let mut scan = pages_of(10);
     scan.operation = Some("mine".into());
     let mut records = world.engine.records(scan.clone());

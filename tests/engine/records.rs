@@ -5,7 +5,7 @@ use std::time::Duration;
 use idempotency::key::KeyHash;
 use idempotency::record::{RecordHandle, RecordView, Resolution, State};
 use idempotency::store::{
-    Claim, Claimed, CrashPolicy, Operation, Reason, Renewal, Store as _, StoreErrorKind, Token,
+    Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Renewal, Store as _, StoreErrorKind, Token,
 };
 use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, OnError};
 use serde::{Deserialize, Serialize};
@@ -54,7 +54,7 @@ async fn records_are_found_by_the_first_digits_of_their_hash() {
     for (name, token) in names.into_iter().zip(1..) {
         let mut claim = Claim::new(hash(name), Token::from_bits(token), OPERATION.into());
         (claim.ttl, claim.lease) = (DAY, LEASE);
-        assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+        assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
     }
     let find = async |prefix: &str| world.engine.find(prefix).await;
     assert_eq!(
@@ -249,7 +249,7 @@ async fn dead_owner(world: &World, policy: CrashPolicy) {
         Claim::new(world.handle(1).hash().unwrap(), Token::from_bits(7), OPERATION.into());
     claim.lease = LEASE;
     claim.policy = policy;
-    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
 }
 
 #[tokio::test]
@@ -286,7 +286,7 @@ async fn an_answer_about_an_owner_that_was_taken_over_is_refused() {
         let view = world.handle(1).inspect().await.unwrap().unwrap();
         let mut claim = Claim::new(view.key, Token::from_bits(8), OPERATION.into());
         claim.policy = policy;
-        assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+        assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
         let refused = world.handle(1).resolve(&view, Resolution::not_executed()).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Superseded, "{policy:?}");
         assert_eq!(

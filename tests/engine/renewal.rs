@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use idempotency::clock::Clock as _;
-use idempotency::store::{Claimed, Operation, Release, Remove, Store as _, Token};
+use idempotency::store::{ClaimOutcome, Operation, Release, Remove, Store as _, Token};
 use idempotency::{Context, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 
 use crate::faults::{Fault, Gate};
@@ -255,7 +255,7 @@ async fn a_body_whose_claim_was_lost_before_it_started_never_starts() {
     let mut claim = world.store.sent_claims().remove(0);
     world.memory.release(Release::new(claim.key, claim.token)).await.unwrap();
     claim.token = Token::from_bits(7);
-    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
     // The second renewal is sent when the answer to the first is known.
     let mut other = Box::pin(world.call(2).run(std::future::pending::<Result<String, Error>>));
     assert!(poll_once(&mut other).is_pending());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use idempotency::call::Verify;
 use idempotency::record::State;
-use idempotency::store::{Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, Token};
+use idempotency::store::{Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Store as _, Token};
 use idempotency::{Call, Context, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, Verdict};
 
 use crate::faults::{Fault, Gate};
@@ -77,7 +77,7 @@ async fn dead_owner(world: &World, policy: CrashPolicy) {
     let mut claim = Claim::new(hash, Token::from_bits(7), OPERATION.into());
     claim.lease = LEASE;
     claim.policy = policy;
-    assert!(matches!(world.memory.claim(claim).await, Ok(Claimed::Mine(_))));
+    assert!(matches!(world.memory.claim(claim).await, Ok(ClaimOutcome::Granted(_))));
 }
 
 async fn is_parked(world: &World) {

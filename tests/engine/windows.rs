@@ -6,7 +6,7 @@ use std::time::Duration;
 use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::{IntoKey, window};
 use idempotency::store::{
-    Claim, Claimed, CrashPolicy, Operation, Reason, Store as _, StoreErrorKind, Token,
+    Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Store as _, StoreErrorKind, Token,
 };
 use idempotency::testing::ClockJump;
 use idempotency::{Call, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
@@ -263,7 +263,7 @@ async fn dies_before_it_looks(world: &World, policy: CrashPolicy) {
     let key = world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap();
     let mut claim = Claim::new(key, Token::from_bits(1), OPERATION.into());
     (claim.policy, claim.lease) = (policy, LEASE);
-    assert!(matches!(world.memory.claim(claim).await.unwrap(), Claimed::Mine(_)));
+    assert!(matches!(world.memory.claim(claim).await.unwrap(), ClaimOutcome::Granted(_)));
 }
 
 /// The outside world is asked, and says that nothing happened.

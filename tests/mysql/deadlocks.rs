@@ -1,6 +1,6 @@
 //! A statement that the server rolled back to resolve a deadlock is sent again.
 
-use idempotency::store::{Renewal, Store as _, StoreErrorKind, Token, Written};
+use idempotency::store::{Renewal, Store as _, StoreErrorKind, Token, WriteOutcome};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::server::MariaDbOptions;
 
@@ -47,7 +47,7 @@ async fn is_applied_as_a_victim(world: &World, token: Token) -> anyhow::Result<b
     other.commit().await?;
     let written = within("the renewal", renewing).await??;
     Ok(deadlocks(world).await? > before
-        && written.is_ok_and(|written| written == [Written::Applied; 2]))
+        && written.is_ok_and(|written| written == [WriteOutcome::Applied; 2]))
 }
 
 #[tokio::test]
@@ -76,6 +76,6 @@ async fn a_lock_that_is_held_for_long_refuses_the_request() -> anyhow::Result<()
     let error = world.store.complete(commit(key(1), token)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Refused, "nothing was applied: {error}");
     lock.rollback().await?;
-    assert_eq!(world.store.complete(commit(key(1), token)).await?, Written::Applied);
+    assert_eq!(world.store.complete(commit(key(1), token)).await?, WriteOutcome::Applied);
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::{MySqlStore, Store as _, StoreErrorKind, Written};
+use idempotency::store::{MySqlStore, Store as _, StoreErrorKind, WriteOutcome};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::proxy::{Action, Fault, Moment, Proxy, Request};
 use idempotency_test_support::server::MariaDbOptions;
@@ -49,7 +49,7 @@ async fn every_record_is_there_after_the_server_was_killed() -> anyhow::Result<(
         assert_eq!(record.state.is_answer(), number % 2 == 0, "{number}");
         assert_eq!(record.owner, token);
     }
-    assert_eq!(store.complete(commit(key(1), token)).await?, Written::Applied);
+    assert_eq!(store.complete(commit(key(1), token)).await?, WriteOutcome::Applied);
     mine(store.claim(claim(key(100), token)).await?);
     Ok(())
 }
@@ -80,8 +80,8 @@ async fn a_killed_connection_is_an_unknown_outcome_that_a_retry_settles() -> any
     let error = within("the commit", committing).await??.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
     lock.rollback().await?;
-    assert_eq!(world.store.complete(commit(key(1), token)).await?, Written::Applied);
-    assert_eq!(world.store.complete(commit(key(1), token)).await?, Written::AlreadyApplied);
+    assert_eq!(world.store.complete(commit(key(1), token)).await?, WriteOutcome::Applied);
+    assert_eq!(world.store.complete(commit(key(1), token)).await?, WriteOutcome::AlreadyApplied);
     Ok(())
 }
 
@@ -105,7 +105,7 @@ async fn an_answer_that_is_lost_is_an_unknown_outcome_that_a_retry_settles() -> 
     let error = store.complete(commit()).await.unwrap_err();
     lost.happened().await?;
     assert_eq!(error.kind(), StoreErrorKind::Unavailable, "{error}");
-    assert_eq!(store.complete(commit()).await?, Written::AlreadyApplied);
+    assert_eq!(store.complete(commit()).await?, WriteOutcome::AlreadyApplied);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::try_join_all;
-use idempotency::store::{MySqlStore, State, Store as _, Written};
+use idempotency::store::{MySqlStore, State, Store as _, WriteOutcome};
 use idempotency_test_support::deadline::eventually_async;
 
 use crate::world::{DAY, PATIENCE, World, claim, commit, fresh, key, mine, patient};
@@ -125,7 +125,7 @@ async fn two_purges_and_32_claimers_do_not_disturb_each_other() -> anyhow::Resul
                     mine(store.claim(claim(key, token)).await?);
                     let mut commit = commit(key, token);
                     commit.ttl = if round % 4 == 1 { short } else { DAY };
-                    assert_eq!(store.complete(commit).await?, Written::Applied);
+                    assert_eq!(store.complete(commit).await?, WriteOutcome::Applied);
                 }
             }
             anyhow::Ok(())

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use idempotency::store::{MySqlStore, Renewal, Store as _, Token, Written};
+use idempotency::store::{MySqlStore, Renewal, Store as _, Token, WriteOutcome};
 use idempotency::{Context, Error, Idempotency};
 use idempotency_test_support::deadline::{eventually_async, within};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
@@ -33,8 +33,13 @@ async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -
     renewals.push(Renewal::new(key(4), fresh(), LEASE));
     renewals.push(Renewal::new(key(3), Token::from_bits(1), LEASE));
     let lock = world.lock(key(2)).await?;
-    let renewed =
-        [Written::Applied, Written::Unanswered, Written::Applied, Written::Gone, Written::Lost];
+    let renewed = [
+        WriteOutcome::Applied,
+        WriteOutcome::Unanswered,
+        WriteOutcome::Applied,
+        WriteOutcome::Gone,
+        WriteOutcome::Lost,
+    ];
     // Also on connections that by themselves wait for as long as anybody likes.
     let patient =
         MySqlStore::from_pool(world.pool("SET SESSION innodb_lock_wait_timeout = 600").await?);
@@ -49,7 +54,7 @@ async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -
         }
     }
     lock.rollback().await?;
-    assert_eq!(world.store.renew(vec![of_the_locked]).await?, [Written::Applied]);
+    assert_eq!(world.store.renew(vec![of_the_locked]).await?, [WriteOutcome::Applied]);
     Ok(())
 }
 
@@ -109,8 +114,8 @@ async fn a_session_that_limits_the_rows_of_an_answer_costs_no_renewal() -> anyho
     let mut renewals = claimed(&world, 1..=5).await?;
     renewals[2].token = fresh();
     let store = MySqlStore::from_pool(world.pool("SET SESSION sql_select_limit = 1").await?);
-    let mut renewed = [Written::Applied; 5];
-    renewed[2] = Written::Lost;
+    let mut renewed = [WriteOutcome::Applied; 5];
+    renewed[2] = WriteOutcome::Lost;
     assert_eq!(store.renew(renewals).await?, renewed);
     Ok(())
 }
@@ -126,7 +131,7 @@ async fn renewals_follow_a_pool_whose_credentials_change() -> anyhow::Result<()>
     let pool = MySqlPoolOptions::new().connect_with(options.clone().username(&one)).await?;
     let store = MySqlStore::from_pool(pool.clone());
     let renewals = claimed(&world, 1..=1).await?;
-    assert_eq!(store.renew(renewals.clone()).await?, [Written::Applied]);
+    assert_eq!(store.renew(renewals.clone()).await?, [WriteOutcome::Applied]);
     world.sql(&format!("RENAME USER {one}@'%' TO {two}@'%'")).await?;
     pool.set_connect_options(options.username(&two));
     // Connections end, by their age for example.
@@ -137,7 +142,7 @@ async fn renewals_follow_a_pool_whose_credentials_change() -> anyhow::Result<()>
         world.sql(&format!("KILL {}", row[0].as_deref().unwrap_or_default())).await?;
     }
     eventually_async("a renewal by the new user", async || {
-        store.renew(renewals.clone()).await.is_ok_and(|written| written == [Written::Applied])
+        store.renew(renewals.clone()).await.is_ok_and(|written| written == [WriteOutcome::Applied])
     })
     .await
 }

@@ -9,7 +9,7 @@ use idempotency::clock::Timestamp;
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     CrashPolicy, Reason, Record, Release, Renewal, Scan, State, Store as _, StoreErrorKind, Token,
-    Written,
+    WriteOutcome,
 };
 
 use crate::world::{LEASE, World, claim, commit, fresh, held, key, mine};
@@ -93,7 +93,7 @@ async fn rows_of_format_1_are_read_as_they_were_written() -> anyhow::Result<()> 
     assert_eq!(mine(claimed(0xa5).await?).attempts, 4);
     let owner = Token::from_bits(0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f);
     let stored = world.store.complete(commit(KeyHash::from_bytes([0xa1; 32]), owner)).await?;
-    assert_eq!(stored, Written::Applied);
+    assert_eq!(stored, WriteOutcome::Applied);
     Ok(())
 }
 
@@ -134,7 +134,7 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
     let renewals = vec![Renewal::new(key(1), token, LEASE), Renewal::new(mine_too, token, LEASE)];
     assert_eq!(
         store.renew(renewals).await?,
-        [Written::Lost, Written::Applied],
+        [WriteOutcome::Lost, WriteOutcome::Applied],
         "one row is no reason to lose the others"
     );
     let page = store.scan(Scan::default()).await?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use futures::future::try_join_all;
-use idempotency::store::{Claimed, MySqlStore, Store as _, StoreErrorKind};
+use idempotency::store::{ClaimOutcome, MySqlStore, Store as _, StoreErrorKind};
 
 use crate::world::{PATIENCE, World, claim, everything, fresh, held, key, mine};
 
@@ -83,7 +83,7 @@ async fn one_of_64_owns_the_key_in_every_isolation_level_that_is_taken() -> anyh
             let claims: Vec<_> = claims.collect();
             let mut owners = 0;
             for claimed in try_join_all(claims).await? {
-                owners += usize::from(matches!(claimed?, Claimed::Mine(_)));
+                owners += usize::from(matches!(claimed?, ClaimOutcome::Granted(_)));
             }
             assert_eq!(owners, 1, "{session}");
         }

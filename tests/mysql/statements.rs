@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
-use idempotency::store::{Release, Renewal, Store as _, Written};
+use idempotency::store::{Release, Renewal, Store as _, WriteOutcome};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::MariaDbOptions;
 
@@ -90,7 +90,7 @@ async fn each_call_takes_the_statements_that_are_promised() -> anyhow::Result<()
     let claimed = executed(&world).await?;
     store.release(Release::new(key(2), token)).await?;
     assert_eq!(executed(&world).await? - claimed, 1, "a release");
-    assert_eq!(store.complete(commit(key(1), token)).await?, Written::AlreadyApplied);
+    assert_eq!(store.complete(commit(key(1), token)).await?, WriteOutcome::AlreadyApplied);
     Ok(())
 }
 
@@ -103,7 +103,7 @@ async fn renewals_of_a_process_share_statements() -> anyhow::Result<()> {
         (0..1_000).map(move |number| Renewal::new(key(number), token, lease)).collect::<Vec<_>>()
     };
     let before = executed(&world).await?;
-    assert_eq!(world.store.renew(renewals(LEASE * 2)).await?, [Written::Applied; 1_000]);
+    assert_eq!(world.store.renew(renewals(LEASE * 2)).await?, [WriteOutcome::Applied; 1_000]);
     let statements = if world.skips_locked().await { 2 } else { 1 };
     assert_eq!(executed(&world).await? - before, statements, "a thousand at once");
     let lease = world.store.read(key(999)).await?.expect("it is there");
@@ -119,9 +119,9 @@ async fn renewals_of_a_process_share_statements() -> anyhow::Result<()> {
     assert!(executed(&world).await? - before <= 10, "the others are looked at together");
     for (number, written) in written.into_iter().enumerate() {
         let expected = match number {
-            10 => Written::Gone,
-            20 | 30 => Written::Lost,
-            _ => Written::Applied,
+            10 => WriteOutcome::Gone,
+            20 | 30 => WriteOutcome::Lost,
+            _ => WriteOutcome::Applied,
         };
         assert_eq!(written, expected, "{number}");
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Claim, Claimed, Commit, CrashPolicy, MySqlStore, MySqlStoreBuilder, Record, Store as _,
-    StoreError, Token, Written,
+    Claim, ClaimOutcome, Commit, CrashPolicy, MySqlStore, MySqlStoreBuilder, Record, Store as _,
+    StoreError, Token, WriteOutcome,
 };
 use idempotency_test_support::server::{MariaDbOptions, MariaDbServer};
 use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
@@ -120,7 +120,7 @@ impl World {
     pub async fn completed(&self, key: KeyHash) -> anyhow::Result<()> {
         let token = fresh();
         mine(self.store.claim(claim(key, token)).await?);
-        assert_eq!(self.store.complete(commit(key, token)).await?, Written::Applied);
+        assert_eq!(self.store.complete(commit(key, token)).await?, WriteOutcome::Applied);
         Ok(())
     }
 }
@@ -151,17 +151,17 @@ pub fn commit(key: KeyHash, token: Token) -> Commit {
 }
 
 #[track_caller]
-pub fn mine(claimed: Claimed) -> Record {
+pub fn mine(claimed: ClaimOutcome) -> Record {
     match claimed {
-        Claimed::Mine(grant) => grant.record,
+        ClaimOutcome::Granted(grant) => grant.record,
         held => panic!("not granted: {held:?}"),
     }
 }
 
 #[track_caller]
-pub fn held(claimed: Claimed) -> Record {
+pub fn held(claimed: ClaimOutcome) -> Record {
     match claimed {
-        Claimed::Held(record) => record,
+        ClaimOutcome::Existing(record) => record,
         mine => panic!("granted: {mine:?}"),
     }
 }
@@ -182,23 +182,26 @@ pub async fn everything(store: &MySqlStore, first: u64) -> Result<(), StoreError
     let first = mine(store.claim(with_policy(one)).await?);
     assert_eq!(first.lease_until, first.read_at + LEASE);
     assert!(held(store.claim(claim(one, fresh())).await?).is_running());
-    assert_eq!(store.release(Release::new(one, token)).await?, Written::Applied);
+    assert_eq!(store.release(Release::new(one, token)).await?, WriteOutcome::Applied);
     mine(store.claim(with_policy(one)).await?);
     mine(store.claim(with_policy(two)).await?);
     let renewals = [one, two].map(|key| Renewal::new(key, token, LEASE * 2));
-    assert_eq!(store.renew(renewals.to_vec()).await?, [Written::Applied; 2]);
+    assert_eq!(store.renew(renewals.to_vec()).await?, [WriteOutcome::Applied; 2]);
     assert!(store.fence(one, token).await?.is_some());
     let checkpoint = Checkpoint::new(one, token, 0, Bytes::from_static(b"step"));
-    assert_eq!(store.checkpoint(checkpoint).await?, Written::Applied);
-    assert_eq!(store.abandon(Abandon::new(one, token, Reason::Dropped)).await?, Written::Applied);
+    assert_eq!(store.checkpoint(checkpoint).await?, WriteOutcome::Applied);
+    assert_eq!(
+        store.abandon(Abandon::new(one, token, Reason::Dropped)).await?,
+        WriteOutcome::Applied
+    );
     let next = fresh();
     let mut again = with_policy(one);
     again.token = next;
     assert_eq!(mine(store.claim(again).await?).attempts, 2);
-    assert_eq!(store.complete(commit(one, next)).await?, Written::Applied);
+    assert_eq!(store.complete(commit(one, next)).await?, WriteOutcome::Applied);
     assert_eq!(held(store.claim(claim(one, fresh())).await?).body, "receipt 1");
     let empty = Commit::new(two, token, Bytes::new(), DAY);
-    assert_eq!(store.complete(empty).await?, Written::Applied);
+    assert_eq!(store.complete(empty).await?, WriteOutcome::Applied);
     assert_eq!(held(store.claim(claim(two, fresh())).await?).body, "");
     assert_eq!(store.watch(two).await?.record.map(|record| record.state), Some(State::Completed));
     let three = {
@@ -208,7 +211,7 @@ pub async fn everything(store: &MySqlStore, first: u64) -> Result<(), StoreError
     };
     assert!(store.read(three).await?.is_none(), "keys are compared byte by byte");
     mine(store.claim(with_policy(three)).await?);
-    assert_eq!(store.park(Park::own(three, token, Reason::Panicked)).await?, Written::Applied);
+    assert_eq!(store.park(Park::own(three, token, Reason::Panicked)).await?, WriteOutcome::Applied);
     assert_eq!(store.read(three).await?.map(|record| record.state), Some(State::InDoubt));
     assert_eq!(
         store

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use idempotency::store::{
-    Commit, Operation, PostgresStore, Renewal, Store as _, StoreError, StoreErrorKind, Written,
+    Commit, Operation, PostgresStore, Renewal, Store as _, StoreError, StoreErrorKind, WriteOutcome,
 };
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
@@ -53,7 +53,7 @@ async fn a_connection_to_a_demoted_server_is_closed_by_the_write_that_finds_it_s
         let (running, owner) = (key(number), token(number));
         store.claim(claim(number)).await?;
         let renewal = || vec![Renewal::new(running, owner, HOUR)];
-        assert_eq!(store.renew(renewal()).await?, [Written::Applied]);
+        assert_eq!(store.renew(renewal()).await?, [WriteOutcome::Applied]);
         for write in [Operation::Claim, Operation::Complete, Operation::Renew] {
             store.read(running).await?;
             let before = sessions(&server).await?;

@@ -1,7 +1,7 @@
 //! The order of fences, on a server that is asked more often than once in a millisecond.
 
 use idempotency::Context;
-use idempotency::store::{Claimed, PostgresStore, Release, Store as _};
+use idempotency::store::{ClaimOutcome, PostgresStore, Release, Store as _};
 
 use crate::world::{DAY, OPERATION, World, claim, key, token};
 
@@ -16,7 +16,7 @@ async fn fences_grow_over_records_that_are_gone() -> anyhow::Result<()> {
         let mut claim = claim(1);
         claim.token = owner;
         let claimed = store.claim(claim).await?;
-        assert!(matches!(claimed, Claimed::Mine(_)), "{claimed:?}");
+        assert!(matches!(claimed, ClaimOutcome::Granted(_)), "{claimed:?}");
         fences.extend(store.fence(key(1), owner).await?);
         store.release(Release::new(key(1), owner)).await?;
     }

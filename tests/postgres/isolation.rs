@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::store::{Claim, Claimed, PostgresStore, Store as _, Token};
+use idempotency::store::{Claim, ClaimOutcome, PostgresStore, Store as _, Token};
 use idempotency_test_support::server::Rows;
 use sqlx::postgres::PgPoolOptions;
 use tokio::sync::Barrier;
@@ -50,7 +50,7 @@ async fn under_every_isolation_one_of_64_tasks_owns_a_claim() -> anyhow::Result<
                 })
                 .collect();
             for task in tasks {
-                owners += usize::from(matches!(task.await??, Claimed::Mine(_)));
+                owners += usize::from(matches!(task.await??, ClaimOutcome::Granted(_)));
             }
         }
         assert_eq!((owners, world.rows().await?), (10, 10), "{isolation}");

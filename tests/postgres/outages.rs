@@ -123,7 +123,7 @@ async fn a_statement_that_waits_too_long_is_cancelled_by_the_server_and_has_not_
     let error = store.remove(remove).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Refused, "{error}");
     transaction.rollback().await?;
-    assert_eq!(store.remove(remove).await?, idempotency::store::Changed::Applied);
+    assert_eq!(store.remove(remove).await?, idempotency::store::AdminOutcome::Applied);
     Ok(())
 }
 

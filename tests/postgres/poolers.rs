@@ -1,6 +1,6 @@
 //! Behind a pooler that gives every transaction another session.
 
-use idempotency::store::{Remove, Renewal, Scan, State, Store as _, StoreErrorKind, Written};
+use idempotency::store::{Remove, Renewal, Scan, State, Store as _, StoreErrorKind, WriteOutcome};
 use idempotency::{Error, Idempotency};
 use idempotency_test_support::deadline::within;
 use idempotency_test_support::server::{PgBouncer, PgBouncerOptions};
@@ -43,7 +43,10 @@ async fn without_prepared_statements_everything_works_in_transaction_mode() -> a
     assert_eq!((&record.operation, &record.trace), (&odd.operation, &odd.trace));
     let renewal = Renewal::new(key(100), token(100), HOUR);
     let nobodys = Renewal::new(key(101), token(100), HOUR);
-    assert_eq!(store.renew(vec![renewal, nobodys]).await?, [Written::Applied, Written::Gone]);
+    assert_eq!(
+        store.renew(vec![renewal, nobodys]).await?,
+        [WriteOutcome::Applied, WriteOutcome::Gone]
+    );
     run(&store, 102, "\0\u{1}'\\", DAY).await?;
     let record = store.read(key(102)).await?.expect("the record");
     assert_eq!((record.state, &record.body[..]), (State::Completed, &b"\0\x01'\\"[..]));
@@ -130,7 +133,7 @@ async fn prepared_statements_work_in_transaction_mode_where_the_pooler_knows_the
     assert_eq!(world.rows().await?, 8);
     let renewal = Renewal::new(key(100), token(100), HOUR);
     store.claim(claim(100)).await?;
-    assert_eq!(store.renew(vec![renewal]).await?, [Written::Applied]);
+    assert_eq!(store.renew(vec![renewal]).await?, [WriteOutcome::Applied]);
     let pool = PgPoolOptions::new().max_connections(4).connect(&url).await?;
     for _ in 0..2 {
         let mut transaction = pool.begin().await?;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use idempotency::key::KeyHash;
-use idempotency::store::{PostgresStore, Renewal, State, Store as _, StoreError, Token, Written};
+use idempotency::store::{
+    PostgresStore, Renewal, State, Store as _, StoreError, Token, WriteOutcome,
+};
 use idempotency::{Context, Error};
 use idempotency_test_support::deadline::{eventually_async, within};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -52,7 +54,7 @@ async fn renewals_go_on_while_all_other_connections_are_taken() -> anyhow::Resul
         world.sql(waiting).await.is_ok_and(|rows| rows == [[Some("1".to_owned())]])
     })
     .await?;
-    assert_eq!(store.renew(vec![renewal(1)]).await?, [Written::Applied]);
+    assert_eq!(store.renew(vec![renewal(1)]).await?, [WriteOutcome::Applied]);
     transaction.rollback().await?;
     blocked.await??;
     Ok(())
@@ -69,13 +71,13 @@ async fn connections_for_renewals_are_made_anew_when_their_runtime_has_ended() -
             // A connection goes back to its pool after its request; the first of several has by the
             // end.
             for _ in 0..5 {
-                assert_eq!(store.renew(vec![renewal(1)]).await?, [Written::Applied]);
+                assert_eq!(store.renew(vec![renewal(1)]).await?, [WriteOutcome::Applied]);
             }
             Ok::<_, StoreError>(())
         };
         on_another_runtime(renewing).await?;
     }
-    assert_eq!(world.store.renew(vec![renewal(1)]).await?, [Written::Applied]);
+    assert_eq!(world.store.renew(vec![renewal(1)]).await?, [WriteOutcome::Applied]);
     Ok(())
 }
 
@@ -91,9 +93,9 @@ async fn a_thousand_leases_are_renewed_at_once_and_each_is_answered() -> anyhow:
     let written = world.store.renew(renewals).await?;
     for (number, written) in written.iter().enumerate() {
         let expected = match number {
-            0 | 7 => Written::Lost,
-            1..=50 => Written::Applied,
-            _ => Written::Gone,
+            0 | 7 => WriteOutcome::Lost,
+            1..=50 => WriteOutcome::Applied,
+            _ => WriteOutcome::Gone,
         };
         assert_eq!(*written, expected, "{number}");
     }
@@ -118,7 +120,7 @@ async fn a_row_that_cannot_be_read_does_not_cost_others_their_leases() -> anyhow
         ))
         .await?;
     let written = world.store.renew((1..=3).map(renewal).collect()).await?;
-    assert_eq!(written, [Written::Applied, Written::Lost, Written::Applied]);
+    assert_eq!(written, [WriteOutcome::Applied, WriteOutcome::Lost, WriteOutcome::Applied]);
     Ok(())
 }
 
@@ -143,11 +145,16 @@ async fn a_locked_row_is_not_answered_and_does_not_cost_others_their_renewal() -
     let transaction = lock(&world, key(2)).await?;
     let mut renewals: Vec<_> = (1..=4).map(renewal).collect();
     renewals.push(Renewal::new(key(3), token(1), LEASE));
-    let renewed =
-        [Written::Applied, Written::Unanswered, Written::Applied, Written::Gone, Written::Lost];
+    let renewed = [
+        WriteOutcome::Applied,
+        WriteOutcome::Unanswered,
+        WriteOutcome::Applied,
+        WriteOutcome::Gone,
+        WriteOutcome::Lost,
+    ];
     assert_eq!(world.store.renew(renewals).await?, renewed);
     transaction.rollback().await?;
-    assert_eq!(world.store.renew(vec![renewal(2)]).await?, [Written::Applied]);
+    assert_eq!(world.store.renew(vec![renewal(2)]).await?, [WriteOutcome::Applied]);
     Ok(())
 }
 
@@ -205,7 +212,7 @@ async fn renewals_follow_a_pool_whose_credentials_change() -> anyhow::Result<()>
     let pool = PgPoolOptions::new().connect_with(options.clone().username(&one)).await?;
     let store = PostgresStore::from_pool(pool.clone());
     store.claim(claim(1)).await?;
-    assert_eq!(store.renew(vec![renewal(1)]).await?, [Written::Applied]);
+    assert_eq!(store.renew(vec![renewal(1)]).await?, [WriteOutcome::Applied]);
     world.sql(&format!("ALTER ROLE {one} RENAME TO {two}")).await?;
     pool.set_connect_options(options.username(&two));
     // Connections end, by their age for example.
@@ -215,7 +222,7 @@ async fn renewals_follow_a_pool_whose_credentials_change() -> anyhow::Result<()>
         .sql(&format!("SELECT pg_terminate_backend(pid) {sessions} AND usename = '{two}'"))
         .await?;
     eventually_async("a renewal by the new role", async || {
-        store.renew(vec![renewal(1)]).await.is_ok_and(|written| written == [Written::Applied])
+        store.renew(vec![renewal(1)]).await.is_ok_and(|written| written == [WriteOutcome::Applied])
     })
     .await?;
     Ok(())

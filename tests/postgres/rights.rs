@@ -1,6 +1,6 @@
 //! The least rights with which the store works: those that `docs/postgres.md` names.
 
-use idempotency::store::{Store as _, StoreErrorKind, Written};
+use idempotency::store::{Store as _, StoreErrorKind, WriteOutcome};
 use idempotency::{Error, Idempotency};
 
 use crate::world::{DAY, OPERATION, World, claim, key, patient, run, token};
@@ -36,10 +36,10 @@ async fn the_rights_of_the_documentation_are_enough() -> anyhow::Result<()> {
     run(&store, 1, "one", DAY).await?;
     store.claim(claim(2)).await?;
     let renewal = idempotency::store::Renewal::new(key(2), token(2), DAY);
-    assert_eq!(store.renew(vec![renewal]).await?, [Written::Applied]);
+    assert_eq!(store.renew(vec![renewal]).await?, [WriteOutcome::Applied]);
     assert_eq!(
         store.release(idempotency::store::Release::new(key(2), token(2))).await?,
-        Written::Applied
+        WriteOutcome::Applied
     );
     assert_eq!(store.purge(10).await?.removed, 0);
     let engine = Idempotency::connect(&url).await?;

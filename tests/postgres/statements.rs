@@ -1,6 +1,6 @@
 //! How many statements a call takes, counted by the server.
 
-use idempotency::store::{Renewal, Store as _, Written};
+use idempotency::store::{Renewal, Store as _, WriteOutcome};
 use idempotency::{Error, Idempotency};
 use idempotency_test_support::server::PostgresServer;
 
@@ -59,7 +59,7 @@ async fn a_thousand_leases_are_renewed_by_one_statement() -> anyhow::Result<()> 
     let renewals =
         (0..1_000).map(|number| Renewal::new(key(number), token(number), HOUR)).collect();
     let before = counted(&server, &url).await?;
-    assert_eq!(store.renew(renewals).await?, [Written::Applied; 1_000]);
+    assert_eq!(store.renew(renewals).await?, [WriteOutcome::Applied; 1_000]);
     assert_eq!(counted(&server, &url).await? - before, 1);
     Ok(())
 }

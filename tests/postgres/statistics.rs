@@ -1,6 +1,6 @@
 //! What calls cost the server, by its own account.
 
-use idempotency::store::{Claim, Claimed, PostgresStore, State, Store as _, Token};
+use idempotency::store::{Claim, ClaimOutcome, PostgresStore, State, Store as _, Token};
 use idempotency::{Error, Idempotency};
 use sqlx::PgPool;
 
@@ -17,7 +17,7 @@ async fn replays_write_no_wal_and_wait_for_no_lock() -> anyhow::Result<()> {
     let replay = async |number: u32| {
         let claimed =
             store.claim(Claim::new(key(number), Token::from_bits(99), OPERATION.into())).await?;
-        let Claimed::Held(record) = claimed else { anyhow::bail!("claimed anew") };
+        let ClaimOutcome::Existing(record) = claimed else { anyhow::bail!("claimed anew") };
         assert_eq!((record.state, &record.body[..]), (State::Completed, &b"a result"[..]));
         Ok(())
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Claim, Commit, PostgresStore, PostgresStoreBuilder, Store as _, Token, Written,
+    Claim, Commit, PostgresStore, PostgresStoreBuilder, Store as _, Token, WriteOutcome,
 };
 use idempotency::{Builder, Idempotency};
 use idempotency_test_support::server::{PostgresOptions, PostgresServer, Rows};
@@ -124,6 +124,6 @@ pub async fn run(
     let written = store
         .complete(Commit::new(key(number), token(number), body.to_owned().into(), ttl))
         .await?;
-    assert_eq!(written, Written::Applied);
+    assert_eq!(written, WriteOutcome::Applied);
     Ok(())
 }

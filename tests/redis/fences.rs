@@ -1,7 +1,7 @@
 //! The order of fences, on a server that is asked more often than once in a millisecond.
 
 use idempotency::key::KeyHash;
-use idempotency::store::{Claim, Claimed, Release, Store as _, Token};
+use idempotency::store::{Claim, ClaimOutcome, Release, Store as _, Token};
 
 use crate::world::{OPERATION, World};
 
@@ -13,7 +13,7 @@ async fn fences_grow_over_records_that_are_gone() -> anyhow::Result<()> {
     for number in 0..200 {
         let token = Token::from_bits(number + 1);
         let claimed = world.direct.claim(Claim::new(key, token, OPERATION.into())).await?;
-        assert!(matches!(claimed, Claimed::Mine(_)), "{claimed:?}");
+        assert!(matches!(claimed, ClaimOutcome::Granted(_)), "{claimed:?}");
         fences.extend(world.direct.fence(key, token).await?);
         world.direct.release(Release::new(key, token)).await?;
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use idempotency::record::{Resolution, State};
 use idempotency::store::{
-    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Park, Reason, Release,
-    Remove, Renewal, Resolve, ResolveAnswer, Store as _, Token, Written,
+    Abandon, AdminOutcome, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, Park, Reason,
+    Release, Remove, Renewal, Resolve, ResolveAnswer, Store as _, Token, WriteOutcome,
 };
 use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash};
 use idempotency_test_support::deadline::eventually_async;
@@ -171,14 +171,17 @@ async fn a_parked_owner_releases_and_the_key_is_free() -> anyhow::Result<()> {
     let hash = world.engine.record(OPERATION, 1).hash()?;
     let token = Token::from_bits(7);
     claim(&world, token, LONG_LEASE, CrashPolicy::Hold).await?;
-    assert_eq!(world.direct.park(Park::own(hash, token, Reason::Dropped)).await?, Written::Applied);
+    assert_eq!(
+        world.direct.park(Park::own(hash, token, Reason::Dropped)).await?,
+        WriteOutcome::Applied
+    );
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
     assert_eq!(
         world.direct.release(Release::new(hash, Token::from_bits(8))).await?,
-        Written::Lost,
+        WriteOutcome::Lost,
         "another's token"
     );
-    assert_eq!(world.direct.release(Release::new(hash, token)).await?, Written::Applied);
+    assert_eq!(world.direct.release(Release::new(hash, token)).await?, WriteOutcome::Applied);
     assert_eq!(world.charge(1).await?, "receipt 1.1");
     Ok(())
 }
@@ -258,7 +261,7 @@ async fn claim(
     token: Token,
     lease: Duration,
     policy: CrashPolicy,
-) -> anyhow::Result<Claimed> {
+) -> anyhow::Result<ClaimOutcome> {
     let mut claim = Claim::new(world.engine.record(OPERATION, 1).hash()?, token, OPERATION.into());
     (claim.lease, claim.linger, claim.policy) = (lease, DAY, policy);
     Ok(world.direct.claim(claim).await?)
@@ -279,31 +282,37 @@ async fn every_script_is_loaded_again_after_a_flush() -> anyhow::Result<()> {
     .await?;
     flush().await?;
     let taken = claim(&world, two, LONG_LEASE, CrashPolicy::Retry).await?;
-    assert!(matches!(taken, Claimed::Mine(_)), "takeover");
+    assert!(matches!(taken, ClaimOutcome::Granted(_)), "takeover");
     flush().await?;
     assert_eq!(
         store.renew(vec![Renewal::new(hash, two, LONG_LEASE); 3]).await?,
-        [Written::Applied; 3]
+        [WriteOutcome::Applied; 3]
     );
     flush().await?;
     assert!(store.fence(hash, two).await?.is_some());
     flush().await?;
-    assert_eq!(store.checkpoint(Checkpoint::new(hash, two, 0, body())).await?, Written::Applied);
+    assert_eq!(
+        store.checkpoint(Checkpoint::new(hash, two, 0, body())).await?,
+        WriteOutcome::Applied
+    );
     flush().await?;
-    assert_eq!(store.abandon(Abandon::new(hash, two, Reason::Dropped)).await?, Written::Applied);
+    assert_eq!(
+        store.abandon(Abandon::new(hash, two, Reason::Dropped)).await?,
+        WriteOutcome::Applied
+    );
     flush().await?;
-    assert_eq!(store.park(Park::own(hash, two, Reason::Dropped)).await?, Written::Applied);
+    assert_eq!(store.park(Park::own(hash, two, Reason::Dropped)).await?, WriteOutcome::Applied);
     flush().await?;
     let answer =
         ResolveAnswer::Finished { state: State::Completed, body: body(), schema: 0, ttl: DAY };
-    assert_eq!(store.resolve(Resolve::new(hash, two, three, answer)).await?, Changed::Applied);
+    assert_eq!(store.resolve(Resolve::new(hash, two, three, answer)).await?, AdminOutcome::Applied);
     flush().await?;
-    assert_eq!(store.remove(Remove::new(hash, three)).await?, Changed::Applied);
+    assert_eq!(store.remove(Remove::new(hash, three)).await?, AdminOutcome::Applied);
     claim(&world, one, LONG_LEASE, CrashPolicy::Retry).await?;
     flush().await?;
-    assert_eq!(store.release(Release::new(hash, one)).await?, Written::Applied);
+    assert_eq!(store.release(Release::new(hash, one)).await?, WriteOutcome::Applied);
     claim(&world, two, LONG_LEASE, CrashPolicy::Retry).await?;
     flush().await?;
-    assert_eq!(store.complete(Commit::new(hash, two, body(), DAY)).await?, Written::Applied);
+    assert_eq!(store.complete(Commit::new(hash, two, body(), DAY)).await?, WriteOutcome::Applied);
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use idempotency::key::KeyHash;
-use idempotency::store::{Claim, Renewal, Scan, Store as _, Token, Written};
+use idempotency::store::{Claim, Renewal, Scan, Store as _, Token, WriteOutcome};
 use idempotency::testing::ManualClock;
 use idempotency::{Context, Error, Idempotency};
 use idempotency_test_support::deadline::{eventually_within, within};
@@ -97,7 +97,13 @@ async fn a_key_that_somebody_else_has_overwritten_costs_no_other_its_renewal_or_
     world.server.command(&["RPUSH", &name(2), "a list"]).await?;
     world.server.command(&["SET", &name(3), "no record"]).await?;
     let renewals = (1..=5).map(|number| Renewal::new(key(number), token(number), LEASE)).collect();
-    let renewed = [Written::Applied, Written::Lost, Written::Lost, Written::Applied, Written::Gone];
+    let renewed = [
+        WriteOutcome::Applied,
+        WriteOutcome::Lost,
+        WriteOutcome::Lost,
+        WriteOutcome::Applied,
+        WriteOutcome::Gone,
+    ];
     assert_eq!(world.direct.renew(renewals).await?, renewed);
     let page = world.direct.scan(Scan::default()).await?;
     let listed: Vec<_> = page.records.iter().map(|record| record.key).collect();

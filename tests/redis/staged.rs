@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Checkpoint, Claim, Claimed, Commit, CrashPolicy, State, Store as _, Token, Written,
+    Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, State, Store as _, Token, WriteOutcome,
 };
 
 use crate::commands::NEVER;
@@ -32,12 +32,12 @@ async fn a_checkpoint_and_a_commit_that_are_on_their_way_at_once_do_not_stand_fo
     let world = World::patient().await?;
     let store = &world.direct;
     for round in 0..200 {
-        assert!(matches!(store.claim(claim()).await?, Claimed::Mine(_)));
+        assert!(matches!(store.claim(claim()).await?, ClaimOutcome::Granted(_)));
         world.server.command(&["SCRIPT", "FLUSH"]).await?;
         let checkpoint = store.checkpoint(Checkpoint::new(KEY, OWNER, 0, body(b'c')));
         let commit = store.complete(Commit::new(KEY, OWNER, body(b'r'), DAY));
         let (_, committed) = tokio::join!(checkpoint, commit);
-        assert_eq!(committed?, Written::Applied, "round {round}");
+        assert_eq!(committed?, WriteOutcome::Applied, "round {round}");
         let record = store.read(KEY).await?.expect("the record is there");
         assert_eq!(
             (record.state, record.body == body(b'r')),
@@ -74,9 +74,12 @@ async fn a_staging_that_arrives_again_is_no_result() -> anyhow::Result<()> {
     store.claim(claim()).await?;
     assert_eq!(
         store.checkpoint(Checkpoint::new(KEY, OWNER, 0, body(b'c'))).await?,
-        Written::Applied
+        WriteOutcome::Applied
     );
-    assert_eq!(store.complete(Commit::new(KEY, OWNER, body(b'r'), DAY)).await?, Written::Applied);
+    assert_eq!(
+        store.complete(Commit::new(KEY, OWNER, body(b'r'), DAY)).await?,
+        WriteOutcome::Applied
+    );
     assert!(first.lock().unwrap_or_else(PoisonError::into_inner).is_some(), "nothing was staged");
     let record = store.read(KEY).await?.expect("the record is there");
     assert_eq!((record.state, record.body == body(b'r')), (State::Completed, true));

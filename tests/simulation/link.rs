@@ -9,9 +9,9 @@ use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::record::State;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Grant, Operation,
-    Page, Park, Purged, Reason, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
-    StoreErrorKind, Token, Watch, Written,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Facets, Grant,
+    Operation, Page, Park, PurgeOutcome, Reason, Record, Release, Remove, Renewal, Resolve, Scan,
+    Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 use idempotency_test_support::random::Random;
 use tokio::sync::oneshot;
@@ -177,28 +177,30 @@ impl Link {
     fn altered(
         &self,
         claim: &Claim,
-        answer: Result<Claimed, StoreError>,
-    ) -> Result<Claimed, StoreError> {
+        answer: Result<ClaimOutcome, StoreError>,
+    ) -> Result<ClaimOutcome, StoreError> {
         match (self.world.mutant, answer) {
             (Some(Mutant::GrantsInvented), Err(error)) if error.is_outcome_unknown() => {
                 let mut record = Record::new(claim.key, claim.token, claim.operation.clone());
                 record.policy = claim.policy;
-                Ok(Claimed::Mine(Grant::new(record)))
+                Ok(ClaimOutcome::Granted(Grant::new(record)))
             }
-            (Some(Mutant::AnswersMixedUp), Ok(Claimed::Held(record))) if record.is_running() => {
-                Ok(Claimed::Mine(Grant::new(record)))
+            (Some(Mutant::AnswersMixedUp), Ok(ClaimOutcome::Existing(record)))
+                if record.is_running() =>
+            {
+                Ok(ClaimOutcome::Granted(Grant::new(record)))
             }
-            (Some(Mutant::ReplaysAltered), Ok(Claimed::Held(mut record)))
+            (Some(Mutant::ReplaysAltered), Ok(ClaimOutcome::Existing(mut record)))
                 if record.state == State::Completed =>
             {
                 record.body = br#""another result""#.as_slice().into();
-                Ok(Claimed::Held(record))
+                Ok(ClaimOutcome::Existing(record))
             }
-            (Some(Mutant::TakeoversUnlooked), Ok(Claimed::Mine(mut grant)))
+            (Some(Mutant::TakeoversUnlooked), Ok(ClaimOutcome::Granted(mut grant)))
                 if grant.taken_over.is_some() =>
             {
                 grant.record.checkpoints = grant.record.checkpoints.max(1);
-                Ok(Claimed::Mine(grant))
+                Ok(ClaimOutcome::Granted(grant))
             }
             (_, answer) => answer,
         }
@@ -222,7 +224,7 @@ impl Store for Link {
         Facets::none()
     }
 
-    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+    async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
         self.life.goes_on().await;
         self.world.names_windows();
         let now = self.world.clock.monotonic();
@@ -234,7 +236,7 @@ impl Store for Link {
         let answer =
             self.pass(Operation::Claim, move |server, from| server.claim(from, sent.clone())).await;
         let answer = self.altered(&claim, answer);
-        if let Ok(Claimed::Mine(grant)) = &answer {
+        if let Ok(ClaimOutcome::Granted(grant)) = &answer {
             let (key, owner, attempts) = (claim.key, grant.record.owner, grant.record.attempts);
             self.life.acknowledge(Acknowledged {
                 key,
@@ -247,35 +249,35 @@ impl Store for Link {
         answer
     }
 
-    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
         self.pass(Operation::Renew, move |server, from| server.renew(from, &renewals)).await
     }
 
-    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+    async fn complete(&self, commit: Commit) -> Result<WriteOutcome, StoreError> {
         self.pass(Operation::Complete, move |server, from| server.complete(from, commit.clone()))
             .await
     }
 
-    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+    async fn release(&self, release: Release) -> Result<WriteOutcome, StoreError> {
         self.life.give_back(release.token);
         self.pass(Operation::Release, move |server, from| server.release(from, release)).await
     }
 
-    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+    async fn abandon(&self, abandon: Abandon) -> Result<WriteOutcome, StoreError> {
         if self.forgets_steps(abandon.token, abandon.reason) {
             return self.release(Release::new(abandon.key, abandon.token)).await;
         }
         self.pass(Operation::Abandon, move |server, from| server.abandon(from, abandon)).await
     }
 
-    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+    async fn park(&self, park: Park) -> Result<WriteOutcome, StoreError> {
         if self.forgets_steps(park.token, park.reason) {
             return self.release(Release::new(park.key, park.token)).await;
         }
         self.pass(Operation::Park, move |server, from| server.park(from, park)).await
     }
 
-    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<WriteOutcome, StoreError> {
         self.pass(Operation::Checkpoint, move |server, from| {
             server.checkpoint(from, checkpoint.clone())
         })
@@ -315,12 +317,12 @@ impl Store for Link {
         }))
     }
 
-    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+    async fn resolve(&self, resolve: Resolve) -> Result<AdminOutcome, StoreError> {
         self.pass(Operation::Resolve, move |server, from| server.resolve(from, resolve.clone()))
             .await
     }
 
-    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+    async fn remove(&self, remove: Remove) -> Result<AdminOutcome, StoreError> {
         self.pass(Operation::Remove, move |server, from| server.remove(from, remove)).await
     }
 
@@ -328,7 +330,7 @@ impl Store for Link {
         self.pass(Operation::Scan, move |server, _| server.scan(scan.clone())).await
     }
 
-    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+    async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {
         if self.world.mutant == Some(Mutant::PurgesLost) {
             return Err(StoreError::new(StoreErrorKind::Unavailable, Operation::Purge));
         }

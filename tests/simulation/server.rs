@@ -9,9 +9,9 @@ use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::record::State;
 use idempotency::store::{
-    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, MemoryStore, Page, Park,
-    Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store as _, StoreError, Token, Watch,
-    Written,
+    Abandon, AdminOutcome, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, MemoryStore, Page,
+    Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store as _, StoreError,
+    Token, Watch, WriteOutcome,
 };
 use idempotency_test_support::history::{Request, Transition};
 
@@ -155,7 +155,7 @@ impl Server {
         answer
     }
 
-    pub fn claim(&self, from: &str, mut claim: Claim) -> Result<Claimed, StoreError> {
+    pub fn claim(&self, from: &str, mut claim: Claim) -> Result<ClaimOutcome, StoreError> {
         let request = Request::Claim {
             token: claim.token,
             policy: claim.policy,
@@ -205,11 +205,11 @@ impl Server {
         )]));
     }
 
-    pub fn renew(&self, from: &str, renewals: &[Renewal]) -> Result<Vec<Written>, StoreError> {
+    pub fn renew(&self, from: &str, renewals: &[Renewal]) -> Result<Vec<WriteOutcome>, StoreError> {
         let renew = |renewal: &Renewal| {
             let (request, mut renewal) = (Request::Renew { token: renewal.token }, *renewal);
             self.apply(from, renewal.key, request, |_| match self.mutant {
-                Some(Mutant::RenewalsForgotten) => Ok(vec![Written::Applied]),
+                Some(Mutant::RenewalsForgotten) => Ok(vec![WriteOutcome::Applied]),
                 Some(Mutant::LeasesHalved) => {
                     renewal.lease /= 2;
                     now(self.store.renew(vec![renewal]))
@@ -221,7 +221,7 @@ impl Server {
         Ok(written?.concat())
     }
 
-    pub fn complete(&self, from: &str, mut commit: Commit) -> Result<Written, StoreError> {
+    pub fn complete(&self, from: &str, mut commit: Commit) -> Result<WriteOutcome, StoreError> {
         let request = Request::Complete { token: commit.token };
         self.apply(from, commit.key, request, |before| {
             let other = before.filter(|record| record.owner != commit.token);
@@ -246,22 +246,26 @@ impl Server {
         })
     }
 
-    pub fn release(&self, from: &str, release: Release) -> Result<Written, StoreError> {
+    pub fn release(&self, from: &str, release: Release) -> Result<WriteOutcome, StoreError> {
         let request = Request::Release { token: release.token };
         self.apply(from, release.key, request, |_| now(self.store.release(release)))
     }
 
-    pub fn abandon(&self, from: &str, abandon: Abandon) -> Result<Written, StoreError> {
+    pub fn abandon(&self, from: &str, abandon: Abandon) -> Result<WriteOutcome, StoreError> {
         let request = Request::Abandon { token: abandon.token };
         self.apply(from, abandon.key, request, |_| now(self.store.abandon(abandon)))
     }
 
-    pub fn park(&self, from: &str, park: Park) -> Result<Written, StoreError> {
+    pub fn park(&self, from: &str, park: Park) -> Result<WriteOutcome, StoreError> {
         let request = Request::Park { token: park.token, only_orphaned: park.only_orphaned };
         self.apply(from, park.key, request, |_| now(self.store.park(park)))
     }
 
-    pub fn checkpoint(&self, from: &str, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    pub fn checkpoint(
+        &self,
+        from: &str,
+        checkpoint: Checkpoint,
+    ) -> Result<WriteOutcome, StoreError> {
         let request = Request::Checkpoint { token: checkpoint.token };
         self.apply(from, checkpoint.key, request, |_| now(self.store.checkpoint(checkpoint)))
     }
@@ -277,12 +281,12 @@ impl Server {
         now(self.store.watch(key))
     }
 
-    pub fn resolve(&self, from: &str, resolve: Resolve) -> Result<Changed, StoreError> {
+    pub fn resolve(&self, from: &str, resolve: Resolve) -> Result<AdminOutcome, StoreError> {
         let request = Request::Resolve { observed: resolve.observed };
         self.apply(from, resolve.key, request, |_| now(self.store.resolve(resolve)))
     }
 
-    pub fn remove(&self, from: &str, remove: Remove) -> Result<Changed, StoreError> {
+    pub fn remove(&self, from: &str, remove: Remove) -> Result<AdminOutcome, StoreError> {
         let request = Request::Remove { observed: remove.observed };
         self.apply(from, remove.key, request, |_| now(self.store.remove(remove)))
     }
@@ -291,7 +295,7 @@ impl Server {
         now(self.store.scan(scan))
     }
 
-    pub fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+    pub fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {
         // Those that are about to go are seen before they do.
         let mut seen = self.seen();
         let keys: Vec<_> = seen.keys.keys().copied().collect();

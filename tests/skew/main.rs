@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 
 use idempotency::clock::{Clock, Sleep, SystemClock, Timestamp};
 use idempotency::record::State;
-use idempotency::store::{Claim, Claimed, CrashPolicy, DynStore, Record, Store, Token};
+use idempotency::store::{Claim, ClaimOutcome, CrashPolicy, DynStore, Record, Store, Token};
 use idempotency::{Error, ErrorKind, Idempotency, OnConflict, OnCrash, with_report};
 use idempotency_test_support::deadline::{eventually_async, within};
 
@@ -145,7 +145,7 @@ async fn a_dead_owner_blocks_its_key_for_its_lease(world: &World) -> anyhow::Res
         (claim.lease, claim.policy) = (LEASE, CrashPolicy::Retry);
         let claimed = Instant::now();
         let claimed_first = Store::claim(&world.direct, claim).await?;
-        assert!(matches!(claimed_first, Claimed::Mine(_)));
+        assert!(matches!(claimed_first, ClaimOutcome::Granted(_)));
 
         let call = || other.call(OPERATION, key.as_str()).ttl(DAY).on_crash(OnCrash::Retry);
         let refused =

@@ -6,7 +6,7 @@ use std::time::Duration;
 use idempotency::Context;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Adoption, Claim, Claimed, Commit, Release, Remove, SqliteStore, Store, Token, Written,
+    Adoption, Claim, ClaimOutcome, Commit, Release, Remove, SqliteStore, Store, Token, WriteOutcome,
 };
 use idempotency::testing::{ClockJump, ManualClock};
 use idempotency::{Error, Idempotency};
@@ -24,7 +24,7 @@ async fn claim(store: &SqliteStore, number: u128) -> anyhow::Result<u64> {
     let mut claim = Claim::new(KEY, Token::from_bits(number), OPERATION.into());
     (claim.lease, claim.linger) = (HOUR, HOUR);
     match store.claim(claim).await? {
-        Claimed::Mine(grant) => Ok(grant.record.fence),
+        ClaimOutcome::Granted(grant) => Ok(grant.record.fence),
         held => anyhow::bail!("{held:?}"),
     }
 }
@@ -41,7 +41,7 @@ async fn fences_grow_over_records_that_are_gone_while_the_clock_stands_still() -
     for number in 0..3 {
         let token = Token::from_bits(number);
         let claimed = world.store.claim(Claim::new(KEY, token, "payments.charge".into())).await?;
-        assert!(matches!(claimed, Claimed::Mine(_)), "{claimed:?}");
+        assert!(matches!(claimed, ClaimOutcome::Granted(_)), "{claimed:?}");
         fences.extend(world.store.fence(KEY, token).await?);
         world.store.release(Release::new(KEY, token)).await?;
     }
@@ -138,7 +138,7 @@ async fn a_result_that_comes_back_does_not_take_the_fence_back() -> anyhow::Resu
     let (one, other) = (process(&world).await?, process(&world).await?);
     let mut late = Claim::new(KEY, Token::from_bits(0), OPERATION.into());
     (late.lease, late.linger) = (HOUR, Duration::ZERO);
-    let Claimed::Mine(grant) = one.claim(late.clone()).await? else {
+    let ClaimOutcome::Granted(grant) = one.claim(late.clone()).await? else {
         anyhow::bail!("the key is nobody's")
     };
     let mut fences = vec![grant.record.fence];
@@ -149,7 +149,7 @@ async fn a_result_that_comes_back_does_not_take_the_fence_back() -> anyhow::Resu
     world.clock.jump(ClockJump::Back(2 * HOUR));
     let mut commit = Commit::new(KEY, Token::from_bits(0), "done".into(), Duration::from_secs(1));
     commit.adopt = Some(Adoption::new(late, &grant).into());
-    assert_eq!(one.complete(commit).await?, Written::Adopted);
+    assert_eq!(one.complete(commit).await?, WriteOutcome::Adopted);
     world.clock.advance(Duration::from_secs(1));
     fences.push(claim(&process(&world).await?, 2).await?);
     assert_grow(&fences);
@@ -205,7 +205,7 @@ async fn fences_grow_over_claims_that_meet() -> anyhow::Result<()> {
         let mut granted = 0;
         for number in (first..).step_by(2) {
             let token = Token::from_bits(number);
-            if let Claimed::Mine(grant) =
+            if let ClaimOutcome::Granted(grant) =
                 store.claim(Claim::new(KEY, token, OPERATION.into())).await?
             {
                 fences.lock().expect("nobody panics").push(grant.record.fence);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Claim, Commit, Release, Renewal, SqliteStore, Store as _, Token, Written,
+    Claim, Commit, Release, Renewal, SqliteStore, Store as _, Token, WriteOutcome,
 };
 use idempotency_test_support::deadline::eventually;
 
@@ -51,7 +51,7 @@ async fn a_thousand_leases_are_renewed_by_one_statement() -> anyhow::Result<()> 
     let renewals = claimed(&store, 1_000).await?;
     world.clock.advance(LEASE / 2);
     statements::listen();
-    assert_eq!(store.renew(renewals).await?, [Written::Applied; 1_000]);
+    assert_eq!(store.renew(renewals).await?, [WriteOutcome::Applied; 1_000]);
     // Told after the answer.
     eventually("the statement to be told", || statements::count("counted") > 0).await?;
     assert_eq!(statements::count("counted"), 1);
@@ -70,9 +70,9 @@ async fn the_leases_of_a_process_share_a_transaction() -> anyhow::Result<()> {
     assert_eq!(commits(&world.path)?, 1, "each is synced to the disk");
     for (number, written) in written.into_iter().enumerate() {
         let expected = match number {
-            10 => Written::Gone,
-            20 => Written::Lost,
-            _ => Written::Applied,
+            10 => WriteOutcome::Gone,
+            20 => WriteOutcome::Lost,
+            _ => WriteOutcome::Applied,
         };
         assert_eq!(written, expected, "{number}");
     }
@@ -90,7 +90,7 @@ async fn more_leases_than_a_transaction_takes_are_all_renewed() -> anyhow::Resul
     // The same ones again and again: a renewal can be repeated.
     let many: Vec<_> = renewals.iter().copied().cycle().take(1_201).collect();
     world.clock.advance(LEASE / 2);
-    assert_eq!(world.store.renew(many).await?, [Written::Applied; 1_201]);
+    assert_eq!(world.store.renew(many).await?, [WriteOutcome::Applied; 1_201]);
     Ok(())
 }
 
@@ -103,7 +103,7 @@ async fn a_row_that_cannot_be_read_does_not_cost_others_their_leases() -> anyhow
     world.clock.advance(LEASE / 2);
     assert_eq!(
         world.store.renew(renewals).await?,
-        [Written::Applied, Written::Lost, Written::Applied]
+        [WriteOutcome::Applied, WriteOutcome::Lost, WriteOutcome::Applied]
     );
     let record = world.store.read(key(2)).await?.expect("it is there");
     assert_eq!(record.lease_until, record.read_at + LEASE);

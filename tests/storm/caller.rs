@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use idempotency::key::KeyHash;
 use idempotency::record::State;
-use idempotency::store::{Claim, Claimed, CrashPolicy, Record, Store, Token};
+use idempotency::store::{Claim, ClaimOutcome, CrashPolicy, Record, Store, Token};
 use idempotency_test_support::history::{OpenCall, Outcome};
 use idempotency_test_support::random::Random;
 
@@ -71,12 +71,12 @@ async fn calls_once<S: Store>(
         let claim = claim(scene, key, random);
         let (claimed, span) = send(scene, &claim, random.chance(15)).await?;
         let record = match claimed {
-            Claimed::Mine(grant) => {
+            ClaimOutcome::Granted(grant) => {
                 let grant_of =
                     Grant { token: claim.token, span, taken_over: grant.taken_over.is_some() };
                 return Owner::new(scene, claim, &grant, grant_of).works(random).await;
             }
-            Claimed::Held(record) => record,
+            ClaimOutcome::Existing(record) => record,
             other => anyhow::bail!("an unknown answer: {other:?}"),
         };
         if let Some(result) = result_of(&record) {
@@ -110,7 +110,7 @@ async fn send<S: Store>(
     scene: &Scene<S>,
     claim: &Claim,
     twice: bool,
-) -> anyhow::Result<(Claimed, Span)> {
+) -> anyhow::Result<(ClaimOutcome, Span)> {
     let once = || answered(|| scene.store.claim(claim.clone()));
     if !twice {
         return once().await;
@@ -120,7 +120,7 @@ async fn send<S: Store>(
     // Both are of one token: owning it once is owning it.
     span.answered = span.answered.max(other.answered);
     span.first_sent = span.first_sent.min(other.first_sent);
-    Ok((if matches!(first, Claimed::Mine(_)) { first } else { second }, span))
+    Ok((if matches!(first, ClaimOutcome::Granted(_)) { first } else { second }, span))
 }
 
 /// Until the record changes, or for a while.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use idempotency::key::KeyHash;
-use idempotency::store::{Token, Written};
+use idempotency::store::{Token, WriteOutcome};
 use idempotency_test_support::history::{Effect, Event, OpenCall, Outcome};
 
 /// Under which policies a key is claimed.
@@ -56,7 +56,7 @@ pub enum Write {
 pub struct Answered {
     pub token: Token,
     pub write: Write,
-    pub answer: Written,
+    pub answer: WriteOutcome,
     pub span: Span,
 }
 

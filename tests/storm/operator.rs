@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use idempotency::record::State;
 use idempotency::store::{
-    Changed, CrashPolicy, Record, Resolve, ResolveAnswer, Scan, Store, Token,
+    AdminOutcome, CrashPolicy, Record, Resolve, ResolveAnswer, Scan, Store, Token,
 };
 use idempotency_test_support::history::OpenCall;
 use idempotency_test_support::random::Random;
@@ -34,7 +34,7 @@ pub async fn resolves<S: Store>(scene: Arc<Scene<S>>, mut random: Random) -> any
             let resolve =
                 Resolve::new(record.key, record.owner, Token::from_bits(random.token()), answer);
             let (changed, span) = answered(|| scene.store.resolve(resolve.clone())).await?;
-            if changed == Changed::Applied {
+            if changed == AdminOutcome::Applied {
                 scene.log.of(record.key, |known| {
                     known.resolved.push(Resolved { observed: record.owner, span });
                 });

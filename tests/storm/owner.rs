@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use idempotency::record::State;
 use idempotency::store::{
-    Abandon, Claim, Commit, Grant, Park, Reason, Release, Renewal, Store, Written,
+    Abandon, Claim, Commit, Grant, Park, Reason, Release, Renewal, Store, WriteOutcome,
 };
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::random::Random;
@@ -191,7 +191,7 @@ impl<'a, S: Store> Owner<'a, S> {
                 "a commit sent twice is {first:?} and {second:?}"
             );
             anyhow::ensure!(
-                (first, second) != (Written::Applied, Written::Applied),
+                (first, second) != (WriteOutcome::Applied, WriteOutcome::Applied),
                 "a commit sent twice was applied twice"
             );
             first.is_done()
@@ -216,7 +216,7 @@ impl<'a, S: Store> Owner<'a, S> {
         ))
     }
 
-    fn wrote(&self, write: Write, answer: Written, span: Span) {
+    fn wrote(&self, write: Write, answer: WriteOutcome, span: Span) {
         self.note(|known| {
             known.writes.push(Answered { token: self.claim.token, write, answer, span });
         });

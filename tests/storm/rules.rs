@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use idempotency::store::{Token, Written};
+use idempotency::store::{Token, WriteOutcome};
 use idempotency_test_support::history::{Event, Outcome, Policy, check};
 
 use crate::log::{Answered, Class, Grant, Key, Write};
@@ -65,7 +65,7 @@ fn grant_of<'a>(key: &'a Key, write: &Answered) -> Option<&'a Grant> {
 }
 
 fn stale_writes(key: &Key) -> Option<String> {
-    key.writes.iter().filter(|write| write.answer == Written::Applied).find_map(|write| {
+    key.writes.iter().filter(|write| write.answer == WriteOutcome::Applied).find_map(|write| {
         let granted = grant_of(key, write)?;
         let successor = key.grants.iter().find(|other| {
             other.token != write.token
@@ -88,7 +88,7 @@ fn stale_writes(key: &Key) -> Option<String> {
 fn refusals_without_reason(key: &Key) -> Option<String> {
     let refused = |write: &&Answered| {
         matches!(write.write, Write::Commit | Write::Release)
-            && matches!(write.answer, Written::Lost | Written::Gone)
+            && matches!(write.answer, WriteOutcome::Lost | WriteOutcome::Gone)
     };
     key.writes.iter().filter(refused).find_map(|write| {
         let granted = grant_of(key, write)?;
@@ -135,7 +135,7 @@ fn has_gone_before(key: &Key, token: Token, time: Instant) -> bool {
     let gave_back = |write: &Answered| {
         write.token == token
             && write.write == Write::Release
-            && write.answer == Written::Applied
+            && write.answer == WriteOutcome::Applied
             && write.span.answered < time
     };
     let is_first = key.grants.iter().any(|grant| grant.token == token && !grant.taken_over);

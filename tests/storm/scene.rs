@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use idempotency::key::KeyHash;
-use idempotency::store::{Store, StoreError, Written};
+use idempotency::store::{Store, StoreError, WriteOutcome};
 use idempotency_test_support::random::{Random, seed};
 use tokio::task::JoinSet;
 
@@ -110,23 +110,32 @@ fn missing(counts: &Counts) -> Option<&'static str> {
 /// How often each of what a storm is about has happened.
 fn counts(keys: &BTreeMap<KeyHash, Key>) -> Counts {
     let count = |what: fn(&Key) -> usize| keys.values().map(what).sum::<usize>();
-    let writes = |key: &Key, write, answer: fn(Written) -> bool| {
+    let writes = |key: &Key, write, answer: fn(WriteOutcome) -> bool| {
         key.writes.iter().filter(|written| written.write == write && answer(written.answer)).count()
     };
-    let lost = |written| matches!(written, Written::Lost | Written::Gone);
+    let lost = |written| matches!(written, WriteOutcome::Lost | WriteOutcome::Gone);
     [
         ("effects", count(|key| key.effects.len())),
         ("takeovers", count(|key| key.grants.iter().filter(|grant| grant.taken_over).count())),
-        ("renewals", keys.values().map(|key| writes(key, Write::Renew, Written::is_done)).sum()),
-        ("commits", keys.values().map(|key| writes(key, Write::Commit, Written::is_done)).sum()),
-        ("releases", keys.values().map(|key| writes(key, Write::Release, Written::is_done)).sum()),
+        (
+            "renewals",
+            keys.values().map(|key| writes(key, Write::Renew, WriteOutcome::is_done)).sum(),
+        ),
+        (
+            "commits",
+            keys.values().map(|key| writes(key, Write::Commit, WriteOutcome::is_done)).sum(),
+        ),
+        (
+            "releases",
+            keys.values().map(|key| writes(key, Write::Release, WriteOutcome::is_done)).sum(),
+        ),
         (
             "owners that gave up",
-            keys.values().map(|key| writes(key, Write::Abandon, Written::is_done)).sum(),
+            keys.values().map(|key| writes(key, Write::Abandon, WriteOutcome::is_done)).sum(),
         ),
         (
             "owners in doubt",
-            keys.values().map(|key| writes(key, Write::Park, Written::is_done)).sum(),
+            keys.values().map(|key| writes(key, Write::Park, WriteOutcome::is_done)).sum(),
         ),
         (
             "commits that came too late",

@@ -27,23 +27,23 @@ macro_rules! around {
 macro_rules! all_around {
     () => {
         crate::around! {
-            Claim claim(claim: idempotency::store::Claim) -> idempotency::store::Claimed;
-            Renew renew(renewals: Vec<idempotency::store::Renewal>) -> Vec<idempotency::store::Written>;
-            Complete complete(commit: idempotency::store::Commit) -> idempotency::store::Written;
-            Release release(release: idempotency::store::Release) -> idempotency::store::Written;
-            Abandon abandon(abandon: idempotency::store::Abandon) -> idempotency::store::Written;
-            Park park(park: idempotency::store::Park) -> idempotency::store::Written;
-            Checkpoint checkpoint(checkpoint: idempotency::store::Checkpoint) -> idempotency::store::Written;
+            Claim claim(claim: idempotency::store::Claim) -> idempotency::store::ClaimOutcome;
+            Renew renew(renewals: Vec<idempotency::store::Renewal>) -> Vec<idempotency::store::WriteOutcome>;
+            Complete complete(commit: idempotency::store::Commit) -> idempotency::store::WriteOutcome;
+            Release release(release: idempotency::store::Release) -> idempotency::store::WriteOutcome;
+            Abandon abandon(abandon: idempotency::store::Abandon) -> idempotency::store::WriteOutcome;
+            Park park(park: idempotency::store::Park) -> idempotency::store::WriteOutcome;
+            Checkpoint checkpoint(checkpoint: idempotency::store::Checkpoint) -> idempotency::store::WriteOutcome;
             Fence fence(
                 key: idempotency::key::KeyHash,
                 token: idempotency::store::Token
             ) -> Option<u64>;
             Read read(key: idempotency::key::KeyHash) -> Option<idempotency::store::Record>;
             Watch watch(key: idempotency::key::KeyHash) -> idempotency::store::Watch;
-            Resolve resolve(resolve: idempotency::store::Resolve) -> idempotency::store::Changed;
-            Remove remove(remove: idempotency::store::Remove) -> idempotency::store::Changed;
+            Resolve resolve(resolve: idempotency::store::Resolve) -> idempotency::store::AdminOutcome;
+            Remove remove(remove: idempotency::store::Remove) -> idempotency::store::AdminOutcome;
             Scan scan(scan: idempotency::store::Scan) -> idempotency::store::Page;
-            Purge purge(limit: usize) -> idempotency::store::Purged;
+            Purge purge(limit: usize) -> idempotency::store::PurgeOutcome;
         }
     };
 }

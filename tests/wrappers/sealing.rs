@@ -8,8 +8,8 @@ use idempotency::store::transaction::{
     AnyConnection, ClaimAnswer, End, TransactionFuture, Transactions,
 };
 use idempotency::store::{
-    Capabilities, Checkpoint, Claim, Claimed, Commit, Facets, LocalResults, Record, Resolve,
-    ResolveAnswer, Store, StoreError, StoreErrorKind, Token, Watch, Written,
+    Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Facets, LocalResults, Record, Resolve,
+    ResolveAnswer, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -71,13 +71,13 @@ impl<S: Store> Sealing<S> {
         Ok(record)
     }
 
-    fn opened_claim(&self, claimed: Claimed) -> Result<Claimed, StoreError> {
+    fn opened_claim(&self, claimed: ClaimOutcome) -> Result<ClaimOutcome, StoreError> {
         Ok(match claimed {
-            Claimed::Mine(mut grant) => {
+            ClaimOutcome::Granted(mut grant) => {
                 grant.record = self.opened(grant.record)?;
-                Claimed::Mine(grant)
+                ClaimOutcome::Granted(grant)
             }
-            Claimed::Held(record) => Claimed::Held(self.opened(record)?),
+            ClaimOutcome::Existing(record) => ClaimOutcome::Existing(self.opened(record)?),
             other => other,
         })
     }
@@ -146,15 +146,15 @@ impl<S: Store> Store for Sealing<S> {
             .with_transactions(inside.transactions.map(|_| self as &dyn Transactions))
     }
 
-    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+    async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
         self.opened_claim(self.inner.claim(claim).await?)
     }
 
-    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+    async fn complete(&self, commit: Commit) -> Result<WriteOutcome, StoreError> {
         self.inner.complete(self.sealed(commit)).await
     }
 
-    async fn checkpoint(&self, mut checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    async fn checkpoint(&self, mut checkpoint: Checkpoint) -> Result<WriteOutcome, StoreError> {
         checkpoint.body = self.seal(&checkpoint.key, &checkpoint.body);
         self.inner.checkpoint(checkpoint).await
     }
@@ -172,7 +172,7 @@ impl<S: Store> Store for Sealing<S> {
     async fn resolve(
         &self,
         mut resolve: Resolve,
-    ) -> Result<idempotency::store::Changed, StoreError> {
+    ) -> Result<idempotency::store::AdminOutcome, StoreError> {
         if let ResolveAnswer::Finished { body, .. } = &mut resolve.answer {
             *body = self.seal(&resolve.key, body);
         }
@@ -180,14 +180,14 @@ impl<S: Store> Store for Sealing<S> {
     }
 
     crate::around! {
-        Renew renew(renewals: Vec<idempotency::store::Renewal>) -> Vec<Written>;
-        Release release(release: idempotency::store::Release) -> Written;
-        Abandon abandon(abandon: idempotency::store::Abandon) -> Written;
-        Park park(park: idempotency::store::Park) -> Written;
+        Renew renew(renewals: Vec<idempotency::store::Renewal>) -> Vec<WriteOutcome>;
+        Release release(release: idempotency::store::Release) -> WriteOutcome;
+        Abandon abandon(abandon: idempotency::store::Abandon) -> WriteOutcome;
+        Park park(park: idempotency::store::Park) -> WriteOutcome;
         Fence fence(key: KeyHash, token: Token) -> Option<u64>;
-        Remove remove(remove: idempotency::store::Remove) -> idempotency::store::Changed;
+        Remove remove(remove: idempotency::store::Remove) -> idempotency::store::AdminOutcome;
         Scan scan(scan: idempotency::store::Scan) -> idempotency::store::Page;
-        Purge purge(limit: usize) -> idempotency::store::Purged;
+        Purge purge(limit: usize) -> idempotency::store::PurgeOutcome;
     }
 }
 

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, Source};
 use crate::fingerprint::Fingerprint;
 use crate::outcome::{Answer, Ending, stored};
-use crate::store::{Claim, Claimed, CrashPolicy, Grant, Reason, Record, State};
+use crate::store::{Claim, ClaimOutcome, CrashPolicy, Grant, Reason, Record, State};
 
 /// The outcome of admission.
 pub(crate) enum Admission {
@@ -330,13 +330,13 @@ async fn lead(
             // in its place. That record does not identify this call: it would match every other
             // request that had the same fingerprint in the former release. So it is released, and
             // the claim is sent again.
-            Ok(Answered { claimed: Claimed::Mine(grant), repeated })
+            Ok(Answered { claimed: ClaimOutcome::Granted(grant), repeated })
                 if claim.fingerprint != call.fingerprint && grant.taken_over.is_none() =>
             {
                 engine.release_granted(&claim, repeated).await;
                 continue;
             }
-            Ok(Answered { claimed: Claimed::Mine(grant), repeated })
+            Ok(Answered { claimed: ClaimOutcome::Granted(grant), repeated })
                 if engine.may_start(sent, call.lease) =>
             {
                 // The body may not start yet: another window may be looked at first.
@@ -349,7 +349,7 @@ async fn lead(
                     _busy: busy,
                 }));
             }
-            Ok(Answered { claimed: Claimed::Mine(grant), repeated }) => {
+            Ok(Answered { claimed: ClaimOutcome::Granted(grant), repeated }) => {
                 if grant.taken_over.is_some() {
                     *has_met = true;
                     leader.note_other_call();
@@ -367,7 +367,7 @@ async fn lead(
                 continue;
             }
             // Also a finished result: every replay from the store comes through here.
-            Ok(Answered { claimed: Claimed::Held(record), repeated }) => {
+            Ok(Answered { claimed: ClaimOutcome::Existing(record), repeated }) => {
                 *has_met = true;
                 leader.note_other_call();
                 if repeated {
@@ -416,10 +416,10 @@ async fn wait_for_other(
         let Some(_waiting) = Waiting::enter(engine) else { return give_up_waiting() };
         report.waited = true;
         record = match wait::for_change(engine, call.key, deadline).await {
-            Ok(wait::Changed::Record(record)) if may_ask(call, &record) => return None,
-            Ok(wait::Changed::Record(record)) => record,
-            Ok(wait::Changed::Claimable) => return None,
-            Ok(wait::Changed::OutOfTime) => return give_up_waiting(),
+            Ok(wait::WaitOutcome::Record(record)) if may_ask(call, &record) => return None,
+            Ok(wait::WaitOutcome::Record(record)) => record,
+            Ok(wait::WaitOutcome::Claimable) => return None,
+            Ok(wait::WaitOutcome::OutOfTime) => return give_up_waiting(),
             // The store was queried for no longer than this caller waits.
             Err(_) if engine.clock.monotonic() >= deadline => return give_up_waiting(),
             Err(error) => return Some(Led::Refused(call.store_error(error))),

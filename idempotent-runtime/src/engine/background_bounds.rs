@@ -80,7 +80,7 @@ mod tests {
     use crate::engine::claim::release_unused;
     use crate::key::KeyHash;
     use crate::store::{
-        Claim, Claimed, MemoryStore, Operation, Release, Store as _, StoreErrorKind, Token,
+        Claim, ClaimOutcome, MemoryStore, Operation, Release, Store as _, StoreErrorKind, Token,
     };
     use crate::testing::{Fault, FaultyStore};
     use crate::{Error, ErrorAction, ErrorKind, Idempotency};
@@ -95,7 +95,7 @@ mod tests {
         let all = engine.bounds.followed.fill();
         let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(1));
         let claimed = store.claim(Claim::new(key, token, "payments.charge".into())).await.unwrap();
-        assert!(matches!(claimed, Claimed::Mine(_)));
+        assert!(matches!(claimed, ClaimOutcome::Granted(_)));
         release_unused(&engine, Release::unused(key, token), DAY, false).await;
         assert_eq!(engine.bounds.followed.left_out(), 1);
         engine.keeper.idle().await;

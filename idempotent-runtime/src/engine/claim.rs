@@ -9,7 +9,7 @@ use super::retry::Budget;
 use super::task_state::TaskState;
 use super::{Inner, owed};
 use crate::paused::explain;
-use crate::store::{Claim, Claimed, Operation, Release, StoreError, StoreErrorKind};
+use crate::store::{Claim, ClaimOutcome, Operation, Release, StoreError, StoreErrorKind};
 
 /// Sends `claim` until its answer is known, for at most `claim_timeout`.
 ///
@@ -79,7 +79,7 @@ async fn release_if_granted(
         }
     };
     match answer {
-        Ok(Answered { claimed: Claimed::Held(_), repeated: false }) => {}
+        Ok(Answered { claimed: ClaimOutcome::Existing(_), repeated: false }) => {}
         Ok(Answered { repeated, .. }) => release_unused(engine, release, lease, repeated).await,
         Err(_) => release_unused(engine, release, lease, true).await,
     }

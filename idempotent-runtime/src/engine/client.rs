@@ -15,9 +15,9 @@ use crate::events::{Interest, Observers, What};
 use crate::key::KeyHash;
 use crate::paused::explain;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, DynStore, Facets,
-    Operation, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, StoreError,
-    StoreErrorKind, Token, Watch, Written,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, DynStore, Facets,
+    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
+    StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 
 /// The store of an engine, as the engine sees it. Cheap to clone.
@@ -33,7 +33,7 @@ pub(crate) struct StoreClient {
 
 /// The answer to a claim.
 pub(crate) struct Answered {
-    pub(crate) claimed: Claimed,
+    pub(crate) claimed: ClaimOutcome,
     /// True if an earlier try may still be on its way, and be applied after a release.
     pub(crate) repeated: bool,
 }
@@ -117,7 +117,7 @@ impl StoreClient {
         &self,
         budget: Budget,
         mut commit: impl FnMut() -> Commit,
-    ) -> Result<Written, StoreError> {
+    ) -> Result<WriteOutcome, StoreError> {
         let request = || self.store.clone().complete(commit());
         self.repeat(Operation::Complete, budget, request).await
     }
@@ -126,16 +126,20 @@ impl StoreClient {
         &self,
         budget: Budget,
         release: Release,
-    ) -> Result<Written, StoreError> {
+    ) -> Result<WriteOutcome, StoreError> {
         self.repeat(Operation::Release, budget, || self.store.clone().release(release)).await
     }
 
     /// Sends `release` once. A store that panics has failed: the request has a task of its own.
-    pub(super) async fn release_once(&self, release: Release) -> Result<Written, StoreError> {
+    pub(super) async fn release_once(&self, release: Release) -> Result<WriteOutcome, StoreError> {
         self.once(Operation::Release, self.patience, self.store.clone().release(release)).await
     }
 
-    pub(super) async fn park(&self, budget: Budget, park: Park) -> Result<Written, StoreError> {
+    pub(super) async fn park(
+        &self,
+        budget: Budget,
+        park: Park,
+    ) -> Result<WriteOutcome, StoreError> {
         self.repeat(Operation::Park, budget, || self.store.clone().park(park)).await
     }
 
@@ -146,7 +150,7 @@ impl StoreClient {
         budget: Budget,
         abandon: Abandon,
         may: impl Fn() -> bool,
-    ) -> Result<Option<Written>, StoreError> {
+    ) -> Result<Option<WriteOutcome>, StoreError> {
         let request = || {
             let request = may().then(|| self.store.clone().abandon(abandon));
             async move {
@@ -163,7 +167,7 @@ impl StoreClient {
         &self,
         budget: Budget,
         checkpoint: Checkpoint,
-    ) -> Result<Written, StoreError> {
+    ) -> Result<WriteOutcome, StoreError> {
         let request = || self.store.clone().checkpoint(checkpoint.clone());
         self.repeat(Operation::Checkpoint, budget, request).await
     }
@@ -198,7 +202,7 @@ impl StoreClient {
         &self,
         resolve: &Resolve,
         tries: &Tries,
-    ) -> Result<Changed, StoreError> {
+    ) -> Result<AdminOutcome, StoreError> {
         let request = || tries.follow(self.store.clone().resolve(resolve.clone()));
         self.repeat(Operation::Resolve, Budget::of(self.patience), request).await
     }
@@ -208,7 +212,7 @@ impl StoreClient {
         &self,
         remove: Remove,
         tries: &Tries,
-    ) -> Result<Changed, StoreError> {
+    ) -> Result<AdminOutcome, StoreError> {
         let request = || tries.follow(self.store.clone().remove(remove));
         self.repeat(Operation::Remove, Budget::of(self.patience), request).await
     }
@@ -219,12 +223,12 @@ impl StoreClient {
         &self,
         patience: Duration,
         renewals: Vec<Renewal>,
-    ) -> Result<Vec<Written>, StoreError> {
+    ) -> Result<Vec<WriteOutcome>, StoreError> {
         self.once(Operation::Renew, patience, self.store.clone().renew(renewals)).await
     }
 
     /// Removes a batch of expired records, once. Not bounded: no caller waits for it.
-    pub(super) async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+    pub(super) async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {
         let mut request = Measured::new(self, Operation::Purge);
         request.tries = 1;
         request.answered(self.store.clone().purge(limit).await)
@@ -310,8 +314,8 @@ impl Tries {
     /// Runs one try. A try that is dropped because it took too long may still be applied.
     async fn follow(
         &self,
-        change: impl Future<Output = Result<Changed, StoreError>>,
-    ) -> Result<Changed, StoreError> {
+        change: impl Future<Output = Result<AdminOutcome, StoreError>>,
+    ) -> Result<AdminOutcome, StoreError> {
         let before = self.0.swap(true, Ordering::Relaxed);
         let answer = change.await;
         if !answer.as_ref().is_err_and(StoreError::is_outcome_unknown) {

@@ -13,7 +13,7 @@ use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, What};
 use crate::outcome::{Answer, Ending};
-use crate::store::{Adoption, Commit, Reason, Record, Release, State, StoreError, Written};
+use crate::store::{Adoption, Commit, Reason, Record, Release, State, StoreError, WriteOutcome};
 
 /// The result that the caller gets.
 pub(crate) enum CallerGets {
@@ -107,7 +107,7 @@ async fn leave_as(
     owner: Box<Owner>,
     cause: Cause,
     was_lost: bool,
-    written: Option<Written>,
+    written: Option<WriteOutcome>,
 ) -> CallerGets {
     let left_out = match cause {
         Cause::Answered => owner.journal.as_ref().and_then(|journal| journal.unasked()),
@@ -138,7 +138,7 @@ async fn store_answer(
         engine.near_cache.as_ref().map(|near_cache| near_cache.begin_lookup(commit.key));
     match owner.store(&commit).await {
         Ok(written) if written.is_done() => {
-            if written == Written::Adopted {
+            if written == WriteOutcome::Adopted {
                 tracing::warn!(operation = %owner.call.operation, key = %owner.call.key,
                     "the record had vanished and was written again: the store loses records");
                 owner.call.tell(What::Adopted);
@@ -169,10 +169,10 @@ async fn store_answer(
 pub(super) async fn conclude_released(
     mut owner: Box<Owner>,
     was_lost: bool,
-    written: Option<Written>,
+    written: Option<WriteOutcome>,
 ) -> CallerGets {
     let mut verdict = CallerGets::Own;
-    if (was_lost || owner.lease.is_lost()) && written == Some(Written::Lost) {
+    if (was_lost || owner.lease.is_lost()) && written == Some(WriteOutcome::Lost) {
         let late = overtaken::without_result(&mut owner).await.verdict;
         if matches!(late, CallerGets::Instead(Answer::Stored(_))) {
             verdict = late;
@@ -188,7 +188,7 @@ pub(super) async fn conclude_kept(
     mut owner: Box<Owner>,
     own: CallerGets,
     was_lost: bool,
-    written: Option<Written>,
+    written: Option<WriteOutcome>,
 ) -> CallerGets {
     if !overtaken::is_overtaken(&owner, was_lost, written) {
         return conclude_as(owner, own, Outcome::Held);
@@ -271,7 +271,7 @@ impl Owner {
         record
     }
 
-    async fn store(&self, commit: &Commit) -> Result<Written, StoreError> {
+    async fn store(&self, commit: &Commit) -> Result<WriteOutcome, StoreError> {
         let engine = &self.call.engine;
         let budget = Budget::of(engine.settings.commit_timeout);
         engine.store.complete(budget, || self.to_store(commit)).await
@@ -305,7 +305,7 @@ impl Owner {
     }
 
     /// Leaves the record with its steps to the next caller, or in doubt.
-    async fn leave(&self, reason: Reason, left: Left) -> Option<Written> {
+    async fn leave(&self, reason: Reason, left: Left) -> Option<WriteOutcome> {
         self.steps_are_settled().await;
         let engine = &self.call.engine;
         // Forgotten first: otherwise a renewal could bring back the lease that is being given up.
@@ -313,7 +313,11 @@ impl Owner {
         leave(engine, &self.lease, (reason, left), engine.settings.commit_timeout).await
     }
 
-    async fn park(&self, reason: Reason, ask_again_after: Duration) -> Result<Written, StoreError> {
+    async fn park(
+        &self,
+        reason: Reason,
+        ask_again_after: Duration,
+    ) -> Result<WriteOutcome, StoreError> {
         let engine = &self.call.engine;
         let parking = self.parking(reason, ask_again_after);
         let budget = Budget::of(engine.settings.commit_timeout);
@@ -331,7 +335,7 @@ impl Owner {
     }
 
     /// Returns `None` if the store has not answered.
-    async fn release(&self, release: Release) -> Option<Written> {
+    async fn release(&self, release: Release) -> Option<WriteOutcome> {
         let engine = &self.call.engine;
         match engine.store.release(Budget::of(engine.settings.commit_timeout), release).await {
             // First this release, which may count the attempt, then one for a late duplicate of the

@@ -16,7 +16,7 @@ use super::{Waiting, user_code, wait};
 use crate::error::ErrorKind;
 use crate::events::What;
 use crate::outcome::{StoredAnswer, stored};
-use crate::store::{CrashPolicy, Record, State, StoreError, Token, Written};
+use crate::store::{CrashPolicy, Record, State, StoreError, Token, WriteOutcome};
 
 /// Returns true if the store's answer to the last write of an owner, whose body may have had an
 /// effect, means that another party has decided the call.
@@ -26,11 +26,11 @@ use crate::store::{CrashPolicy, Record, State, StoreError, Token, Written};
 /// its answer was lost, it left the record to an operator or to the next caller. An answer is
 /// theirs in any case; without one, the owner is counted as a duplicate although it had ended before they
 /// began. It cannot tell this from a request that was lost.
-pub(super) fn is_overtaken(owner: &Owner, was_lost: bool, written: Option<Written>) -> bool {
+pub(super) fn is_overtaken(owner: &Owner, was_lost: bool, written: Option<WriteOutcome>) -> bool {
     match written {
         // Removed, whoever did it: there is no trace left that the body ran.
-        Some(Written::Gone) => true,
-        Some(Written::Lost) => was_lost || owner.lease.is_lost(),
+        Some(WriteOutcome::Gone) => true,
+        Some(WriteOutcome::Lost) => was_lost || owner.lease.is_lost(),
         _ => false,
     }
 }
@@ -207,10 +207,12 @@ async fn winner(owner: &mut Owner, waits: bool) -> Result<Winner, StoreError> {
         .await?
     {
         // Checked again: it may be a different record from the one that was waited for.
-        wait::Changed::Record(record) if is_own_request(&record) => Ok(Winner::of(record, token)),
-        wait::Changed::Record(_) | wait::Changed::Claimable => Ok(Winner::Nobody),
+        wait::WaitOutcome::Record(record) if is_own_request(&record) => {
+            Ok(Winner::of(record, token))
+        }
+        wait::WaitOutcome::Record(_) | wait::WaitOutcome::Claimable => Ok(Winner::Nobody),
         // Read again: its owner may be another one by now.
-        wait::Changed::OutOfTime => {
+        wait::WaitOutcome::OutOfTime => {
             Ok(read().await?.map_or(Winner::Nobody, |record| Winner::of(Arc::new(record), token)))
         }
     }

@@ -24,7 +24,9 @@ use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, What};
 use crate::outcome::{Answer, Ending, stored};
 use crate::steps::Journal;
-use crate::store::{Abandon, Adoption, Grant, Park, Reason, Record, Release, StoreError, Written};
+use crate::store::{
+    Abandon, Adoption, Grant, Park, Reason, Record, Release, StoreError, WriteOutcome,
+};
 
 pub(crate) struct Owner {
     pub(super) call: Arc<CheckedCall>,
@@ -277,7 +279,7 @@ impl Owner {
     /// How far the attempt came. Once `finish` has begun this is `Begun`, also for a verification.
     pub(super) fn came_to(&self) -> settle::Phase {
         match self.phase {
-            Phase::Granted => settle::Phase::Claimed,
+            Phase::Granted => settle::Phase::ClaimOutcome,
             Phase::Asking => settle::Phase::Asking,
             Phase::Started | Phase::Panicked | Phase::Ended | Phase::Concluded => {
                 settle::Phase::Begun
@@ -411,7 +413,7 @@ pub(super) async fn leave(
     lease: &Lease,
     (reason, left): (Reason, Left),
     budget: Duration,
-) -> Option<Written> {
+) -> Option<WriteOutcome> {
     let (key, token) = (lease.key, lease.token);
     let budget = Budget::of(budget);
     let park = || engine.store.park(budget, Park::own(key, token, reason));
@@ -451,7 +453,7 @@ mod tests {
     use crate::engine::lease::Lease;
     use crate::key::KeyHash;
     use crate::store::{
-        Claim, Claimed, CrashPolicy, MemoryStore, Operation, Reason, State, Store, Token,
+        Claim, ClaimOutcome, CrashPolicy, MemoryStore, Operation, Reason, State, Store, Token,
     };
     use crate::testing::{Fault, FaultyStore, ManualClock};
 
@@ -464,7 +466,7 @@ mod tests {
         (claim.policy, claim.lease) = (CrashPolicy::Retry, LEASE);
         let owner = (claim.key, claim.token);
         let granted = store.claim(claim).await.unwrap();
-        assert!(matches!(granted, Claimed::Mine(_)), "{granted:?}");
+        assert!(matches!(granted, ClaimOutcome::Granted(_)), "{granted:?}");
         let (sent, clock) = (engine.clock.monotonic(), engine.clock.clone());
         Lease::new(owner, CrashPolicy::Retry, LEASE, sent, LEASE, clock)
     }

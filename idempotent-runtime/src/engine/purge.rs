@@ -8,7 +8,7 @@ use super::settings::Settings;
 use crate::clock::Clock;
 use crate::events::What;
 use crate::lock::Mutex;
-use crate::store::{Purged, StoreError};
+use crate::store::{PurgeOutcome, StoreError};
 
 /// The pause between two batches of one sweep: others use the store too.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -72,7 +72,7 @@ impl Purge {
         tell(store, &answer);
         let mut done = self.done.lock();
         match answer {
-            Ok(Purged { removed, lag, put_off }) => {
+            Ok(PurgeOutcome { removed, lag, put_off }) => {
                 done.removed += removed as u64;
                 done.lag = lag;
                 tracing::debug!(
@@ -93,9 +93,9 @@ impl Purge {
 }
 
 /// Reports a batch, before the statistics are locked.
-fn tell(store: &StoreClient, answer: &Result<Purged, StoreError>) {
+fn tell(store: &StoreClient, answer: &Result<PurgeOutcome, StoreError>) {
     let what = match answer {
-        Ok(Purged { removed, lag, .. }) => {
+        Ok(PurgeOutcome { removed, lag, .. }) => {
             What::Purged { store: store.name(), removed: *removed as u64, lag: *lag }
         }
         Err(_) => What::PurgeFailed,

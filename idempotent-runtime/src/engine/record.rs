@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::events::What;
 use crate::key::{IntoKey, Key, KeyHash, hash_key};
 use crate::store::{
-    Changed, Operation, Park, Record, Remove, Resolve, ResolveAnswer, State, StoreError,
+    AdminOutcome, Operation, Park, Record, Remove, Resolve, ResolveAnswer, State, StoreError,
 };
 
 /// A handle to the record of one call. Created by
@@ -267,11 +267,11 @@ impl RecordHandle {
             _ => error,
         })?;
         match changed {
-            Changed::Applied => Ok(()),
-            Changed::Running if tries.may_be_applied() => Err(self.overtaken(&key)),
-            Changed::Running => Err(self.error(&key, Error::new(ErrorKind::InProgress))),
+            AdminOutcome::Applied => Ok(()),
+            AdminOutcome::Running if tries.may_be_applied() => Err(self.overtaken(&key)),
+            AdminOutcome::Running => Err(self.error(&key, Error::new(ErrorKind::InProgress))),
             // The first try may have been applied and its answer lost.
-            Changed::Absent if not_executed => Ok(()),
+            AdminOutcome::Absent if not_executed => Ok(()),
             _ => match self.read(key).await {
                 Ok(Some(record)) if record.owner == token => Ok(()),
                 // It may have been applied before the record became what it is now.
@@ -287,8 +287,8 @@ impl RecordHandle {
     async fn sent(
         &self,
         key: &KeyHash,
-        change: impl AsyncFnOnce(&Tries) -> Result<Changed, StoreError>,
-    ) -> Result<(Changed, Tries), Error> {
+        change: impl AsyncFnOnce(&Tries) -> Result<AdminOutcome, StoreError>,
+    ) -> Result<(AdminOutcome, Tries), Error> {
         let (engine, tries) = (&self.engine, Tries::default());
         match change(&tries).await {
             Ok(changed) => Ok((changed, tries)),
@@ -372,13 +372,13 @@ impl RecordHandle {
         let (changed, tries) =
             self.sent(&key, async |tries| engine.store.remove(remove, tries).await).await?;
         match changed {
-            Changed::Applied | Changed::Absent => Ok(()),
-            Changed::Running => {
+            AdminOutcome::Applied | AdminOutcome::Absent => Ok(()),
+            AdminOutcome::Running => {
                 let left = record.lease_until.saturating_duration_since(record.read_at);
                 Err(self.error(&key, Error::new(ErrorKind::InProgress).with_retry_after(left)))
             }
-            Changed::Conflict if tries.may_be_applied() => Err(self.overtaken(&key)),
-            Changed::Conflict => Err(self.changed(&key)),
+            AdminOutcome::Conflict if tries.may_be_applied() => Err(self.overtaken(&key)),
+            AdminOutcome::Conflict => Err(self.changed(&key)),
         }
     }
 }

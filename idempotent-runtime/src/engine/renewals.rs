@@ -12,7 +12,7 @@ use super::lease::{Lease, nanos};
 use crate::clock::Clock;
 use crate::events::What;
 use crate::lock::Mutex;
-use crate::store::{Renewal, Token, Written};
+use crate::store::{Renewal, Token, WriteOutcome};
 
 /// The maximum number of leases that one request to the store renews.
 const BATCH: usize = 1000;
@@ -131,10 +131,10 @@ impl Renewals {
             Ok(written) => (written, None),
             Err(error) => (Vec::new(), Some(error)),
         };
-        let answers = written.into_iter().chain(std::iter::repeat(Written::Unanswered));
+        let answers = written.into_iter().chain(std::iter::repeat(WriteOutcome::Unanswered));
         let mut unanswered = 0;
         for (lease, written) in batch.iter().zip(answers) {
-            if written == Written::Unanswered {
+            if written == WriteOutcome::Unanswered {
                 unanswered += 1;
                 lease.retry_renewal(self.clock.monotonic());
             } else {
@@ -158,14 +158,14 @@ impl Renewals {
         self.earlier.notify_one();
     }
 
-    fn note(&self, lease: &Lease, written: Written, sent: Duration) {
+    fn note(&self, lease: &Lease, written: WriteOutcome, sent: Duration) {
         if written.is_done() {
             lease.note_renewed(sent);
         } else {
             lease.stop_renewal();
             // A record that is gone has no owner: the claim stays valid for the rest of the lease.
             let still_owned = self.leases().by_token.contains_key(&lease.token);
-            if written == Written::Lost && still_owned {
+            if written == WriteOutcome::Lost && still_owned {
                 // The owner's own commit gets the same answer.
                 if !lease.has_body_ended() {
                     tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");

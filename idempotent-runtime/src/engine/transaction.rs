@@ -30,8 +30,8 @@ use crate::store::transaction::{
     ClaimAnswer, End, KeepsLock, TransactionConnection as _, is_over, savepoint_without_claim,
 };
 use crate::store::{
-    Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State, StoreError,
-    Token,
+    ClaimOutcome, Commit, CrashPolicy, Grant, Park, Reason, Record, SqlTransaction, State,
+    StoreError, Token,
 };
 
 /// The result of [`begin`].
@@ -267,16 +267,16 @@ async fn take<X: SqlTransaction + ?Sized>(
         let before = calls.as_ref().map(|calls| calls.answered(call.key, &engine.store));
         let record = match claimed {
             // Other transactions may have kept the claim waiting for long.
-            Claimed::Mine(_) if task_state.is_shut_out(&engine) => {
+            ClaimOutcome::Granted(_) if task_state.is_shut_out(&engine) => {
                 return Err(too_late(&call, claim.token, transaction).await);
             }
-            Claimed::Mine(grant) => {
+            ClaimOutcome::Granted(grant) => {
                 if let Some(calls) = &calls {
                     calls.absent(call.key);
                 }
                 return Ok(granted(call, grant, &task_state, report, calls.zip(before), busy));
             }
-            Claimed::Held(record) => record,
+            ClaimOutcome::Existing(record) => record,
         };
         drop(busy);
         report.attempt = record.attempts;
@@ -338,8 +338,8 @@ async fn outside_is_over(
     let in_progress = || held_outside(call, record, HELD_OUTSIDE);
     let _waiting = Waiting::enter(engine).ok_or_else(in_progress)?;
     match wait::for_change(engine, call.key, deadline).await {
-        Ok(wait::Changed::OutOfTime) => Err(in_progress()),
-        Ok(wait::Changed::Record(_) | wait::Changed::Claimable) => Ok(()),
+        Ok(wait::WaitOutcome::OutOfTime) => Err(in_progress()),
+        Ok(wait::WaitOutcome::Record(_) | wait::WaitOutcome::Claimable) => Ok(()),
         // The store was queried for no longer than this caller waits.
         Err(_) if engine.clock.monotonic() >= deadline => Err(in_progress()),
         Err(error) => Err(call.store_error(error).after_another(true)),

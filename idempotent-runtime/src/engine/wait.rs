@@ -13,7 +13,7 @@ const SAFETY_POLL: Duration = Duration::from_secs(2);
 /// Store and process may round the end of a lease differently.
 const ROUNDING: Duration = Duration::from_millis(1);
 
-pub(crate) enum Changed {
+pub(crate) enum WaitOutcome {
     /// The record is in another state than in progress.
     Record(Arc<Record>),
     /// No caller holds the claim.
@@ -27,20 +27,20 @@ pub(crate) async fn for_change(
     engine: &Arc<Inner>,
     key: KeyHash,
     deadline: Duration,
-) -> Result<Changed, StoreError> {
+) -> Result<WaitOutcome, StoreError> {
     loop {
         let left = deadline.saturating_sub(engine.clock.monotonic());
         if left.is_zero() {
-            return Ok(Changed::OutOfTime);
+            return Ok(WaitOutcome::OutOfTime);
         }
         let watch = engine.store.watch(Budget::of(left), key).await?;
         let lease_left = match &watch.record {
-            None => return Ok(Changed::Claimable),
+            None => return Ok(WaitOutcome::Claimable),
             Some(record) if record.state == State::Released || record.is_orphaned() => {
-                return Ok(Changed::Claimable);
+                return Ok(WaitOutcome::Claimable);
             }
             Some(record) if record.state != State::InProgress => {
-                return Ok(Changed::Record(Arc::new(record.clone())));
+                return Ok(WaitOutcome::Record(Arc::new(record.clone())));
             }
             Some(record) => record.lease_until.saturating_duration_since(record.read_at) + ROUNDING,
         };

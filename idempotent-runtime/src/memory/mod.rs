@@ -21,9 +21,9 @@ use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::lock::Mutex;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Cursor, Facets,
-    LocalResults, Operation, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan,
-    Store, StoreError, StoreErrorKind, Token, Watch, Written, transition,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Cursor, Facets,
+    LocalResults, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
+    Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, transition,
 };
 
 /// A power of two. A shard holds the keys that share their first six bits, so the shards are in key
@@ -111,7 +111,7 @@ impl MemoryStore {
     }
 
     /// Returns `None` if there is no room for a new record.
-    fn try_claim(&self, claim: &Claim) -> Option<Claimed> {
+    fn try_claim(&self, claim: &Claim) -> Option<ClaimOutcome> {
         let now = self.inner.clock.now();
         self.inner.visit(shard_number(&claim.key), |shard, usage| {
             shard.remove_expired(EXPIRED_PER_OPERATION, now, usage);
@@ -194,7 +194,7 @@ impl Store for MemoryStore {
         Facets::none().with_local_results(Some(self))
     }
 
-    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+    async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
         if let Some(claimed) = self.try_claim(&claim) {
             return Ok(claimed);
         }
@@ -205,30 +205,30 @@ impl Store for MemoryStore {
         })
     }
 
-    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
         let renew = |renewal: &Renewal| {
             self.apply(&renewal.key, |slot, now| transition::renew(slot, renewal, now))
         };
         Ok(renewals.iter().map(renew).collect())
     }
 
-    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+    async fn complete(&self, commit: Commit) -> Result<WriteOutcome, StoreError> {
         Ok(self.apply(&commit.key, |slot, now| transition::complete(slot, &commit, now)))
     }
 
-    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+    async fn release(&self, release: Release) -> Result<WriteOutcome, StoreError> {
         Ok(self.apply(&release.key, |slot, now| transition::release(slot, &release, now)))
     }
 
-    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+    async fn abandon(&self, abandon: Abandon) -> Result<WriteOutcome, StoreError> {
         Ok(self.apply(&abandon.key, |slot, now| transition::abandon(slot, &abandon, now)))
     }
 
-    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+    async fn park(&self, park: Park) -> Result<WriteOutcome, StoreError> {
         Ok(self.apply(&park.key, |slot, now| transition::park(slot, &park, now)))
     }
 
-    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<WriteOutcome, StoreError> {
         Ok(self.apply(&checkpoint.key, |slot, now| transition::checkpoint(slot, &checkpoint, now)))
     }
 
@@ -265,11 +265,11 @@ impl Store for MemoryStore {
         Ok(Watch::new(record, changed))
     }
 
-    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+    async fn resolve(&self, resolve: Resolve) -> Result<AdminOutcome, StoreError> {
         Ok(self.apply(&resolve.key, |slot, now| transition::resolve(slot, &resolve, now)))
     }
 
-    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+    async fn remove(&self, remove: Remove) -> Result<AdminOutcome, StoreError> {
         Ok(self.apply(&remove.key, |slot, now| transition::remove(slot, &remove, now)))
     }
 
@@ -293,7 +293,7 @@ impl Store for MemoryStore {
         Ok(Page::new(listing.records, None))
     }
 
-    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+    async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {
         let now = self.inner.clock.now();
         let mut removed = 0;
         let mut lag: Option<Duration> = None;
@@ -303,6 +303,6 @@ impl Store for MemoryStore {
                 lag = lag.max(shard.lag(now));
             });
         }
-        Ok(Purged::new(removed, lag))
+        Ok(PurgeOutcome::new(removed, lag))
     }
 }

@@ -10,7 +10,7 @@ use super::usage::{Cost, Usage};
 use super::watchers::Watchers;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
-use crate::store::{Claim, Claimed, Reason, Record, Scan, State, Token, transition};
+use crate::store::{Claim, ClaimOutcome, Reason, Record, Scan, State, Token, transition};
 
 /// One shard. Its maps are ordered, because they grow without the pause in which a hash table moves
 /// its entries.
@@ -73,12 +73,12 @@ impl Shard {
         reserved: Cost,
         usage: &Usage,
         now: Timestamp,
-    ) -> Claimed {
+    ) -> ClaimOutcome {
         let last_fence = self.last_fence;
         let claimed = self.apply(&claim.key, reserved, usage, |slot| {
             transition::claim_above(slot, claim, now, last_fence)
         });
-        if let Claimed::Mine(grant) = &claimed {
+        if let ClaimOutcome::Granted(grant) = &claimed {
             self.last_fence = last_fence.max(grant.record.fence);
         }
         claimed

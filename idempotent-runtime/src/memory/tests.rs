@@ -10,8 +10,8 @@ use super::{MemoryStore, lock};
 use crate::clock::{Clock, Sleep, Timestamp};
 use crate::key::KeyHash;
 use crate::store::{
-    Adoption, Claim, Claimed, Commit, Grant, Record, Release, Scan, State, Store, StoreErrorKind,
-    Token, Written,
+    Adoption, Claim, ClaimOutcome, Commit, Grant, Record, Release, Scan, State, Store,
+    StoreErrorKind, Token, WriteOutcome,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -61,8 +61,8 @@ fn commit(number: usize, body: impl Into<Bytes>) -> Commit {
 
 async fn claimed(store: &MemoryStore, number: usize) -> Grant {
     match store.claim(claim(number)).await.unwrap() {
-        Claimed::Mine(grant) => grant,
-        Claimed::Held(record) => panic!("held: {record:?}"),
+        ClaimOutcome::Granted(grant) => grant,
+        ClaimOutcome::Existing(record) => panic!("held: {record:?}"),
     }
 }
 
@@ -89,7 +89,7 @@ async fn a_full_store_refuses_new_claims_and_keeps_every_record() {
     }
     assert!(refusal(&store, 100).await.contains("100 of 100 records"));
     for number in 0..100 {
-        assert_eq!(store.complete(commit(number, "done")).await.unwrap(), Written::Applied);
+        assert_eq!(store.complete(commit(number, "done")).await.unwrap(), WriteOutcome::Applied);
     }
     refusal(&store, 100).await;
     for number in 0..100 {
@@ -103,7 +103,7 @@ async fn a_full_store_answers_claims_of_records_that_it_has() {
     claimed(&store, 1).await;
     claimed(&store, 1).await;
     store.complete(commit(1, "done")).await.unwrap();
-    assert!(matches!(store.claim(claim(1)).await, Ok(Claimed::Held(_))));
+    assert!(matches!(store.claim(claim(1)).await, Ok(ClaimOutcome::Existing(_))));
     let mut release = Release::new(key(2), Token::from_bits(2));
     release.keep_attempts = true;
     let store = MemoryStore::builder().max_records(1).build();
@@ -135,9 +135,9 @@ async fn bytes_are_bounded_and_a_result_is_stored_beyond_the_bound() {
     claimed(&store, 1).await;
     claimed(&store, 2).await;
     let big = vec![7; 8192];
-    assert_eq!(store.complete(commit(1, big.clone())).await.unwrap(), Written::Applied);
+    assert_eq!(store.complete(commit(1, big.clone())).await.unwrap(), WriteOutcome::Applied);
     assert!(refusal(&store, 3).await.contains("of 4096 bytes"));
-    assert_eq!(store.complete(commit(2, big.clone())).await.unwrap(), Written::Applied);
+    assert_eq!(store.complete(commit(2, big.clone())).await.unwrap(), WriteOutcome::Applied);
     assert_eq!(store.read(key(2)).await.unwrap().unwrap().body, big);
 }
 
@@ -149,7 +149,7 @@ async fn a_full_store_adopts_a_result() {
     claimed(&store, 2).await;
     let mut commit = commit(1, "done");
     commit.adopt = Some(Arc::new(Adoption::new(claim(1), &grant)));
-    assert_eq!(store.complete(commit).await.unwrap(), Written::Adopted);
+    assert_eq!(store.complete(commit).await.unwrap(), WriteOutcome::Adopted);
     assert_eq!(state(&store, 1).await, Some(State::Completed));
 }
 

@@ -10,14 +10,14 @@ use super::error::{NO_SUCH_INDEX, SYNTAX, has_conflict, number, store_error};
 use super::query::{ATTEMPTS, Bound, START, query};
 use super::statements::{Access, MOST, Statement, filled_up};
 use crate::sql::{Answer, Batch, Place, in_time, purge_from_mark};
-use crate::store::{Operation, Purged, StoreError, StoreErrorKind};
+use crate::store::{Operation, PurgeOutcome, StoreError, StoreErrorKind};
 
 const OPERATION: Operation = Operation::Purge;
 /// The place before every row.
 const BEGINNING: Place = (i64::MIN, [0; 32]);
 
 impl MySqlStore {
-    pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
+    pub(super) async fn purge_rows(&self, limit: usize) -> Answer<PurgeOutcome> {
         let batch = |begin: Option<Place>, most| self.purge_from(begin.unwrap_or(BEGINNING), most);
         purge_from_mark(&self.0.purge_mark, limit, batch).await
     }

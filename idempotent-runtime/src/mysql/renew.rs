@@ -12,7 +12,9 @@ use super::statements::filled_up;
 use super::{MySqlStore, integer_of, key_of, owner_of};
 use crate::key::KeyHash;
 use crate::sql::{self, Answer};
-use crate::store::{Operation, Renewal, StoreError, StoreErrorKind, Token, Written, transition};
+use crate::store::{
+    Operation, Renewal, StoreError, StoreErrorKind, Token, WriteOutcome, transition,
+};
 
 const OPERATION: Operation = Operation::Renew;
 /// The maximum number of leases that one statement prolongs: as many as an engine renews at once.
@@ -24,7 +26,7 @@ impl MySqlStore {
     /// Renews with two statements for all leases of the same length: one finds the rows that no
     /// other transaction has locked, the other renews those. The number of rows that the second one
     /// found shows whether all of them were renewed; only if not, each row is read.
-    pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
+    pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<WriteOutcome>> {
         let connections = &self.0.renewals;
         let mut leases: HashMap<Duration, Vec<&Renewal>> = HashMap::new();
         for renewal in renewals {
@@ -39,7 +41,7 @@ impl MySqlStore {
         }
         Ok(renewals
             .iter()
-            .map(|renewal| refused.get(&owner(renewal)).copied().unwrap_or(Written::Applied))
+            .map(|renewal| refused.get(&owner(renewal)).copied().unwrap_or(WriteOutcome::Applied))
             .collect())
     }
 
@@ -54,7 +56,7 @@ impl MySqlStore {
         connections: &Connections,
         lease: Duration,
         renewals: &[&Renewal],
-        refused: &mut HashMap<Owner, Written>,
+        refused: &mut HashMap<Owner, WriteOutcome>,
     ) -> Answer<()> {
         let mut pending: HashMap<Owner, &Renewal> =
             renewals.iter().map(|renewal| (owner(renewal), *renewal)).collect();
@@ -68,7 +70,7 @@ impl MySqlStore {
             }
             if !locked.is_empty() {
                 refused.extend(self.lost(connections, &mut locked).await?);
-                refused.extend(locked.into_keys().map(|owner| (owner, Written::Unanswered)));
+                refused.extend(locked.into_keys().map(|owner| (owner, WriteOutcome::Unanswered)));
             }
             if pending.is_empty() {
                 return Ok(());
@@ -131,7 +133,7 @@ impl MySqlStore {
         &self,
         connections: &Connections,
         pending: &mut HashMap<Owner, &Renewal>,
-    ) -> Answer<Vec<(Owner, Written)>> {
+    ) -> Answer<Vec<(Owner, WriteOutcome)>> {
         let keys: Vec<_> = pending.keys().map(|(key, _)| key_of(key)).collect();
         let keys = filled_up(&keys.iter().map(|key| &key[..]).collect::<Vec<_>>());
         let statement = self.0.statements.rows(keys.len());
@@ -148,14 +150,14 @@ impl MySqlStore {
         let mut lost = Vec::new();
         pending.retain(|owner, renewal| {
             let written = match found.get(&owner.0.as_bytes()[..]) {
-                None => Written::Gone,
-                Some(None) => Written::Lost,
+                None => WriteOutcome::Gone,
+                Some(None) => WriteOutcome::Lost,
                 Some(Some(found)) => {
                     let mut slot = found.stored.as_ref().map(|stored| stored.record.clone());
                     transition::renew(&mut slot, renewal, found.now)
                 }
             };
-            let is_lost = written != Written::Applied;
+            let is_lost = written != WriteOutcome::Applied;
             lost.extend(is_lost.then_some((*owner, written)));
             !is_lost
         });

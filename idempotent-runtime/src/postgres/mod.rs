@@ -37,7 +37,7 @@ use crate::sql::{
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
-    Capabilities, Claim, Claimed, Commit, Operation, Record, Release, Scan, StoreError,
+    Capabilities, Claim, ClaimOutcome, Commit, Operation, Record, Release, Scan, StoreError,
     StoreErrorKind, Token, transition,
 };
 
@@ -216,7 +216,7 @@ impl Rows for PostgresStore {
         const OPERATION: Operation = Operation::Claim;
         // The row as it would be at time zero; the server adds its time.
         let zero = Timestamp::default();
-        let Claimed::Mine(grant) = transition::claim(&mut None, claim, zero) else {
+        let ClaimOutcome::Granted(grant) = transition::claim(&mut None, claim, zero) else {
             return Ok(First::Raced);
         };
         let row = Row::new(&grant.record, 0, None, Some(zero + claim.ttl));

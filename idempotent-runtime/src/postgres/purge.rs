@@ -6,12 +6,12 @@ use super::PostgresStore;
 use super::error::store_error;
 use super::request::Request;
 use crate::sql::{Answer, Batch, Place, purge_from_mark};
-use crate::store::{Operation, Purged};
+use crate::store::{Operation, PurgeOutcome};
 
 const OPERATION: Operation = Operation::Purge;
 
 impl PostgresStore {
-    pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
+    pub(super) async fn purge_rows(&self, limit: usize) -> Answer<PurgeOutcome> {
         let batch = |begin: Option<Place>, most| {
             self.purge_batch(most, begin.map_or(i64::MIN, |(purge_at, _)| purge_at))
         };

@@ -10,12 +10,12 @@ use super::session::Sessions;
 use super::{PostgresStore, millis, owner_bytes};
 use crate::key::KeyHash;
 use crate::sql::{self, Answer};
-use crate::store::{Operation, Record, Renewal, Written};
+use crate::store::{Operation, Record, Renewal, WriteOutcome};
 
 const OPERATION: Operation = Operation::Renew;
 
 impl PostgresStore {
-    pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
+    pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<WriteOutcome>> {
         let sessions = &self.0.renewals;
         let keys: Vec<_> = renewals.iter().map(|renewal| renewal.key).collect();
         let owners: Vec<_> = renewals.iter().map(|renewal| owner_bytes(renewal.token)).collect();
@@ -32,8 +32,9 @@ impl PostgresStore {
         };
         let refused = renewals.iter().filter(|renewal| !is_renewed(renewal));
         let found = self.found(sessions, refused.map(|renewal| renewal.key).collect()).await?;
-        let written =
-            |renewal| if is_renewed(renewal) { Written::Applied } else { refusal(renewal, &found) };
+        let written = |renewal| {
+            if is_renewed(renewal) { WriteOutcome::Applied } else { refusal(renewal, &found) }
+        };
         Ok(renewals.iter().map(written).collect())
     }
 
@@ -64,11 +65,11 @@ impl PostgresStore {
 }
 
 /// Returns the reason why a renewal did nothing.
-fn refusal(renewal: &Renewal, found: &HashMap<KeyHash, Option<Record>>) -> Written {
+fn refusal(renewal: &Renewal, found: &HashMap<KeyHash, Option<Record>>) -> WriteOutcome {
     let mut slot = match found.get(&renewal.key) {
         // A record that this release cannot read no longer belongs to its owner, and is no reason
         // to give up the others.
-        Some(None) => return Written::Lost,
+        Some(None) => return WriteOutcome::Lost,
         found => found.cloned().flatten(),
     };
     let now = slot.as_ref().map(|record| record.read_at).unwrap_or_default();

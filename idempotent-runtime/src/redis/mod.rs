@@ -31,9 +31,9 @@ use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp, millis};
 use crate::key::{KeyHash, hex};
 use crate::runtime::while_runtime_lives;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Grant, Operation,
-    Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreClock,
-    StoreError, StoreErrorKind, Token, Watch, Written, codes, envelope,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Facets, Grant,
+    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, State,
+    Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, codes, envelope,
 };
 
 type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
@@ -235,7 +235,11 @@ impl RedisStore {
     }
 
     /// Decides everything that `SET … NX GET` does not.
-    async fn claim_by_script(&self, claim: &Claim, pending: &[u8]) -> Result<Claimed, StoreError> {
+    async fn claim_by_script(
+        &self,
+        claim: &Claim,
+        pending: &[u8],
+    ) -> Result<ClaimOutcome, StoreError> {
         const OPERATION: Operation = Operation::Claim;
         let link = &self.0.commands;
         let mut attempts = 0..ATTEMPTS;
@@ -284,9 +288,9 @@ impl RedisStore {
                 let taken_over = record.taken_over;
                 let mut grant = Grant::new(record);
                 grant.taken_over = taken_over;
-                Claimed::Mine(grant)
+                ClaimOutcome::Granted(grant)
             } else {
-                Claimed::Held(record)
+                ClaimOutcome::Existing(record)
             });
         }
         Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION)
@@ -314,7 +318,7 @@ impl Store for RedisStore {
 
     // Code that a hit does not need is boxed: otherwise the future of every hit would be as large
     // as that of the longest path.
-    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+    async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
         at_home(Operation::Claim, async {
             const OPERATION: Operation = Operation::Claim;
             let link = &self.0.commands;
@@ -345,7 +349,9 @@ impl Store for RedisStore {
                 Err(error) if error.kind() == StoreErrorKind::Refused => {
                     // Not a transaction: a server that is out of memory rejects even `MULTI`.
                     return match Box::pin(self.look(OPERATION, link, claim.key)).await {
-                        Ok(Some(record)) if record.state.is_answer() => Ok(Claimed::Held(record)),
+                        Ok(Some(record)) if record.state.is_answer() => {
+                            Ok(ClaimOutcome::Existing(record))
+                        }
                         _ => Err(error),
                     };
                 }
@@ -353,7 +359,7 @@ impl Store for RedisStore {
             };
             let (Some(found), remaining) = found else {
                 let remaining = i64::try_from(total).unwrap_or(i64::MAX);
-                return Ok(Claimed::Mine(Grant::new(placed(pending, remaining, created))));
+                return Ok(ClaimOutcome::Granted(Grant::new(placed(pending, remaining, created))));
             };
             let record = envelope::decode(claim.key, found.into(), created)
                 .map_err(|error| error.during(OPERATION))?;
@@ -365,27 +371,27 @@ impl Store for RedisStore {
                 } else {
                     unmarked(record)
                 };
-                return Ok(Claimed::Held(record));
+                return Ok(ClaimOutcome::Existing(record));
             }
             if record.state.is_answer()
                 && let Some(record) = Box::pin(self.get(OPERATION, link, claim.key)).await?
             {
-                return Ok(Claimed::Held(record));
+                return Ok(ClaimOutcome::Existing(record));
             }
             Box::pin(self.claim_by_script(&claim, &bytes)).await
         })
         .await
     }
 
-    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
         self.renew_all(&renewals).await
     }
 
-    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+    async fn complete(&self, commit: Commit) -> Result<WriteOutcome, StoreError> {
         at_home(Operation::Complete, async { self.complete_record(&commit).await }).await
     }
 
-    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+    async fn release(&self, release: Release) -> Result<WriteOutcome, StoreError> {
         at_home(Operation::Release, async {
             let script = &self.0.scripts.release;
             let arguments = [flag(release.keep_attempts), flag(release.unused)];
@@ -394,7 +400,7 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+    async fn abandon(&self, abandon: Abandon) -> Result<WriteOutcome, StoreError> {
         at_home(Operation::Abandon, async {
             let script = &self.0.scripts.abandon;
             self.write(
@@ -409,7 +415,7 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+    async fn park(&self, park: Park) -> Result<WriteOutcome, StoreError> {
         at_home(Operation::Park, async {
             let arguments = [
                 reason(Some(park.reason)),
@@ -422,7 +428,7 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<WriteOutcome, StoreError> {
         at_home(Operation::Checkpoint, async { self.checkpoint_record(&checkpoint).await }).await
     }
 
@@ -470,11 +476,11 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+    async fn resolve(&self, resolve: Resolve) -> Result<AdminOutcome, StoreError> {
         at_home(Operation::Resolve, async { self.resolve_record(&resolve).await }).await
     }
 
-    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+    async fn remove(&self, remove: Remove) -> Result<AdminOutcome, StoreError> {
         at_home(Operation::Remove, async {
             let script = &self.0.scripts.remove;
             let arguments = [flag(remove.force), millis(remove.tombstone).to_string()];
@@ -491,8 +497,8 @@ impl Store for RedisStore {
     }
 
     /// Does nothing: the server expires records itself.
-    async fn purge(&self, _: usize) -> Result<Purged, StoreError> {
-        Ok(Purged::default())
+    async fn purge(&self, _: usize) -> Result<PurgeOutcome, StoreError> {
+        Ok(PurgeOutcome::default())
     }
 }
 
@@ -544,12 +550,12 @@ fn reason(reason: Option<crate::store::Reason>) -> String {
     codes::reason_code(reason).to_string()
 }
 
-fn changed(operation: Operation, answer: &str) -> Result<Changed, StoreError> {
+fn changed(operation: Operation, answer: &str) -> Result<AdminOutcome, StoreError> {
     match answer {
-        "applied" => Ok(Changed::Applied),
-        "running" => Ok(Changed::Running),
-        "conflict" => Ok(Changed::Conflict),
-        "absent" => Ok(Changed::Absent),
+        "applied" => Ok(AdminOutcome::Applied),
+        "running" => Ok(AdminOutcome::Running),
+        "conflict" => Ok(AdminOutcome::Conflict),
+        "absent" => Ok(AdminOutcome::Absent),
         other => Err(unexpected(operation, other)),
     }
 }

@@ -14,8 +14,8 @@ use super::error::is_foreign;
 use super::{RedisStore, changed, flag, millis, pending, reason, unexpected};
 use crate::key::KeyHash;
 use crate::store::{
-    Changed, Checkpoint, Commit, Operation, Record, Renewal, Resolve, ResolveAnswer, StoreError,
-    StoreErrorKind, Token, Written, codes, envelope,
+    AdminOutcome, Checkpoint, Commit, Operation, Record, Renewal, Resolve, ResolveAnswer,
+    StoreError, StoreErrorKind, Token, WriteOutcome, codes, envelope,
 };
 
 /// The size of the largest body that is sent with the script.
@@ -24,7 +24,10 @@ const INLINE: usize = 8 * 1024;
 const STAGED_MILLIS: u64 = 60_000;
 
 impl RedisStore {
-    pub(super) async fn renew_all(&self, renewals: &[Renewal]) -> Result<Vec<Written>, StoreError> {
+    pub(super) async fn renew_all(
+        &self,
+        renewals: &[Renewal],
+    ) -> Result<Vec<WriteOutcome>, StoreError> {
         const OPERATION: Operation = Operation::Renew;
         if renewals.is_empty() {
             return Ok(Vec::new());
@@ -56,10 +59,10 @@ impl RedisStore {
             return link.answer(OPERATION, &connected, Err(error.clone()));
         }
         let one = |answer: RedisResult<String>| match answer {
-            Ok(answer) => written(OPERATION, &answer).unwrap_or(Written::Unanswered),
+            Ok(answer) => written(OPERATION, &answer).unwrap_or(WriteOutcome::Unanswered),
             // Nothing that is there belongs to the owner.
-            Err(error) if is_foreign(&error) => Written::Lost,
-            Err(_) => Written::Unanswered,
+            Err(error) if is_foreign(&error) => WriteOutcome::Lost,
+            Err(_) => WriteOutcome::Unanswered,
         };
         Ok(answers.into_iter().map(one).collect())
     }
@@ -99,7 +102,7 @@ impl RedisStore {
         key: &KeyHash,
         token: Token,
         arguments: &[String],
-    ) -> Result<Written, StoreError> {
+    ) -> Result<WriteOutcome, StoreError> {
         written(operation, &self.invoke(operation, script, key, token, arguments).await?)
     }
 
@@ -162,10 +165,13 @@ impl RedisStore {
         link.answer(operation, &connected, answer.map_err(first_refusal)).map(|(answer,)| answer)
     }
 
-    pub(super) async fn complete_record(&self, commit: &Commit) -> Result<Written, StoreError> {
+    pub(super) async fn complete_record(
+        &self,
+        commit: &Commit,
+    ) -> Result<WriteOutcome, StoreError> {
         const OPERATION: Operation = Operation::Complete;
         if !commit.state.is_answer() {
-            return Ok(Written::Lost);
+            return Ok(WriteOutcome::Lost);
         }
         let adopted = commit.adopt.as_ref().map(|adoption| {
             let mut record = pending(&adoption.claim, adoption.created);
@@ -192,7 +198,7 @@ impl RedisStore {
     pub(super) async fn checkpoint_record(
         &self,
         checkpoint: &Checkpoint,
-    ) -> Result<Written, StoreError> {
+    ) -> Result<WriteOutcome, StoreError> {
         const OPERATION: Operation = Operation::Checkpoint;
         let carried = self.carried(OPERATION, &checkpoint.key, &checkpoint.body)?;
         let script = &self.0.scripts.checkpoint;
@@ -205,14 +211,17 @@ impl RedisStore {
         written(OPERATION, &self.run_carrying(OPERATION, script, &carried, &invocation).await?)
     }
 
-    pub(super) async fn resolve_record(&self, resolve: &Resolve) -> Result<Changed, StoreError> {
+    pub(super) async fn resolve_record(
+        &self,
+        resolve: &Resolve,
+    ) -> Result<AdminOutcome, StoreError> {
         const OPERATION: Operation = Operation::Resolve;
         let nothing = Bytes::new();
         let (state, schema, ttl, body) = match &resolve.answer {
             ResolveAnswer::NotExecuted => (0, 0, 0, &nothing),
             ResolveAnswer::Finished { state, body, schema, ttl } => {
                 if !state.is_answer() {
-                    return Ok(Changed::Conflict);
+                    return Ok(AdminOutcome::Conflict);
                 }
                 (codes::state_code(*state), *schema, millis(*ttl), body)
             }
@@ -269,13 +278,13 @@ fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == redis::ErrorKind::Server(redis::ServerErrorKind::NoScript)
 }
 
-fn written(operation: Operation, answer: &str) -> Result<Written, StoreError> {
+fn written(operation: Operation, answer: &str) -> Result<WriteOutcome, StoreError> {
     match answer {
-        "applied" => Ok(Written::Applied),
-        "already" => Ok(Written::AlreadyApplied),
-        "adopted" => Ok(Written::Adopted),
-        "lost" => Ok(Written::Lost),
-        "gone" => Ok(Written::Gone),
+        "applied" => Ok(WriteOutcome::Applied),
+        "already" => Ok(WriteOutcome::AlreadyApplied),
+        "adopted" => Ok(WriteOutcome::Adopted),
+        "lost" => Ok(WriteOutcome::Lost),
+        "gone" => Ok(WriteOutcome::Gone),
         // The staged body expired before the script ran: the engine sends both again.
         "unstaged" => Err(StoreError::new(StoreErrorKind::Refused, operation)
             .with_detail("the staged body had expired")),

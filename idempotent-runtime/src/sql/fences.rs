@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::clock::Timestamp;
-use crate::store::{Claim, Claimed, Record, transition};
+use crate::store::{Claim, ClaimOutcome, Record, transition};
 
 /// The largest fence that this process knows of. A record's time is in milliseconds, and a key can
 /// be claimed, released and claimed again within one.
@@ -17,12 +17,12 @@ impl Fences {
         slot: &mut Option<Record>,
         claim: &Claim,
         now: Timestamp,
-    ) -> Claimed {
+    ) -> ClaimOutcome {
         // The load and the `fetch_max` in `granted` are not one step: two claims at once may get
         // the same fence. They are claims of different keys, or only one of them succeeds in
         // writing the row.
         let claimed = transition::claim_above(slot, claim, now, self.0.load(Ordering::Acquire));
-        if let Claimed::Mine(grant) = &claimed {
+        if let ClaimOutcome::Granted(grant) = &claimed {
             self.granted(grant.record.fence);
         }
         claimed
@@ -51,7 +51,7 @@ mod tests {
     use super::Fences;
     use crate::clock::Timestamp;
     use crate::key::KeyHash;
-    use crate::store::{Claim, Claimed, Token};
+    use crate::store::{Claim, ClaimOutcome, Token};
 
     #[test]
     fn fences_grow_while_the_clock_stands_still() {
@@ -59,7 +59,7 @@ mod tests {
         let claim =
             Claim::new(KeyHash::from_bytes([7; 32]), Token::from_bits(1), "payments.charge".into());
         let next = || match fences.claim(&mut None, &claim, Timestamp::from_millis(5)) {
-            Claimed::Mine(grant) => grant.record.fence,
+            ClaimOutcome::Granted(grant) => grant.record.fence,
             held => panic!("{held:?}"),
         };
         assert_eq!([next(), next(), next()], [5_000, 5_001, 5_002]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Answer;
 use crate::lock::Mutex;
-use crate::store::Purged;
+use crate::store::PurgeOutcome;
 
 /// The number of removed records up to which each look begins at the very beginning.
 const FEW: u64 = 10_000;
@@ -99,11 +99,11 @@ pub(crate) async fn purge_from_mark<B>(
     mark: &PurgeMark,
     limit: usize,
     batch: impl Fn(Option<Place>, usize) -> B + Send + Sync,
-) -> Answer<Purged>
+) -> Answer<PurgeOutcome>
 where
     B: Future<Output = Answer<(i64, Batch)>> + Send,
 {
-    let mut purged = Purged::default();
+    let mut purged = PurgeOutcome::default();
     let mut is_first = true;
     loop {
         let begin = mark.next();

@@ -12,8 +12,9 @@ use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::runtime::while_runtime_lives;
 use crate::store::{
-    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Operation, Page, Park, Record,
-    Release, Remove, Resolve, Scan, StoreError, StoreErrorKind, Token, Watch, Written, transition,
+    Abandon, AdminOutcome, Checkpoint, Claim, ClaimOutcome, Commit, Grant, Operation, Page, Park,
+    Record, Release, Remove, Resolve, Scan, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+    transition,
 };
 
 /// The number of times that a first claim is sent because another claim was faster, and its record
@@ -188,12 +189,12 @@ async fn read_and_change<A>(
     Ok(answer)
 }
 
-pub(crate) async fn claim(rows: &impl Rows, claim: Claim) -> Result<Claimed, StoreError> {
+pub(crate) async fn claim(rows: &impl Rows, claim: Claim) -> Result<ClaimOutcome, StoreError> {
     for _ in 0..ATTEMPTS {
         match rows.first_claim(&claim).await? {
             First::Mine(record) => {
                 rows.fences().granted(record.fence);
-                return Ok(Claimed::Mine(Grant::new(record)));
+                return Ok(ClaimOutcome::Granted(Grant::new(record)));
             }
             First::Found(found) => {
                 let decide =
@@ -215,20 +216,23 @@ pub(crate) async fn claim(rows: &impl Rows, claim: Claim) -> Result<Claimed, Sto
         .with_detail("others claimed and released the key meanwhile"))
 }
 
-pub(crate) async fn complete(rows: &impl Rows, commit: Commit) -> Result<Written, StoreError> {
+pub(crate) async fn complete(rows: &impl Rows, commit: Commit) -> Result<WriteOutcome, StoreError> {
     if commit.state.is_answer() && rows.commit_own(&commit).await? {
         rows.watchers().changed(&commit.key);
-        return Ok(Written::Applied);
+        return Ok(WriteOutcome::Applied);
     }
     let decide = |slot: &mut Option<Record>, now| transition::complete(slot, &commit, now);
     read_and_change(rows, Operation::Complete, commit.key, decide).await
 }
 
-pub(crate) async fn release(rows: &impl Rows, release: Release) -> Result<Written, StoreError> {
+pub(crate) async fn release(
+    rows: &impl Rows,
+    release: Release,
+) -> Result<WriteOutcome, StoreError> {
     // The remaining attempts cannot be decided in one statement.
     if !release.keep_attempts && !release.unused && rows.release_own(&release).await? {
         rows.watchers().changed(&release.key);
-        return Ok(Written::Applied);
+        return Ok(WriteOutcome::Applied);
     }
     read_and_change(rows, Operation::Release, release.key, |slot, now| {
         transition::release(slot, &release, now)
@@ -236,14 +240,17 @@ pub(crate) async fn release(rows: &impl Rows, release: Release) -> Result<Writte
     .await
 }
 
-pub(crate) async fn abandon(rows: &impl Rows, abandon: Abandon) -> Result<Written, StoreError> {
+pub(crate) async fn abandon(
+    rows: &impl Rows,
+    abandon: Abandon,
+) -> Result<WriteOutcome, StoreError> {
     read_and_change(rows, Operation::Abandon, abandon.key, |slot, now| {
         transition::abandon(slot, &abandon, now)
     })
     .await
 }
 
-pub(crate) async fn park(rows: &impl Rows, park: Park) -> Result<Written, StoreError> {
+pub(crate) async fn park(rows: &impl Rows, park: Park) -> Result<WriteOutcome, StoreError> {
     read_and_change(rows, Operation::Park, park.key, |slot, now| transition::park(slot, &park, now))
         .await
 }
@@ -251,7 +258,7 @@ pub(crate) async fn park(rows: &impl Rows, park: Park) -> Result<Written, StoreE
 pub(crate) async fn checkpoint(
     rows: &impl Rows,
     checkpoint: Checkpoint,
-) -> Result<Written, StoreError> {
+) -> Result<WriteOutcome, StoreError> {
     let decide = |slot: &mut Option<Record>, now| transition::checkpoint(slot, &checkpoint, now);
     let found = rows.row(Operation::Checkpoint, checkpoint.key).await?;
     change_row(rows, Operation::Checkpoint, found, checkpoint.key, None, decide).await
@@ -282,14 +289,17 @@ pub(crate) async fn watch(rows: &impl Rows, key: KeyHash) -> Result<Watch, Store
     Ok(rows.watchers().watch(key, record))
 }
 
-pub(crate) async fn resolve(rows: &impl Rows, resolve: Resolve) -> Result<Changed, StoreError> {
+pub(crate) async fn resolve(
+    rows: &impl Rows,
+    resolve: Resolve,
+) -> Result<AdminOutcome, StoreError> {
     read_and_change(rows, Operation::Resolve, resolve.key, |slot, now| {
         transition::resolve(slot, &resolve, now)
     })
     .await
 }
 
-pub(crate) async fn remove(rows: &impl Rows, remove: Remove) -> Result<Changed, StoreError> {
+pub(crate) async fn remove(rows: &impl Rows, remove: Remove) -> Result<AdminOutcome, StoreError> {
     read_and_change(rows, Operation::Remove, remove.key, |slot, now| {
         transition::remove(slot, &remove, now)
     })
@@ -349,49 +359,49 @@ macro_rules! store_of_rows {
             async fn claim(
                 &self,
                 claim: $crate::store::Claim,
-            ) -> $crate::sql::Answer<$crate::store::Claimed> {
+            ) -> $crate::sql::Answer<$crate::store::ClaimOutcome> {
                 $crate::sql::store::claim(self, claim).await
             }
 
             async fn renew(
                 &self,
                 renewals: Vec<$crate::store::Renewal>,
-            ) -> $crate::sql::Answer<Vec<$crate::store::Written>> {
+            ) -> $crate::sql::Answer<Vec<$crate::store::WriteOutcome>> {
                 self.renew_rows(&renewals).await
             }
 
             async fn complete(
                 &self,
                 commit: $crate::store::Commit,
-            ) -> $crate::sql::Answer<$crate::store::Written> {
+            ) -> $crate::sql::Answer<$crate::store::WriteOutcome> {
                 $crate::sql::store::complete(self, commit).await
             }
 
             async fn release(
                 &self,
                 release: $crate::store::Release,
-            ) -> $crate::sql::Answer<$crate::store::Written> {
+            ) -> $crate::sql::Answer<$crate::store::WriteOutcome> {
                 $crate::sql::store::release(self, release).await
             }
 
             async fn abandon(
                 &self,
                 abandon: $crate::store::Abandon,
-            ) -> $crate::sql::Answer<$crate::store::Written> {
+            ) -> $crate::sql::Answer<$crate::store::WriteOutcome> {
                 $crate::sql::store::abandon(self, abandon).await
             }
 
             async fn park(
                 &self,
                 park: $crate::store::Park,
-            ) -> $crate::sql::Answer<$crate::store::Written> {
+            ) -> $crate::sql::Answer<$crate::store::WriteOutcome> {
                 $crate::sql::store::park(self, park).await
             }
 
             async fn checkpoint(
                 &self,
                 checkpoint: $crate::store::Checkpoint,
-            ) -> $crate::sql::Answer<$crate::store::Written> {
+            ) -> $crate::sql::Answer<$crate::store::WriteOutcome> {
                 $crate::sql::store::checkpoint(self, checkpoint).await
             }
 
@@ -420,14 +430,14 @@ macro_rules! store_of_rows {
             async fn resolve(
                 &self,
                 resolve: $crate::store::Resolve,
-            ) -> $crate::sql::Answer<$crate::store::Changed> {
+            ) -> $crate::sql::Answer<$crate::store::AdminOutcome> {
                 $crate::sql::store::resolve(self, resolve).await
             }
 
             async fn remove(
                 &self,
                 remove: $crate::store::Remove,
-            ) -> $crate::sql::Answer<$crate::store::Changed> {
+            ) -> $crate::sql::Answer<$crate::store::AdminOutcome> {
                 $crate::sql::store::remove(self, remove).await
             }
 
@@ -438,7 +448,10 @@ macro_rules! store_of_rows {
                 $crate::sql::store::scan(self, $name, scan).await
             }
 
-            async fn purge(&self, limit: usize) -> $crate::sql::Answer<$crate::store::Purged> {
+            async fn purge(
+                &self,
+                limit: usize,
+            ) -> $crate::sql::Answer<$crate::store::PurgeOutcome> {
                 self.purge_rows(limit).await
             }
         }

@@ -24,8 +24,8 @@ use crate::store::transaction::{
     transactions,
 };
 use crate::store::{
-    Claim, Claimed, Commit, DynStore, Operation, Record, Store, StoreError, StoreErrorKind, Token,
-    Written, transition,
+    Claim, ClaimOutcome, Commit, DynStore, Operation, Record, Store, StoreError, StoreErrorKind,
+    Token, WriteOutcome, transition,
 };
 
 const OPERATION: Operation = Operation::Transaction;
@@ -180,7 +180,7 @@ async fn begin<S: TransactionStore>(
     };
     let savepoint = savepoint_of(claim.token);
     match claim_row(table, store, claim, patience, &savepoint, expected).await {
-        Ok((Claimed::Mine(mut grant), _)) => {
+        Ok((ClaimOutcome::Granted(mut grant), _)) => {
             match table.settle(&savepoint, &grant.record).await {
                 Ok(fence) => grant.record.fence = fence,
                 Err(error) => {
@@ -191,7 +191,7 @@ async fn begin<S: TransactionStore>(
             }
             store.fences().granted(grant.record.fence);
             Ok(ClaimAnswer {
-                claimed: Some(Claimed::Mine(grant)),
+                claimed: Some(ClaimOutcome::Granted(grant)),
                 has_waited: false,
                 keeps_lock: false,
             })
@@ -219,7 +219,7 @@ async fn claim_row<S: TransactionStore>(
     patience: Duration,
     savepoint: &str,
     expected: Identity,
-) -> Answer<(Claimed, bool)> {
+) -> Answer<(ClaimOutcome, bool)> {
     let (identity, found) = table.look(savepoint, claim.key, patience).await?;
     if identity != expected {
         // The database may have moved, or the table been created again: another server may have
@@ -240,7 +240,8 @@ async fn claim_row<S: TransactionStore>(
     let claimed = change(table, OPERATION, claim.key, Some(found), Some(claim.ttl), decide).await?;
     // The read did not show the record: its transaction was committed after the read, and the write
     // waited for it.
-    let has_waited = matches!((first, &claimed), (Claimed::Mine(_), Claimed::Held(_)));
+    let has_waited =
+        matches!((first, &claimed), (ClaimOutcome::Granted(_), ClaimOutcome::Existing(_)));
     Ok((claimed, has_waited))
 }
 
@@ -281,7 +282,7 @@ async fn ended<T: Transactional>(table: &mut T, token: Token, end: End) -> Answe
                 transition::park(slot, &park, now)
             })
             .await?;
-            parked == Written::Applied
+            parked == WriteOutcome::Applied
         }
     };
     table.connection().release(&savepoint).await?;

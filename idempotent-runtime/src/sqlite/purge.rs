@@ -7,12 +7,12 @@ use sqlx::{Connection as _, Row as _};
 use super::error::store_error;
 use super::{SqliteStore, execute, query};
 use crate::sql::{Answer, in_time, is_answered};
-use crate::store::{Operation, Purged};
+use crate::store::{Operation, PurgeOutcome};
 
 const OPERATION: Operation = Operation::Purge;
 
 impl SqliteStore {
-    pub(super) async fn purge_rows(&self, limit: usize) -> Answer<Purged> {
+    pub(super) async fn purge_rows(&self, limit: usize) -> Answer<PurgeOutcome> {
         let mut lease = self.0.writer.lease(OPERATION).await?;
         let (statements, now) = (&self.0.statements, self.0.now());
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -30,7 +30,7 @@ impl SqliteStore {
             });
             let [removed, put_off] =
                 [removed, put_off].map(|count| usize::try_from(count).unwrap_or(usize::MAX));
-            Ok(Purged::new(removed, lag).with_put_off(put_off))
+            Ok(PurgeOutcome::new(removed, lag).with_put_off(put_off))
         };
         let result = in_time(OPERATION, self.0.response_timeout, purging).await;
         if is_answered(&result) {

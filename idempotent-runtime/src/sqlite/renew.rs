@@ -8,14 +8,14 @@ use super::error::store_error;
 use super::{Inner, SqliteStore, key_of, owner_of, query};
 use crate::clock::Timestamp;
 use crate::sql::{self, Answer, in_time, integer, is_answered};
-use crate::store::{Operation, Renewal, Written};
+use crate::store::{Operation, Renewal, WriteOutcome};
 
 const OPERATION: Operation = Operation::Renew;
 /// The maximum number of leases that one statement prolongs: others need to write too.
 const MOST: usize = 1_000;
 
 impl SqliteStore {
-    pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
+    pub(super) async fn renew_rows(&self, renewals: &[Renewal]) -> Answer<Vec<WriteOutcome>> {
         let mut written = Vec::with_capacity(renewals.len());
         for renewals in renewals.chunks(MOST) {
             written.extend(self.renew_some(renewals).await?);
@@ -23,7 +23,7 @@ impl SqliteStore {
         Ok(written)
     }
 
-    async fn renew_some(&self, renewals: &[Renewal]) -> Answer<Vec<Written>> {
+    async fn renew_some(&self, renewals: &[Renewal]) -> Answer<Vec<WriteOutcome>> {
         let mut lease = self.0.renewals.lease(OPERATION).await?;
         let result =
             in_time(OPERATION, self.0.response_timeout, renew(&self.0, &mut lease, renewals)).await;
@@ -38,7 +38,7 @@ async fn renew(
     store: &Inner,
     connection: &mut SqliteConnection,
     renewals: &[Renewal],
-) -> Answer<Vec<Written>> {
+) -> Answer<Vec<WriteOutcome>> {
     let failed = |error| store_error(OPERATION, error);
     let now = store.clock.now();
     let statement =
@@ -55,7 +55,7 @@ async fn renew(
         let is_renewed =
             renewed.contains(&(key_of(&renewal.key).to_vec(), owner_of(renewal.token)));
         written.push(if is_renewed {
-            Written::Applied
+            WriteOutcome::Applied
         } else {
             refusal(store, connection, renewal, now).await?
         });
@@ -78,7 +78,7 @@ async fn refusal(
     connection: &mut SqliteConnection,
     renewal: &Renewal,
     now: Timestamp,
-) -> Answer<Written> {
+) -> Answer<WriteOutcome> {
     let reading =
         query(&store.statements.read).bind(integer(now.as_millis())).bind(key_of(&renewal.key));
     let row =
@@ -88,7 +88,7 @@ async fn refusal(
         Some(Ok(found)) => found.stored.map(|stored| stored.record),
         // A record that this release cannot read no longer belongs to its owner, and is no reason
         // to give up the others.
-        Some(Err(_)) => return Ok(Written::Lost),
+        Some(Err(_)) => return Ok(WriteOutcome::Lost),
     };
     Ok(sql::not_renewed(&mut slot, renewal, now))
 }

@@ -29,7 +29,7 @@ pub(super) enum Recorded {
 }
 
 #[derive(Serialize)]
-struct Written<'a> {
+struct WriteOutcome<'a> {
     version: u32,
     steps: Vec<WrittenStep<'a>>,
 }
@@ -68,7 +68,7 @@ struct ReadStep<'a> {
 pub(super) fn encode(steps: &BTreeMap<&StepId, &Recorded>) -> Result<Bytes, serde_json::Error> {
     let steps =
         steps.iter().map(|(id, outcome)| WrittenStep { name: &id.name, index: id.index, outcome });
-    serde_json::to_vec(&Written { version: VERSION, steps: steps.collect() }).map(Bytes::from)
+    serde_json::to_vec(&WriteOutcome { version: VERSION, steps: steps.collect() }).map(Bytes::from)
 }
 
 /// The reason why a checkpoint cannot be read.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Cursor, Facets, Operation,
-    Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token,
-    Watch, Written, envelope, transition,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Cursor, Facets,
+    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store,
+    StoreError, Token, Watch, WriteOutcome, envelope, transition,
 };
 use tokio::sync::Notify;
 
@@ -77,18 +77,18 @@ impl Store for CustomStore {
         Facets::none()
     }
 
-    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+    async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
         self.change(Operation::Claim, claim.key, |slot, now| {
             let claimed =
                 transition::claim_above(slot, &claim, now, self.last_fence.load(Ordering::Relaxed));
-            if let Claimed::Mine(grant) = &claimed {
+            if let ClaimOutcome::Granted(grant) = &claimed {
                 self.last_fence.fetch_max(grant.record.fence, Ordering::Relaxed);
             }
             claimed
         })
     }
 
-    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
         let renew = |renewal: &Renewal| {
             self.change(Operation::Renew, renewal.key, |slot, now| {
                 transition::renew(slot, renewal, now)
@@ -97,29 +97,29 @@ impl Store for CustomStore {
         renewals.iter().map(renew).collect()
     }
 
-    async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+    async fn complete(&self, commit: Commit) -> Result<WriteOutcome, StoreError> {
         self.change(Operation::Complete, commit.key, |slot, now| {
             transition::complete(slot, &commit, now)
         })
     }
 
-    async fn release(&self, release: Release) -> Result<Written, StoreError> {
+    async fn release(&self, release: Release) -> Result<WriteOutcome, StoreError> {
         self.change(Operation::Release, release.key, |slot, now| {
             transition::release(slot, &release, now)
         })
     }
 
-    async fn abandon(&self, abandon: Abandon) -> Result<Written, StoreError> {
+    async fn abandon(&self, abandon: Abandon) -> Result<WriteOutcome, StoreError> {
         self.change(Operation::Abandon, abandon.key, |slot, now| {
             transition::abandon(slot, &abandon, now)
         })
     }
 
-    async fn park(&self, park: Park) -> Result<Written, StoreError> {
+    async fn park(&self, park: Park) -> Result<WriteOutcome, StoreError> {
         self.change(Operation::Park, park.key, |slot, now| transition::park(slot, &park, now))
     }
 
-    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<WriteOutcome, StoreError> {
         self.change(Operation::Checkpoint, checkpoint.key, |slot, now| {
             transition::checkpoint(slot, &checkpoint, now)
         })
@@ -147,13 +147,13 @@ impl Store for CustomStore {
         }))
     }
 
-    async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+    async fn resolve(&self, resolve: Resolve) -> Result<AdminOutcome, StoreError> {
         self.change(Operation::Resolve, resolve.key, |slot, now| {
             transition::resolve(slot, &resolve, now)
         })
     }
 
-    async fn remove(&self, remove: Remove) -> Result<Changed, StoreError> {
+    async fn remove(&self, remove: Remove) -> Result<AdminOutcome, StoreError> {
         self.change(Operation::Remove, remove.key, |slot, now| {
             transition::remove(slot, &remove, now)
         })
@@ -179,7 +179,7 @@ impl Store for CustomStore {
         Ok(Page::new(records, None))
     }
 
-    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+    async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {
         let mut removed = 0;
         for key in self.keys() {
             let expired = self.change(Operation::Purge, key, |slot, now| {
@@ -192,6 +192,6 @@ impl Store for CustomStore {
             })?;
             removed += usize::from(expired);
         }
-        Ok(Purged::new(removed, None))
+        Ok(PurgeOutcome::new(removed, None))
     }
 }

@@ -5,8 +5,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Page, Park, Purged,
-    Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch, Written,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Facets, Page,
+    Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token,
+    Watch, WriteOutcome,
 };
 use crate::key::KeyHash;
 
@@ -100,18 +101,18 @@ macro_rules! twin {
 }
 
 twin! {
-    claim(claim: Claim) -> Claimed;
-    renew(renewals: Vec<Renewal>) -> Vec<Written>;
-    complete(commit: Commit) -> Written;
-    release(release: Release) -> Written;
-    abandon(abandon: Abandon) -> Written;
-    park(park: Park) -> Written;
-    checkpoint(checkpoint: Checkpoint) -> Written;
+    claim(claim: Claim) -> ClaimOutcome;
+    renew(renewals: Vec<Renewal>) -> Vec<WriteOutcome>;
+    complete(commit: Commit) -> WriteOutcome;
+    release(release: Release) -> WriteOutcome;
+    abandon(abandon: Abandon) -> WriteOutcome;
+    park(park: Park) -> WriteOutcome;
+    checkpoint(checkpoint: Checkpoint) -> WriteOutcome;
     fence(key: KeyHash, token: Token) -> Option<u64>;
     read(key: KeyHash) -> Option<Record>;
     watch(key: KeyHash) -> Watch;
-    resolve(resolve: Resolve) -> Changed;
-    remove(remove: Remove) -> Changed;
+    resolve(resolve: Resolve) -> AdminOutcome;
+    remove(remove: Remove) -> AdminOutcome;
     scan(scan: Scan) -> Page;
-    purge(limit: usize) -> Purged;
+    purge(limit: usize) -> PurgeOutcome;
 }

@@ -60,8 +60,9 @@ pub use facets::{ChangeFeed, ChangeListener, Facets, LocalResults, Moment};
 pub use operation::Operation;
 pub use record::{CrashPolicy, Reason, Record, State, Token};
 pub use request::{
-    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, Grant, Only, Page, Park,
-    Purged, Release, Remove, Renewal, Resolve, ResolveAnswer, Scan, Watch, Written,
+    Abandon, AdminOutcome, Adoption, Checkpoint, Claim, ClaimOutcome, Commit, Grant, Only, Page,
+    Park, PurgeOutcome, Release, Remove, Renewal, Resolve, ResolveAnswer, Scan, Watch,
+    WriteOutcome,
 };
 
 #[doc(hidden)]
@@ -130,8 +131,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// To be correct, decided in one atomic step on the store's time:
     /// - No record, an expired one or [`State::Released`]: the caller owns a new record, with the
-    ///   operation, namespace, holder and trace of its claim, byte for byte. From `Released` it keeps `created`, and counts `attempts` and the fence up. An expired record
-    ///   with `after_expiry` is a tombstone for that long.
+    ///   operation, namespace, holder and trace of its claim, byte for byte. From `Released` it
+    ///   keeps `created`, and counts `attempts` and the fence up. An expired record with
+    ///   `after_expiry` is a tombstone for that long.
     /// - In progress with the caller's token: the caller owns it and nothing changes (T4), even if
     ///   the lease has expired. The answer again names the state from which the claim was taken
     ///   over.
@@ -154,8 +156,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// - `linger` is written on the record. The expiry of an unfinished record depends on that
     ///   value alone.
     /// - `schema` is written on the record.
-    /// - [`Claimed::Mine`] is returned to one token at a time.
-    fn claim(&self, claim: Claim) -> impl Future<Output = Result<Claimed, StoreError>> + Send;
+    /// - [`ClaimOutcome::Granted`] is returned to one token at a time.
+    fn claim(&self, claim: Claim) -> impl Future<Output = Result<ClaimOutcome, StoreError>> + Send;
 
     /// Prolongs leases (T7), all in one round trip where the store can. Returns one answer for each
     /// renewal, in order.
@@ -166,31 +168,35 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// To be correct:
     /// - One answer for each renewal, in order. A renewal that fails must not cost the others their
-    ///   leases: a record that is locked is [`Written::Unanswered`], one that cannot be read is
-    ///   [`Written::Lost`].
+    ///   leases: a record that is locked is [`WriteOutcome::Unanswered`], one that cannot be read
+    ///   is [`WriteOutcome::Lost`].
     /// - Only P with this token: `lease_until` becomes now + lease, even if the lease had expired.
-    ///   Otherwise [`Written::Lost`] or [`Written::Gone`].
+    ///   Otherwise [`WriteOutcome::Lost`] or [`WriteOutcome::Gone`].
     /// - A lease that was given up ([`abandon`](Self::abandon), [`release`](Self::release)) is not
-    ///   prolonged: [`Written::Lost`].
+    ///   prolonged: [`WriteOutcome::Lost`].
     /// - The expiry grows to at least the end of the lease plus the record's linger, and never
     ///   shrinks.
     fn renew(
         &self,
         renewals: Vec<Renewal>,
-    ) -> impl Future<Output = Result<Vec<Written>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<WriteOutcome>, StoreError>> + Send;
 
     /// Stores the result (T8, T9).
     ///
     /// To be correct:
     /// - P and X with this token become the commit's state with its body; the expiry is at least
     ///   now + `ttl`. It does not matter whether the lease has expired.
-    /// - C and F with this token: [`Written::AlreadyApplied`], nothing changes.
-    /// - A commit whose state is not an answer changes nothing: [`Written::Lost`].
+    /// - C and F with this token: [`WriteOutcome::AlreadyApplied`], nothing changes.
+    /// - A commit whose state is not an answer changes nothing: [`WriteOutcome::Lost`].
     /// - No record and no tombstone: with `adopt`, and before it [ends](Adoption::ends), the record
-    ///   is written again ([`Written::Adopted`]), otherwise [`Written::Gone`].
-    /// - A tombstone: [`Written::Gone`], even with `adopt`. Everything else: [`Written::Lost`].
+    ///   is written again ([`WriteOutcome::Adopted`]), otherwise [`WriteOutcome::Gone`].
+    /// - A tombstone: [`WriteOutcome::Gone`], even with `adopt`. Everything else:
+    ///   [`WriteOutcome::Lost`].
     /// - A limit on the store's size never rejects a result: the effect has happened.
-    fn complete(&self, commit: Commit) -> impl Future<Output = Result<Written, StoreError>> + Send;
+    fn complete(
+        &self,
+        commit: Commit,
+    ) -> impl Future<Output = Result<WriteOutcome, StoreError>> + Send;
 
     /// Releases a claim (T10).
     ///
@@ -203,22 +209,26 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// - With `unused`, the claim is taken off the attempts, once: not if the lease was given up
     ///   before. If any attempts remain, the record stays as [`State::Released`] with them;
     ///   otherwise it is removed.
-    /// - No record or a tombstone: [`Written::Gone`]. R with this token:
-    ///   [`Written::AlreadyApplied`]. Everything else: [`Written::Lost`].
+    /// - No record or a tombstone: [`WriteOutcome::Gone`]. R with this token:
+    ///   [`WriteOutcome::AlreadyApplied`]. Everything else: [`WriteOutcome::Lost`].
     /// - A claim that arrives a second time, after its release, owns a new record, which a second
     ///   release removes.
-    fn release(&self, release: Release)
-    -> impl Future<Output = Result<Written, StoreError>> + Send;
+    fn release(
+        &self,
+        release: Release,
+    ) -> impl Future<Output = Result<WriteOutcome, StoreError>> + Send;
 
     /// Ends the caller's own lease (T11): the next claim decides by policy at once.
     ///
     /// To be correct:
     /// - Only P with this token, and only where the record's policy allows takeover: the lease has
     ///   expired from then on, even on a clock that is set back later, and the reason is written.
-    /// - Under the policy hold, and for everything else: [`Written::Lost`] or [`Written::Gone`],
-    ///   nothing changes.
-    fn abandon(&self, abandon: Abandon)
-    -> impl Future<Output = Result<Written, StoreError>> + Send;
+    /// - Under the policy hold, and for everything else: [`WriteOutcome::Lost`] or
+    ///   [`WriteOutcome::Gone`], nothing changes.
+    fn abandon(
+        &self,
+        abandon: Abandon,
+    ) -> impl Future<Output = Result<WriteOutcome, StoreError>> + Send;
 
     /// Marks the record as in doubt (T6, T6b).
     ///
@@ -226,24 +236,24 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// - P with this token becomes X with the reason; with `only_orphaned` only if its lease has
     ///   expired. `lease_until` becomes now + `ask_again_after`. The checkpoint stays. With
     ///   `only_orphaned`, a reason that the owner left stays too.
-    /// - X with this token: [`Written::AlreadyApplied`], with one exception: where an observer
+    /// - X with this token: [`WriteOutcome::AlreadyApplied`], with one exception: where an observer
     ///   could only say [`Reason::Crashed`], the owner's own reason replaces it
-    ///   ([`Written::Applied`]).
-    /// - Everything else: [`Written::Lost`] or [`Written::Gone`].
-    fn park(&self, park: Park) -> impl Future<Output = Result<Written, StoreError>> + Send;
+    ///   ([`WriteOutcome::Applied`]).
+    /// - Everything else: [`WriteOutcome::Lost`] or [`WriteOutcome::Gone`].
+    fn park(&self, park: Park) -> impl Future<Output = Result<WriteOutcome, StoreError>> + Send;
 
     /// Replaces the checkpoint.
     ///
     /// To be correct:
     /// - Only P with this token. If `sequence` equals the record's `checkpoints`, the body is
     ///   replaced and the count grows by one.
-    /// - `sequence` one less and the same body: [`Written::AlreadyApplied`]. Any other sequence:
-    ///   [`Written::Lost`].
+    /// - `sequence` one less and the same body: [`WriteOutcome::AlreadyApplied`]. Any other
+    ///   sequence: [`WriteOutcome::Lost`].
     /// - Lease and expiry stay.
     fn checkpoint(
         &self,
         checkpoint: Checkpoint,
-    ) -> impl Future<Output = Result<Written, StoreError>> + Send;
+    ) -> impl Future<Output = Result<WriteOutcome, StoreError>> + Send;
 
     /// The fence of the owner's claim, or `None` if the claim no longer belongs to the token.
     ///
@@ -279,39 +289,45 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// To be correct:
     /// - Only X with the observed token. The new token replaces it and the fence grows by one, so
-    ///   that a late owner's commit, release and park are [`Written::Lost`]. The reason is
+    ///   that a late owner's commit, release and park are [`WriteOutcome::Lost`]. The reason is
     ///   [`Reason::Resolved`].
     /// - [`ResolveAnswer::NotExecuted`] removes the record.
     /// - C and F with the reason [`Reason::Resolved`] and the observed token are an earlier answer
     ///   of this kind: another [`ResolveAnswer::Finished`] replaces it in the same way.
     ///   [`ResolveAnswer::NotExecuted`] does not, and an owner's result is never replaced.
-    /// - P whose lease runs: [`Changed::Running`]. No record or a tombstone: [`Changed::Absent`].
-    ///   The same answer again (its token is on the record): [`Changed::Applied`], nothing changes.
-    ///   Everything else: [`Changed::Conflict`]. That includes P whose lease has expired, which
-    ///   must be [put in doubt](Self::park) first.
-    fn resolve(&self, resolve: Resolve)
-    -> impl Future<Output = Result<Changed, StoreError>> + Send;
+    /// - P whose lease runs: [`AdminOutcome::Running`]. No record or a tombstone:
+    ///   [`AdminOutcome::Absent`]. The same answer again (its token is on the record):
+    ///   [`AdminOutcome::Applied`], nothing changes. Everything else: [`AdminOutcome::Conflict`].
+    ///   That includes P whose lease has expired, which must be [put in doubt](Self::park) first.
+    fn resolve(
+        &self,
+        resolve: Resolve,
+    ) -> impl Future<Output = Result<AdminOutcome, StoreError>> + Send;
 
     /// Removes a record (T14).
     ///
     /// To be correct:
-    /// - Only with the observed token. P whose lease runs is [`Changed::Running`] unless forced.
+    /// - Only with the observed token. P whose lease runs is [`AdminOutcome::Running`] unless
+    ///   forced.
     /// - Leaves a tombstone if requested. If the owner runs, one stays for at least the rest of its
     ///   lease, so that the owner's commit does not bring the record back.
     /// - The tombstone of a removal has [`Reason::Resolved`], that of an expiry has no reason. Its
     ///   `lease_until` is the end of the lease of the owner that ran, otherwise zero.
     /// - A tombstone is removed like a record. One whose `lease_until` is in the future stands for
-    ///   an owner that runs: [`Changed::Running`] unless forced, and then it stays for the rest of
-    ///   that lease.
-    fn remove(&self, remove: Remove) -> impl Future<Output = Result<Changed, StoreError>> + Send;
+    ///   an owner that runs: [`AdminOutcome::Running`] unless forced, and then it stays for the
+    ///   rest of that lease.
+    fn remove(
+        &self,
+        remove: Remove,
+    ) -> impl Future<Output = Result<AdminOutcome, StoreError>> + Send;
 
     /// Lists records that have not expired, and the tombstones of those that have: one page, from
     /// [`Scan::after`] on.
     ///
     /// To be correct:
     /// - Over all pages, each record that the scan [includes](Scan::includes) and that is there all
-    ///   the time, without its body, at most [`Scan::limit`] on a page: in the order of the keys and
-    ///   once if [`Capabilities::lists_in_order`] is true, otherwise at least once.
+    ///   the time, without its body, at most [`Scan::limit`] on a page: in the order of the keys
+    ///   and once if [`Capabilities::lists_in_order`] is true, otherwise at least once.
     /// - A page costs what its request says, not what is in the store: a store examines a bounded
     ///   number of records, and returns the place that it has reached as [`Page::next`]. A page may
     ///   have fewer records than the limit, even none; the list ends where there is no `next`.
@@ -327,5 +343,5 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// To be correct: never removes a record that is P or X before its expiry, and leaves the
     /// tombstones that `after_expiry` requires.
-    fn purge(&self, limit: usize) -> impl Future<Output = Result<Purged, StoreError>> + Send;
+    fn purge(&self, limit: usize) -> impl Future<Output = Result<PurgeOutcome, StoreError>> + Send;
 }

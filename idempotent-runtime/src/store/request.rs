@@ -85,12 +85,12 @@ impl Claim {
 /// The answer to a [`Claim`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Claimed {
+pub enum ClaimOutcome {
     /// The caller owns the claim, and no other caller does.
-    Mine(Grant),
+    Granted(Grant),
     /// The caller does not own the claim; this record stands in the way. The body of a record that
     /// is not an answer may be left out.
-    Held(Record),
+    Existing(Record),
 }
 
 /// A claim that was granted.
@@ -134,7 +134,7 @@ impl Renewal {
 /// The outcome of an owner's write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Written {
+pub enum WriteOutcome {
     /// The write took effect now.
     Applied,
     /// The same write took effect before: its answer was lost.
@@ -153,7 +153,7 @@ pub enum Written {
     Unanswered,
 }
 
-impl Written {
+impl WriteOutcome {
     /// Returns true if the store now holds what the owner wrote.
     pub const fn is_done(self) -> bool {
         matches!(self, Self::Applied | Self::AlreadyApplied | Self::Adopted)
@@ -361,7 +361,7 @@ pub struct Resolve {
     /// The name of the record.
     pub key: KeyHash,
     /// The owner that was seen on the record. Any change since then turns the answer into
-    /// [`Changed::Conflict`].
+    /// [`AdminOutcome::Conflict`].
     pub observed: Token,
     /// The token that replaces the owner's, so that a late owner finds itself replaced.
     pub token: Token,
@@ -436,7 +436,7 @@ impl Remove {
 /// The outcome of [`Resolve`] and [`Remove`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Changed {
+pub enum AdminOutcome {
     /// The request took effect.
     Applied,
     /// The record's owner runs. Nothing changed.
@@ -554,7 +554,7 @@ impl Page {
 /// The outcome of a purge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Purged {
+pub struct PurgeOutcome {
     /// The number of expired records that were removed.
     pub removed: usize,
     /// The time since the oldest remaining expired record expired; `None` if none remains.
@@ -564,7 +564,7 @@ pub struct Purged {
     pub put_off: usize,
 }
 
-impl Purged {
+impl PurgeOutcome {
     /// A purge that removed `removed` records; the oldest remaining one expired `lag` ago.
     pub const fn new(removed: usize, lag: Option<Duration>) -> Self {
         Self { removed, lag, put_off: 0 }

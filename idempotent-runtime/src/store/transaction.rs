@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::loan::Loan;
-use super::{Claim, Claimed, Commit, DynStore, Park, StoreError, StoreErrorKind, Token};
+use super::{Claim, ClaimOutcome, Commit, DynStore, Park, StoreError, StoreErrorKind, Token};
 
 /// A transaction in which a record can be kept together with what the body writes:
 /// `sqlx::Transaction` or the connection of PostgreSQL, MySQL or SQLite, each with the feature of
@@ -185,7 +185,7 @@ pub trait TransactionConnection: Send {
 #[non_exhaustive]
 pub struct ClaimAnswer {
     /// The answer of the store, or `None` if other transactions did not end in time.
-    pub claimed: Option<Claimed>,
+    pub claimed: Option<ClaimOutcome>,
     /// True if the claim is known to have waited for another transaction.
     pub has_waited: bool,
     /// True if this transaction may lock the record's owner out of it until the transaction ends.
@@ -195,7 +195,7 @@ pub struct ClaimAnswer {
 impl ClaimAnswer {
     /// An answer of a transaction that keeps no lock.
     #[must_use]
-    pub const fn new(claimed: Option<Claimed>, has_waited: bool) -> Self {
+    pub const fn new(claimed: Option<ClaimOutcome>, has_waited: bool) -> Self {
         Self { claimed, has_waited, keeps_lock: false }
     }
 }

@@ -10,18 +10,18 @@
 //! use std::time::Duration;
 //! use idempotency::clock::Timestamp;
 //! use idempotency::key::KeyHash;
-//! use idempotency::store::{Claim, Claimed, Commit, State, Token, Written, transition};
+//! use idempotency::store::{Claim, ClaimOutcome, Commit, State, Token, WriteOutcome, transition};
 //!
 //! let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(1));
 //! let now = Timestamp::from_millis(1_000);
 //! let mut slot = None;
 //!
 //! let claimed = transition::claim(&mut slot, &Claim::new(key, token, "payments.charge".into()), now);
-//! assert!(matches!(claimed, Claimed::Mine(_)));
+//! assert!(matches!(claimed, ClaimOutcome::Granted(_)));
 //!
 //! let commit = Commit::new(key, token, "receipt 1".into(), Duration::from_secs(60));
-//! assert_eq!(transition::complete(&mut slot, &commit, now), Written::Applied);
-//! assert_eq!(transition::complete(&mut slot, &commit, now), Written::AlreadyApplied);
+//! assert_eq!(transition::complete(&mut slot, &commit, now), WriteOutcome::Applied);
+//! assert_eq!(transition::complete(&mut slot, &commit, now), WriteOutcome::AlreadyApplied);
 //! assert_eq!(transition::read(&mut slot, now).unwrap().state, State::Completed);
 //! assert_eq!(transition::read(&mut slot, now + Duration::from_secs(60)), None);
 //! ```
@@ -31,8 +31,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Abandon, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park, Reason, Record,
-    Release, Remove, Renewal, Resolve, ResolveAnswer, State, Token, Written,
+    Abandon, AdminOutcome, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, Grant, Park,
+    Reason, Record, Release, Remove, Renewal, Resolve, ResolveAnswer, State, Token, WriteOutcome,
 };
 use crate::clock::{Timestamp, millis};
 use crate::fingerprint::Fingerprint;
@@ -67,7 +67,7 @@ pub fn read(slot: &mut Option<Record>, now: Timestamp) -> Option<Record> {
 ///
 /// The fence of a new record is derived from `now`, so consecutive records of one key within a
 /// millisecond have the same fence: see [`claim_above`].
-pub fn claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> Claimed {
+pub fn claim(slot: &mut Option<Record>, claim: &Claim, now: Timestamp) -> ClaimOutcome {
     claim_above(slot, claim, now, 0)
 }
 
@@ -79,16 +79,16 @@ pub fn claim_above(
     claim: &Claim,
     now: Timestamp,
     last_fence: u64,
-) -> Claimed {
+) -> ClaimOutcome {
     // An expired record counts too: the clock may have been set back since.
     let last_fence = slot.as_ref().map_or(last_fence, |record| record.fence.max(last_fence));
     expire(slot, now);
     let record = match slot {
         Some(record) if record.state != State::Released => record,
-        _ => return Claimed::Mine(Grant::new(first_claim(slot, claim, now, last_fence))),
+        _ => return ClaimOutcome::Granted(Grant::new(first_claim(slot, claim, now, last_fence))),
     };
     if record.state == State::InProgress && record.owner == claim.token {
-        return Claimed::Mine(Grant::new(seen(record, now)));
+        return ClaimOutcome::Granted(Grant::new(seen(record, now)));
     }
     let policy = record.policy.max(claim.policy);
     let lease_over = record.lease_until <= now;
@@ -107,31 +107,31 @@ pub fn claim_above(
         };
     if may_take_over {
         take_over(record, claim, policy, now);
-        return Claimed::Mine(Grant::new(seen(record, now)));
+        return ClaimOutcome::Granted(Grant::new(seen(record, now)));
     }
     if record.state == State::InProgress && lease_over && policy == CrashPolicy::Hold {
         record.state = State::InDoubt;
         record.reason = record.reason.or(Some(Reason::Crashed));
     }
-    Claimed::Held(seen(record, now))
+    ClaimOutcome::Existing(seen(record, now))
 }
 
 /// Prolongs the lease (T7), unless it was given up.
-pub fn renew(slot: &mut Option<Record>, renewal: &Renewal, now: Timestamp) -> Written {
+pub fn renew(slot: &mut Option<Record>, renewal: &Renewal, now: Timestamp) -> WriteOutcome {
     match owned(slot, renewal.token, now) {
         Ok(record) if record.state == State::InProgress && record.lease_until > GIVEN_UP => {
             lease(record, renewal.lease, now);
-            Written::Applied
+            WriteOutcome::Applied
         }
-        Ok(_) => Written::Lost,
+        Ok(_) => WriteOutcome::Lost,
         Err(written) => written,
     }
 }
 
 /// Stores the result (T8, T9).
-pub fn complete(slot: &mut Option<Record>, commit: &Commit, now: Timestamp) -> Written {
+pub fn complete(slot: &mut Option<Record>, commit: &Commit, now: Timestamp) -> WriteOutcome {
     if !commit.state.is_answer() {
-        return Written::Lost;
+        return WriteOutcome::Lost;
     }
     expire(slot, now);
     let (record, written) = match (slot.as_mut(), &commit.adopt) {
@@ -141,12 +141,12 @@ pub fn complete(slot: &mut Option<Record>, commit: &Commit, now: Timestamp) -> W
             record.fence = adoption.fence;
             record.attempts = adoption.attempts;
             record.created = adoption.created;
-            (slot.insert(record), Written::Adopted)
+            (slot.insert(record), WriteOutcome::Adopted)
         }
         _ => match owned(slot, commit.token, now) {
-            Ok(record) if is_unfinished(record) => (record, Written::Applied),
-            Ok(record) if record.state.is_answer() => return Written::AlreadyApplied,
-            Ok(_) => return Written::Lost,
+            Ok(record) if is_unfinished(record) => (record, WriteOutcome::Applied),
+            Ok(record) if record.state.is_answer() => return WriteOutcome::AlreadyApplied,
+            Ok(_) => return WriteOutcome::Lost,
             Err(written) => return written,
         },
     };
@@ -156,7 +156,7 @@ pub fn complete(slot: &mut Option<Record>, commit: &Commit, now: Timestamp) -> W
 }
 
 /// Releases the claim (T10). A record that was taken over stays, for the next caller.
-pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> Written {
+pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> WriteOutcome {
     match owned(slot, release.token, now) {
         Ok(record) if is_unfinished(record) => {
             // Only once: a repeated release finds the lease given up.
@@ -178,29 +178,29 @@ pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> 
             } else {
                 *slot = None;
             }
-            Written::Applied
+            WriteOutcome::Applied
         }
-        Ok(record) if record.state == State::Released => Written::AlreadyApplied,
-        Ok(_) => Written::Lost,
+        Ok(record) if record.state == State::Released => WriteOutcome::AlreadyApplied,
+        Ok(_) => WriteOutcome::Lost,
         Err(written) => written,
     }
 }
 
 /// Ends the caller's own lease and leaves the record to the next caller (T11).
-pub fn abandon(slot: &mut Option<Record>, abandon: &Abandon, now: Timestamp) -> Written {
+pub fn abandon(slot: &mut Option<Record>, abandon: &Abandon, now: Timestamp) -> WriteOutcome {
     match owned(slot, abandon.token, now) {
         Ok(record) if record.state == State::InProgress && record.policy.allows_takeover() => {
             record.lease_until = GIVEN_UP;
             record.reason = Some(abandon.reason);
-            Written::Applied
+            WriteOutcome::Applied
         }
-        Ok(_) => Written::Lost,
+        Ok(_) => WriteOutcome::Lost,
         Err(written) => written,
     }
 }
 
 /// Marks the record as in doubt (T6, T6b).
-pub fn park(slot: &mut Option<Record>, park: &Park, now: Timestamp) -> Written {
+pub fn park(slot: &mut Option<Record>, park: &Park, now: Timestamp) -> WriteOutcome {
     match owned(slot, park.token, now) {
         // An observer knew only that the lease had expired; the owner's own reason is better.
         Ok(record)
@@ -210,9 +210,9 @@ pub fn park(slot: &mut Option<Record>, park: &Park, now: Timestamp) -> Written {
                 && park.reason != Reason::Crashed =>
         {
             record.reason = Some(park.reason);
-            Written::Applied
+            WriteOutcome::Applied
         }
-        Ok(record) if record.state == State::InDoubt => Written::AlreadyApplied,
+        Ok(record) if record.state == State::InDoubt => WriteOutcome::AlreadyApplied,
         Ok(record)
             if record.state == State::InProgress
                 && (!park.only_orphaned || record.lease_until <= now) =>
@@ -223,29 +223,33 @@ pub fn park(slot: &mut Option<Record>, park: &Park, now: Timestamp) -> Written {
             let known = record.reason.filter(|_| park.only_orphaned);
             record.reason = known.or(Some(park.reason));
             record.lease_until = now + park.ask_again_after;
-            Written::Applied
+            WriteOutcome::Applied
         }
-        Ok(_) => Written::Lost,
+        Ok(_) => WriteOutcome::Lost,
         Err(written) => written,
     }
 }
 
 /// Replaces the checkpoint.
-pub fn checkpoint(slot: &mut Option<Record>, checkpoint: &Checkpoint, now: Timestamp) -> Written {
+pub fn checkpoint(
+    slot: &mut Option<Record>,
+    checkpoint: &Checkpoint,
+    now: Timestamp,
+) -> WriteOutcome {
     match owned(slot, checkpoint.token, now) {
         Ok(record) if record.state == State::InProgress => {
-            let Some(next) = checkpoint.sequence.checked_add(1) else { return Written::Lost };
+            let Some(next) = checkpoint.sequence.checked_add(1) else { return WriteOutcome::Lost };
             if checkpoint.sequence == record.checkpoints {
                 record.checkpoints = next;
                 record.body = checkpoint.body.clone();
-                Written::Applied
+                WriteOutcome::Applied
             } else if next == record.checkpoints && checkpoint.body == record.body {
-                Written::AlreadyApplied
+                WriteOutcome::AlreadyApplied
             } else {
-                Written::Lost
+                WriteOutcome::Lost
             }
         }
-        Ok(_) => Written::Lost,
+        Ok(_) => WriteOutcome::Lost,
         Err(written) => written,
     }
 }
@@ -257,10 +261,10 @@ pub fn fence(slot: &mut Option<Record>, token: Token, now: Timestamp) -> Option<
 }
 
 /// Settles an in-doubt record on an operator's behalf (T12), or corrects such an answer (T12b).
-pub fn resolve(slot: &mut Option<Record>, resolve: &Resolve, now: Timestamp) -> Changed {
-    let Some(record) = present(slot, now) else { return Changed::Absent };
+pub fn resolve(slot: &mut Option<Record>, resolve: &Resolve, now: Timestamp) -> AdminOutcome {
+    let Some(record) = present(slot, now) else { return AdminOutcome::Absent };
     if record.state == State::InProgress && record.lease_until > now {
-        return Changed::Running;
+        return AdminOutcome::Running;
     }
     // An operator may correct an operator's answer, but not to "it did not happen": callers may
     // have received it.
@@ -269,7 +273,7 @@ pub fn resolve(slot: &mut Option<Record>, resolve: &Resolve, now: Timestamp) -> 
         && resolve.answer != ResolveAnswer::NotExecuted;
     if (record.state != State::InDoubt && !is_correction) || record.owner != resolve.observed {
         let again = record.owner == resolve.token && record.reason == Some(Reason::Resolved);
-        return if again { Changed::Applied } else { Changed::Conflict };
+        return if again { AdminOutcome::Applied } else { AdminOutcome::Conflict };
     }
     match &resolve.answer {
         ResolveAnswer::NotExecuted => *slot = None,
@@ -279,17 +283,17 @@ pub fn resolve(slot: &mut Option<Record>, resolve: &Resolve, now: Timestamp) -> 
             record.reason = Some(Reason::Resolved);
             answer(record, *state, body, *schema, now + *ttl);
         }
-        ResolveAnswer::Finished { .. } => return Changed::Conflict,
+        ResolveAnswer::Finished { .. } => return AdminOutcome::Conflict,
     }
-    Changed::Applied
+    AdminOutcome::Applied
 }
 
 /// Removes the record, or its tombstone (T14).
-pub fn remove(slot: &mut Option<Record>, remove: &Remove, now: Timestamp) -> Changed {
+pub fn remove(slot: &mut Option<Record>, remove: &Remove, now: Timestamp) -> AdminOutcome {
     expire(slot, now);
-    let Some(record) = slot.as_mut() else { return Changed::Absent };
+    let Some(record) = slot.as_mut() else { return AdminOutcome::Absent };
     if record.owner != remove.observed {
-        return Changed::Conflict;
+        return AdminOutcome::Conflict;
     }
     let lease_left = match record.state {
         // The tombstone of a running record keeps the record's owner from bringing it back.
@@ -297,7 +301,7 @@ pub fn remove(slot: &mut Option<Record>, remove: &Remove, now: Timestamp) -> Cha
         _ => Duration::ZERO,
     };
     if !lease_left.is_zero() && !remove.force {
-        return Changed::Running;
+        return AdminOutcome::Running;
     }
     let ends = now + remove.tombstone.max(lease_left);
     if ends > now {
@@ -308,7 +312,7 @@ pub fn remove(slot: &mut Option<Record>, remove: &Remove, now: Timestamp) -> Cha
     } else {
         *slot = None;
     }
-    Changed::Applied
+    AdminOutcome::Applied
 }
 
 fn seen(record: &Record, now: Timestamp) -> Record {
@@ -328,9 +332,13 @@ fn present(slot: &mut Option<Record>, now: Timestamp) -> Option<&mut Record> {
 }
 
 /// The record, if `token` owns it.
-fn owned(slot: &mut Option<Record>, token: Token, now: Timestamp) -> Result<&mut Record, Written> {
-    let record = present(slot, now).ok_or(Written::Gone)?;
-    if record.owner == token { Ok(record) } else { Err(Written::Lost) }
+fn owned(
+    slot: &mut Option<Record>,
+    token: Token,
+    now: Timestamp,
+) -> Result<&mut Record, WriteOutcome> {
+    let record = present(slot, now).ok_or(WriteOutcome::Gone)?;
+    if record.owner == token { Ok(record) } else { Err(WriteOutcome::Lost) }
 }
 
 fn record_of(claim: &Claim, now: Timestamp) -> Record {

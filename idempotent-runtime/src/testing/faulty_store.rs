@@ -13,9 +13,9 @@ use crate::clock::Clock as _;
 use crate::key::KeyHash;
 use crate::lock::Mutex;
 use crate::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, Facets, Operation, Page,
-    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
-    StoreErrorKind, Token, Watch, Written,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Facets,
+    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store,
+    StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 
 /// The fault of one request to a [`FaultyStore`].
@@ -315,12 +315,12 @@ macro_rules! through {
                 Facets::none().with_change_feed(self.inner.facets().change_feed)
             }
 
-            async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+            async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
                 self.script().claims.push(claim.clone());
                 self.pass(Operation::Claim, Some(claim.key), self.inner.claim(claim)).await
             }
 
-            async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+            async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
                 let mut answers = self.pass(Operation::Renew, None, self.inner.renew(renewals)).await?;
                 if self.script().renewals_are_unanswered {
                     answers.clear();
@@ -337,16 +337,16 @@ macro_rules! through {
 }
 
 through! {
-    Complete complete(commit: Commit) for Some(commit.key) => Written;
-    Release release(release: Release) for Some(release.key) => Written;
-    Abandon abandon(abandon: Abandon) for Some(abandon.key) => Written;
-    Park park(park: Park) for Some(park.key) => Written;
-    Checkpoint checkpoint(checkpoint: Checkpoint) for Some(checkpoint.key) => Written;
+    Complete complete(commit: Commit) for Some(commit.key) => WriteOutcome;
+    Release release(release: Release) for Some(release.key) => WriteOutcome;
+    Abandon abandon(abandon: Abandon) for Some(abandon.key) => WriteOutcome;
+    Park park(park: Park) for Some(park.key) => WriteOutcome;
+    Checkpoint checkpoint(checkpoint: Checkpoint) for Some(checkpoint.key) => WriteOutcome;
     Fence fence(key: KeyHash, token: Token) for Some(key) => Option<u64>;
     Read read(key: KeyHash) for Some(key) => Option<Record>;
     Watch watch(key: KeyHash) for Some(key) => Watch;
-    Resolve resolve(resolve: Resolve) for Some(resolve.key) => Changed;
-    Remove remove(remove: Remove) for Some(remove.key) => Changed;
+    Resolve resolve(resolve: Resolve) for Some(resolve.key) => AdminOutcome;
+    Remove remove(remove: Remove) for Some(remove.key) => AdminOutcome;
     Scan scan(scan: Scan) for None => Page;
-    Purge purge(limit: usize) for None => Purged;
+    Purge purge(limit: usize) for None => PurgeOutcome;
 }

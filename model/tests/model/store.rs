@@ -10,9 +10,9 @@ use bytes::Bytes;
 use idempotent_runtime::clock::Timestamp;
 use idempotent_runtime::key::KeyHash;
 use idempotent_runtime::store::{
-    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park,
-    Reason, Record, Release, Renewal, Resolve, ResolveAnswer, State as RecordState, Token, Written,
-    transition,
+    Abandon, AdminOutcome, Adoption, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, Grant,
+    Park, Reason, Record, Release, Renewal, Resolve, ResolveAnswer, State as RecordState, Token,
+    WriteOutcome, transition,
 };
 
 use crate::invariants::Broken;
@@ -76,11 +76,11 @@ impl Protocol {
             record.owner = Token::from_bits(u128::MAX);
         }
         let claimed = transition::claim_above(&mut state.slot, &claim, now, last_fence);
-        if is_own_doubt && matches!(claimed, Claimed::Mine(_)) {
+        if is_own_doubt && matches!(claimed, ClaimOutcome::Granted(_)) {
             state.world.broken |= Broken::TAKEN_BACK;
         }
         match claimed {
-            Claimed::Mine(Grant { record, taken_over, .. }) => {
+            ClaimOutcome::Granted(Grant { record, taken_over, .. }) => {
                 if before.as_ref().is_none_or(|before| before.owner != token(caller)) {
                     self.granted(state, caller, before.as_ref(), &record);
                 }
@@ -91,7 +91,7 @@ impl Protocol {
                     steps,
                 })
             }
-            Claimed::Held(record) if record.state.is_answer() => {
+            ClaimOutcome::Existing(record) if record.state.is_answer() => {
                 self.seen.note(Event::Replayed);
                 Answer::Stored(value(&record))
             }
@@ -124,7 +124,7 @@ impl Protocol {
         caller: usize,
         value: Value,
         adopt: Option<(Granted, u8)>,
-    ) -> Written {
+    ) -> WriteOutcome {
         let mut commit =
             Commit::new(KEY, token(caller), Bytes::copy_from_slice(&[value]), duration(TTL));
         commit.adopt = adopt.map(|(granted, until)| {
@@ -149,13 +149,13 @@ impl Protocol {
             }
             transition::complete(slot, &commit, now)
         });
-        if matches!(written, Written::Applied | Written::Adopted) {
+        if matches!(written, WriteOutcome::Applied | WriteOutcome::Adopted) {
             state.world.committed |= 1 << caller;
             stored(state);
         }
         // Results are not removed here, and the operator removes no record whose body had its
         // effect.
-        if written == Written::Adopted && has_committed {
+        if written == WriteOutcome::Adopted && has_committed {
             state.world.broken |= Broken::RESULT_CAME_BACK;
         }
         written
@@ -168,7 +168,7 @@ impl Protocol {
         owners_write(state, caller, |slot, now| match plan {
             Plan::GiveBack | Plan::NothingHappened if self.is(Mutant::UnconditionalDelete) => {
                 *slot = None;
-                Written::Applied
+                WriteOutcome::Applied
             }
             Plan::GiveBack | Plan::NothingHappened => {
                 if self.is(Mutant::ReleaseForgetsTakeover)
@@ -208,7 +208,8 @@ impl Protocol {
         };
         let resolve = Resolve::new(KEY, observed, Token::from_bits(u128::from(OPERATOR)), answer);
         let before = state.slot.clone();
-        if transition::resolve(&mut state.slot, &resolve, timestamp(state.now)) != Changed::Applied
+        if transition::resolve(&mut state.slot, &resolve, timestamp(state.now))
+            != AdminOutcome::Applied
         {
             return;
         }
@@ -224,13 +225,13 @@ impl Protocol {
 }
 
 /// Handles a renewal that arrives.
-pub fn renew(state: &mut State, caller: usize) -> Written {
+pub fn renew(state: &mut State, caller: usize) -> WriteOutcome {
     let renewal = Renewal::new(KEY, token(caller), duration(LEASE));
     owners_write(state, caller, |slot, now| transition::renew(slot, &renewal, now))
 }
 
 /// Handles the result of step number `sequence` that arrives, on top of those before.
-pub fn checkpoint(state: &mut State, caller: usize, sequence: u8) -> Written {
+pub fn checkpoint(state: &mut State, caller: usize, sequence: u8) -> WriteOutcome {
     let checkpoint = Checkpoint::new(
         KEY,
         token(caller),
@@ -239,7 +240,7 @@ pub fn checkpoint(state: &mut State, caller: usize, sequence: u8) -> Written {
     );
     let written =
         owners_write(state, caller, |slot, now| transition::checkpoint(slot, &checkpoint, now));
-    if written == Written::Applied {
+    if written == WriteOutcome::Applied {
         state.world.checkpoints = state.world.checkpoints.max(sequence + 1);
     }
     written
@@ -266,8 +267,8 @@ pub fn tick(state: &mut State) {
 fn owners_write(
     state: &mut State,
     caller: usize,
-    write: impl FnOnce(&mut Option<Record>, Timestamp) -> Written,
-) -> Written {
+    write: impl FnOnce(&mut Option<Record>, Timestamp) -> WriteOutcome,
+) -> WriteOutcome {
     let before = state.slot.clone();
     let written = write(&mut state.slot, timestamp(state.now));
     if before.as_ref().is_some_and(|before| before.owner != token(caller)) && before != state.slot {

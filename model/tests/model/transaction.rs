@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use idempotent_runtime::key::KeyHash;
 use idempotent_runtime::store::{
-    Claim, Claimed, Commit, CrashPolicy, Park, Reason, Record, Release, State as RecordState,
+    Claim, ClaimOutcome, Commit, CrashPolicy, Park, Reason, Record, Release, State as RecordState,
     Token, transition,
 };
 use stateright::{Model, Property};
@@ -239,8 +239,8 @@ impl Transactions {
         }
         caller.row.clone_from(&state.row);
         match transition::claim(&mut caller.row, &claim, timestamp(START)) {
-            Claimed::Mine(_) => caller.phase = Phase::Body,
-            Claimed::Held(record) => {
+            ClaimOutcome::Granted(_) => caller.phase = Phase::Body,
+            ClaimOutcome::Existing(record) => {
                 caller.is_over(Phase::Over);
                 if record.state.is_answer() {
                     tell(state, value(&record));

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use idempotent_runtime::key::KeyHash;
 use idempotent_runtime::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, DynStore, Facets, Page,
-    Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError, Token, Watch,
-    Written,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, DynStore, Facets,
+    Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store, StoreError,
+    Token, Watch, WriteOutcome,
 };
 
 use super::{
@@ -76,20 +76,20 @@ macro_rules! through {
                 Facets::none()
             }
 
-            async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+            async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
                 self.points.reach(BEFORE_SEND).await;
                 let answer = self.on_its_way(AFTER_SEND, DynStore::claim(self.inner.clone(), claim)).await;
-                if matches!(answer, Ok(Claimed::Mine(_))) {
+                if matches!(answer, Ok(ClaimOutcome::Granted(_))) {
                     self.points.reach(AFTER_CLAIM).await;
                 }
                 answer
             }
 
-            async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+            async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
                 self.on_its_way(DURING_RENEWAL, DynStore::renew(self.inner.clone(), renewals)).await
             }
 
-            async fn complete(&self, commit: Commit) -> Result<Written, StoreError> {
+            async fn complete(&self, commit: Commit) -> Result<WriteOutcome, StoreError> {
                 self.points.reach(BEFORE_COMMIT).await;
                 let answer = DynStore::complete(self.inner.clone(), commit).await;
                 if answer.as_ref().is_ok_and(|written| written.is_done()) {
@@ -98,7 +98,7 @@ macro_rules! through {
                 answer
             }
 
-            async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Written, StoreError> {
+            async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<WriteOutcome, StoreError> {
                 let number = checkpoint.sequence;
                 self.points.reach(&before_checkpoint(number)).await;
                 let request = DynStore::checkpoint(self.inner.clone(), checkpoint);
@@ -109,7 +109,7 @@ macro_rules! through {
                 answer
             }
 
-            async fn park(&self, park: Park) -> Result<Written, StoreError> {
+            async fn park(&self, park: Park) -> Result<WriteOutcome, StoreError> {
                 self.points.reach(BEFORE_PARK).await;
                 let answer = self.on_its_way(DURING_PARK, DynStore::park(self.inner.clone(), park)).await;
                 if answer.as_ref().is_ok_and(|written| written.is_done()) {
@@ -118,10 +118,10 @@ macro_rules! through {
                 answer
             }
 
-            async fn resolve(&self, resolve: Resolve) -> Result<Changed, StoreError> {
+            async fn resolve(&self, resolve: Resolve) -> Result<AdminOutcome, StoreError> {
                 self.points.reach(BEFORE_RESOLVE).await;
                 let answer = self.on_its_way(DURING_RESOLVE, DynStore::resolve(self.inner.clone(), resolve)).await;
-                if matches!(answer, Ok(Changed::Applied)) {
+                if matches!(answer, Ok(AdminOutcome::Applied)) {
                     self.points.reach(AFTER_RESOLVE).await;
                 }
                 answer
@@ -136,12 +136,12 @@ macro_rules! through {
 }
 
 through! {
-    release(release: Release) -> Written;
-    abandon(abandon: Abandon) -> Written;
+    release(release: Release) -> WriteOutcome;
+    abandon(abandon: Abandon) -> WriteOutcome;
     fence(key: KeyHash, token: Token) -> Option<u64>;
     read(key: KeyHash) -> Option<Record>;
     watch(key: KeyHash) -> Watch;
-    remove(remove: Remove) -> Changed;
+    remove(remove: Remove) -> AdminOutcome;
     scan(scan: Scan) -> Page;
-    purge(limit: usize) -> Purged;
+    purge(limit: usize) -> PurgeOutcome;
 }

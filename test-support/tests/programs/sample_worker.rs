@@ -8,7 +8,9 @@ use anyhow::{Context as _, bail};
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::worker::{AFTER_EFFECT, BEFORE_EFFECT, KillPointStore, KillPoints};
 use idempotent_runtime::key::KeyHash;
-use idempotent_runtime::store::{Claim, Claimed, Commit, MemoryStore, Renewal, Store as _, Token};
+use idempotent_runtime::store::{
+    Claim, ClaimOutcome, Commit, MemoryStore, Renewal, Store as _, Token,
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -20,7 +22,7 @@ async fn main() -> anyhow::Result<()> {
 
     println!("started");
     let claim = Claim::new(key, token, Arc::from("sample"));
-    let Claimed::Mine(_) = store.claim(claim).await? else {
+    let ClaimOutcome::Granted(_) = store.claim(claim).await? else {
         bail!("somebody else holds the claim")
     };
     points.reach(BEFORE_EFFECT).await;

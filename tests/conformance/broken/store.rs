@@ -10,9 +10,9 @@ use bytes::Bytes;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Abandon, Capabilities, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Cursor,
-    Facets, Grant, Only, Page, Park, Purged, Record, Release, Remove, Renewal, Resolve, Scan,
-    State, Store, StoreError, Token, Watch, Written, transition,
+    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy,
+    Cursor, Facets, Grant, Only, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal,
+    Resolve, Scan, State, Store, StoreError, Token, Watch, WriteOutcome, transition,
 };
 use idempotency::testing::ManualClock;
 use tokio::sync::Notify;
@@ -290,13 +290,13 @@ impl Store for BrokenStore {
         Facets::none()
     }
 
-    async fn claim(&self, claim: Claim) -> Result<Claimed, StoreError> {
+    async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
         let claim = self.claimed(claim);
         let claimed = self
             .change(By::Claim, claim.key, |slot, now| {
                 if let Some(record) = slot {
                     if self.has(Flaw::ClaimsNotRepeatable) && record.owner == claim.token {
-                        return Claimed::Held(record.clone());
+                        return ClaimOutcome::Existing(record.clone());
                     }
                     if self.has(Flaw::HoldForgotten) && record.policy == CrashPolicy::Hold {
                         record.policy = CrashPolicy::Retry;
@@ -312,7 +312,7 @@ impl Store for BrokenStore {
                 let holder = slot.as_ref().map(|record| record.holder.clone());
                 let claimed = transition::claim_above(slot, &claim, now, last_fence);
                 if let (
-                    Claimed::Mine(Grant { taken_over: Some(_), .. }),
+                    ClaimOutcome::Granted(Grant { taken_over: Some(_), .. }),
                     Some(record),
                     Some(first),
                 ) = (&claimed, slot.as_mut(), holder)
@@ -323,7 +323,7 @@ impl Store for BrokenStore {
                         _ => {}
                     }
                 }
-                if let Claimed::Mine(grant) = &claimed {
+                if let ClaimOutcome::Granted(grant) = &claimed {
                     self.shared.last_fence.fetch_max(grant.record.fence, Ordering::SeqCst);
                 }
                 let fence = match self.flaw {
@@ -333,7 +333,7 @@ impl Store for BrokenStore {
                     }
                     _ => None,
                 };
-                if let (Claimed::Mine(_), Some(record), Some(fence)) =
+                if let (ClaimOutcome::Granted(_), Some(record), Some(fence)) =
                     (&claimed, slot.as_mut(), fence)
                 {
                     record.fence = fence;
@@ -344,13 +344,13 @@ impl Store for BrokenStore {
         Ok(claimed)
     }
 
-    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<Written>, StoreError> {
+    async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
         let mut written = Vec::new();
         for (number, mut renewal) in renewals.into_iter().enumerate() {
             let stops = self.has(Flaw::RenewalsStopAtRefusal)
-                && written.last().is_some_and(|last| *last != Written::Applied);
+                && written.last().is_some_and(|last| *last != WriteOutcome::Applied);
             if stops || (self.has(Flaw::RenewalsOf25) && number >= 25) {
-                written.push(if stops { Written::Lost } else { Written::Applied });
+                written.push(if stops { WriteOutcome::Lost } else { WriteOutcome::Applied });
                 continue;
             }
             (renewal.token, renewal.lease) = (self.token(renewal.token), self.time(renewal.lease));
@@ -365,7 +365,7 @@ impl Store for BrokenStore {
         Ok(written)
     }
 
-    async fn complete(&self, mut commit: Commit) -> Result<Written, StoreError> {
+    async fn complete(&self, mut commit: Commit) -> Result<WriteOutcome, StoreError> {
         (commit.token, commit.ttl, commit.body) =
             (self.token(commit.token), self.time(commit.ttl), self.body(&commit.body));
         if let Some(adopt) = &commit.adopt {
@@ -390,7 +390,7 @@ impl Store for BrokenStore {
         Ok(written.await)
     }
 
-    async fn release(&self, mut release: Release) -> Result<Written, StoreError> {
+    async fn release(&self, mut release: Release) -> Result<WriteOutcome, StoreError> {
         release.token = self.token(release.token);
         let written = self.change(By::Owner, release.key, |slot, now| {
             if let (Flaw::ReleasesUnguarded, Some(record)) = (self.flaw, &slot) {
@@ -401,20 +401,20 @@ impl Store for BrokenStore {
         Ok(written.await)
     }
 
-    async fn abandon(&self, mut abandon: Abandon) -> Result<Written, StoreError> {
+    async fn abandon(&self, mut abandon: Abandon) -> Result<WriteOutcome, StoreError> {
         abandon.token = self.token(abandon.token);
         Ok(self
             .change(By::Owner, abandon.key, |slot, now| transition::abandon(slot, &abandon, now))
             .await)
     }
 
-    async fn park(&self, mut park: Park) -> Result<Written, StoreError> {
+    async fn park(&self, mut park: Park) -> Result<WriteOutcome, StoreError> {
         (park.token, park.ask_again_after) =
             (self.token(park.token), self.time(park.ask_again_after));
         Ok(self.change(By::Owner, park.key, |slot, now| transition::park(slot, &park, now)).await)
     }
 
-    async fn checkpoint(&self, mut checkpoint: Checkpoint) -> Result<Written, StoreError> {
+    async fn checkpoint(&self, mut checkpoint: Checkpoint) -> Result<WriteOutcome, StoreError> {
         (checkpoint.token, checkpoint.body) =
             (self.token(checkpoint.token), self.body(&checkpoint.body));
         let written = self.change(By::Owner, checkpoint.key, |slot, now| {
@@ -454,7 +454,7 @@ impl Store for BrokenStore {
         }))
     }
 
-    async fn resolve(&self, mut resolve: Resolve) -> Result<Changed, StoreError> {
+    async fn resolve(&self, mut resolve: Resolve) -> Result<AdminOutcome, StoreError> {
         (resolve.observed, resolve.token) =
             (self.token(resolve.observed), self.token(resolve.token));
         if let idempotency::store::ResolveAnswer::Finished { body, ttl, .. } = &mut resolve.answer {
@@ -469,7 +469,7 @@ impl Store for BrokenStore {
         Ok(changed.await)
     }
 
-    async fn remove(&self, mut remove: Remove) -> Result<Changed, StoreError> {
+    async fn remove(&self, mut remove: Remove) -> Result<AdminOutcome, StoreError> {
         (remove.observed, remove.tombstone) =
             (self.token(remove.observed), self.time(remove.tombstone));
         if self.has(Flaw::RemovalsOfRunning) {
@@ -525,7 +525,7 @@ impl Store for BrokenStore {
         Ok(Page::new(records, None))
     }
 
-    async fn purge(&self, limit: usize) -> Result<Purged, StoreError> {
+    async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {
         let mut removed = 0;
         for key in self.keys() {
             let is_expired = self.change(By::Operator, key, |slot, now| {
@@ -541,6 +541,6 @@ impl Store for BrokenStore {
             });
             removed += usize::from(is_expired.await);
         }
-        Ok(Purged::new(removed, None))
+        Ok(PurgeOutcome::new(removed, None))
     }
 }

@@ -8,8 +8,8 @@ mod log;
 
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Checkpoint, Claimed, MySqlStore, Park, Reason, Release, Remove, Renewal, Scan,
-    Store as _, Token, Written,
+    Abandon, Checkpoint, ClaimOutcome, MySqlStore, Park, Reason, Release, Remove, Renewal, Scan,
+    Store as _, Token, WriteOutcome,
 };
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::MariaDbOptions;
@@ -67,11 +67,13 @@ async fn everything(store: &MySqlStore, loaded: KeyHash) -> anyhow::Result<()> {
     for number in 0..600 {
         mine(store.claim(claim(key(number), own)).await?);
     }
-    assert!(matches!(store.claim(claim(loaded, other)).await?, Claimed::Held(_)));
+    assert!(matches!(store.claim(claim(loaded, other)).await?, ClaimOutcome::Existing(_)));
     for token in [own, other] {
         let renewals = (0..600).map(|number| Renewal::new(key(number), token, LEASE * 2));
         let written = store.renew(renewals.collect()).await?;
-        assert!(written.iter().all(|written| (*written == Written::Applied) == (token == own)));
+        assert!(
+            written.iter().all(|written| (*written == WriteOutcome::Applied) == (token == own))
+        );
     }
     assert!(store.fence(key(0), own).await?.is_some());
     let waiting = tokio::spawn(store.watch(key(1)).await?);
@@ -91,7 +93,7 @@ async fn everything(store: &MySqlStore, loaded: KeyHash) -> anyhow::Result<()> {
     for _ in 0..3 {
         assert!(store.purge(1_000).await?.removed > 0);
     }
-    assert_eq!(store.complete(commit(key(1), own)).await?, Written::Applied);
+    assert_eq!(store.complete(commit(key(1), own)).await?, WriteOutcome::Applied);
     waiting.await?;
     Ok(())
 }

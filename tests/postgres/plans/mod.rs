@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Checkpoint, Claimed, Commit, Park, PostgresStore, Reason, Release, Remove, Renewal,
-    Scan, Store as _, Written,
+    Abandon, Checkpoint, ClaimOutcome, Commit, Park, PostgresStore, Reason, Release, Remove,
+    Renewal, Scan, Store as _, WriteOutcome,
 };
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
 use log::{Log, Plan};
@@ -86,7 +86,7 @@ async fn everything(
     }
     expect("claims and results", 60).await?;
     for key in loaded {
-        assert!(matches!(store.claim(claim_of(*key)).await?, Claimed::Held(_)));
+        assert!(matches!(store.claim(claim_of(*key)).await?, ClaimOutcome::Existing(_)));
         assert!(store.read(*key).await?.is_some());
     }
     expect("hits", 20).await?;
@@ -98,7 +98,11 @@ async fn everything(
     let renewals =
         (0..many).map(|number| Renewal::new(key(one + number), token(one + number), HOUR));
     assert!(
-        store.renew(renewals.collect()).await?.iter().all(|written| *written == Written::Applied)
+        store
+            .renew(renewals.collect())
+            .await?
+            .iter()
+            .all(|written| *written == WriteOutcome::Applied)
     );
     expect("a renewal", i64::from(many) * 40).await?;
     let others = (0..many).map(|number| Renewal::new(key(one + number), token(7), HOUR));

@@ -11,7 +11,9 @@ use idempotency::__private::End;
 use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::record::State;
-use idempotency::store::{Claim, Claimed, CrashPolicy, Record, Token, Written, transition};
+use idempotency::store::{
+    Claim, ClaimOutcome, CrashPolicy, Record, Token, WriteOutcome, transition,
+};
 use idempotency_test_support::history::{Request, Rule, Transition};
 use tokio::sync::Notify;
 
@@ -93,7 +95,7 @@ impl Database {
 
     /// Claims in the transaction; `Ok(None)` while another one holds the key, `Err` if the
     /// transaction is over.
-    pub fn claim(&self, number: u64, claim: &Claim) -> Result<Option<Claimed>, Over> {
+    pub fn claim(&self, number: u64, claim: &Claim) -> Result<Option<ClaimOutcome>, Over> {
         let (now, mut tables) = (self.clock.now(), self.tables());
         let Tables { rows, open, .. } = &mut *tables;
         let (session, row) =
@@ -167,7 +169,7 @@ impl Database {
         {
             row.record.clone_from(&session.staged.record);
         }
-        Ok(written == Written::Applied)
+        Ok(written == WriteOutcome::Applied)
     }
 
     pub fn commit(&self, number: u64) -> Result<(), Over> {

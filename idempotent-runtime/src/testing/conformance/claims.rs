@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::Scene;
 use super::scene::{KEY, NAMESPACE, OPERATION, fingerprint, key, token};
 use crate::key::KeyHash;
-use crate::store::{Claim, Claimed, CrashPolicy, Record, Release, State, Store as _, Written};
+use crate::store::{
+    Claim, ClaimOutcome, CrashPolicy, Record, Release, State, Store as _, WriteOutcome,
+};
 use crate::testing::Subject;
 
 /// Longer than 64 claims take on any store.
@@ -56,7 +58,7 @@ pub async fn keys_are_independent<S: Subject>(scene: Scene<S>) {
     for (caller, other) in [(2, key(1)), (3, KeyHash::from_bytes(neighbour))] {
         scene.mine(&Claim { key: other, ..scene.claim_by(caller) }, rule).await;
     }
-    assert_eq!(scene.complete(scene.commit_by(1, "one")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "one")).await, WriteOutcome::Applied, "{rule}");
     for (caller, other) in [(2, key(1)), (3, KeyHash::from_bytes(neighbour))] {
         let record = scene.read_key(other).await.expect(rule);
         assert_eq!(
@@ -108,7 +110,11 @@ pub async fn a_repeated_claim_is_granted_after_its_lease<S: Subject>(scene: Scen
         assert_eq!((again.record.attempts, again.record.fence), (1, grant.record.fence), "{rule}");
         assert_eq!(again.taken_over, None, "{rule}");
         scene.unchanged(&before, rule).await;
-        assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.release(Release::new(KEY, token(1))).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
     }
 }
 
@@ -162,12 +168,16 @@ pub async fn a_late_duplicate_claim_can_be_released_again<S: Subject>(scene: Sce
         let claim = scene.claim_by(1);
         let release = Release { keep_attempts, ..Release::new(KEY, token(1)) };
         scene.mine(&claim, rule).await;
-        assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+        assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
         scene.mine(&claim, rule).await;
         scene.held(&scene.claim_by(2), rule).await;
-        assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+        assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
         scene.mine(&scene.claim_by(2), rule).await;
-        assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.release(Release::new(KEY, token(2))).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
     }
 }
 
@@ -176,11 +186,11 @@ pub async fn a_late_duplicate_claim_harms_nobody<S: Subject>(scene: Scene<S>) {
     let rule = "rule 5: a claim that arrives again after its release does not touch the next owner";
     let claim = scene.claim_by(1);
     scene.mine(&claim, rule).await;
-    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, WriteOutcome::Applied, "{rule}");
     scene.mine(&scene.claim_by(2), rule).await;
     let before = scene.record().await;
     scene.held(&claim, rule).await;
-    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Lost, "{rule}");
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, WriteOutcome::Lost, "{rule}");
     scene.unchanged(&before, rule).await;
 }
 
@@ -206,7 +216,7 @@ pub async fn a_released_record_is_claimed_with_its_attempts<S: Subject>(scene: S
 pub async fn a_release_forgets_the_attempts_unless_asked<S: Subject>(scene: Scene<S>) {
     let rule = "T10: a release that keeps no attempts leaves nothing";
     scene.running(CrashPolicy::Hold).await;
-    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(scene.read().await, None, "{rule}");
     assert_eq!(scene.mine(&scene.claim_by(2), rule).await.record.attempts, 1, "{rule}");
 }
@@ -217,14 +227,14 @@ pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>
         it counted";
     let unused = |caller| Release::unused(KEY, token(caller));
     scene.running(CrashPolicy::Retry).await;
-    assert_eq!(scene.release(unused(1)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(unused(1)).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(scene.read().await, None, "{rule}: it was the first");
-    assert_eq!(scene.release(unused(1)).await, Written::Gone, "{rule}: sent again");
+    assert_eq!(scene.release(unused(1)).await, WriteOutcome::Gone, "{rule}: sent again");
 
     let released = scene.released().await;
     let claim = scene.claim_by(2);
     assert_eq!(scene.mine(&claim, rule).await.record.attempts, 2, "{rule}");
-    for expected in [Written::Applied, Written::AlreadyApplied] {
+    for expected in [WriteOutcome::Applied, WriteOutcome::AlreadyApplied] {
         assert_eq!(scene.release(unused(2)).await, expected, "{rule}");
         let record = scene.record().await;
         assert_eq!(
@@ -235,7 +245,7 @@ pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>
     }
     // A duplicate of the claim arrives late and is released as well.
     assert_eq!(scene.mine(&claim, rule).await.record.attempts, 2, "{rule}");
-    assert_eq!(scene.release(unused(2)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(unused(2)).await, WriteOutcome::Applied, "{rule}");
     let next = scene.mine(&scene.claim_under(3, CrashPolicy::Retry), rule).await;
     assert_eq!((next.record.attempts, next.taken_over), (2, None), "{rule}");
 
@@ -243,7 +253,7 @@ pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>
     let taken_over = scene.mine(&scene.claim_under(4, CrashPolicy::Retry), rule).await;
     assert_eq!(taken_over.record.attempts, 3, "{rule}");
     for _ in 0..2 {
-        assert_eq!(scene.release(unused(4)).await, Written::Applied, "{rule}");
+        assert_eq!(scene.release(unused(4)).await, WriteOutcome::Applied, "{rule}");
         let record = scene.record().await;
         assert!(record.is_orphaned(), "{rule}: what was taken over stays for the next");
         assert_eq!((record.owner, record.attempts), (token(4), 2), "{rule}: once");
@@ -261,7 +271,7 @@ pub async fn one_of_64_concurrent_claims_is_granted<S: Subject>(scene: Scene<S>)
 
 /// Sends a claim and returns the response. A claim that the store refuses because it is busy is
 /// sent again.
-async fn claimed<S: Subject>(scene: &Scene<S>, claim: &Claim) -> Claimed {
+async fn claimed<S: Subject>(scene: &Scene<S>, claim: &Claim) -> ClaimOutcome {
     for _ in 0..20 {
         match scene.store().claim(claim.clone()).await {
             Ok(claimed) => return claimed,
@@ -294,11 +304,12 @@ pub(super) async fn race<S: Subject>(scene: &Scene<S>, mut claims: Vec<Claim>, r
         answers.push(task.await.expect("the store panicked"));
     }
     let winners: Vec<_> =
-        answers.iter().filter(|(_, claimed)| matches!(claimed, Claimed::Mine(_))).collect();
+        answers.iter().filter(|(_, claimed)| matches!(claimed, ClaimOutcome::Granted(_))).collect();
     assert_eq!(winners.len(), 1, "{rule}");
     let winner = winners[0].0;
     for (_, claimed) in &answers {
-        let (Claimed::Held(record) | Claimed::Mine(crate::store::Grant { record, .. })) = claimed;
+        let (ClaimOutcome::Existing(record)
+        | ClaimOutcome::Granted(crate::store::Grant { record, .. })) = claimed;
         assert_eq!((record.owner, record.state), (winner, State::InProgress), "{rule}");
     }
     assert_eq!(scene.record().await.owner, winner, "{rule}");

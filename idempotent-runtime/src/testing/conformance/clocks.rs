@@ -3,7 +3,7 @@
 
 use super::Scene;
 use super::scene::{KEY, token};
-use crate::store::{CrashPolicy, Park, Reason, State, Written};
+use crate::store::{CrashPolicy, Park, Reason, State, WriteOutcome};
 use crate::testing::{ClockJump, Subject};
 
 /// A clock that is set back makes leases longer, and the owner keeps its claim.
@@ -16,13 +16,13 @@ pub async fn a_clock_set_back_keeps_the_owner<S: Subject>(scene: Scene<S>) {
     }
     scene.mine(&scene.claim_under(1, CrashPolicy::Retry), rule).await;
     scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
-    assert_eq!(scene.renew(1, scene.leases(1)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(1)).await, WriteOutcome::Applied, "{rule}");
     assert!(
         scene.record().await.expires >= before.expires,
         "{rule}: renewing never shortens how long it is kept"
     );
     scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
-    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, WriteOutcome::Applied, "{rule}");
     scene.kept_for(&scene.record().await, scene.leases(16), rule);
     scene.pass_expiry().await;
     assert_eq!(scene.read().await, None, "{rule}: and the result expires");
@@ -32,7 +32,7 @@ pub async fn a_clock_set_back_keeps_the_owner<S: Subject>(scene: Scene<S>) {
 pub async fn a_clock_set_back_revives_no_abandoned_claim<S: Subject>(scene: Scene<S>) {
     let rule = "T11: an abandoned claim is taken over at once, also after the clock was set back";
     scene.running(CrashPolicy::Retry).await;
-    assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
+    assert_eq!(scene.abandon(1, Reason::Dropped).await, WriteOutcome::Applied, "{rule}");
     let before = scene.record().await.fence;
     if scene.jump(ClockJump::Back(scene.leases(100))) {
         let grant = scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
@@ -49,12 +49,12 @@ pub async fn a_clock_set_forward_makes_no_second_result<S: Subject>(scene: Scene
         return;
     }
     scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
-    scene.refuses_owner(1, Written::Lost, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Lost, rule).await;
     scene.jump(ClockJump::Back(scene.leases(8)));
     scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
     scene.held(&scene.claim_under(1, CrashPolicy::Retry), rule).await;
-    scene.refuses_owner(1, Written::Lost, rule).await;
-    assert_eq!(scene.complete(scene.commit_by(2, "winner")).await, Written::Applied, "{rule}");
+    scene.refuses_owner(1, WriteOutcome::Lost, rule).await;
+    assert_eq!(scene.complete(scene.commit_by(2, "winner")).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(&scene.held(&scene.claim_by(1), rule).await.body[..], b"winner", "{rule}");
 }
 
@@ -66,7 +66,7 @@ pub async fn a_clock_set_forward_loses_no_result_under_hold<S: Subject>(scene: S
         return;
     }
     assert_eq!(scene.held(&scene.claim_by(2), rule).await.state, State::InDoubt, "{rule}");
-    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(&scene.held(&scene.claim_by(2), rule).await.body[..], b"first", "{rule}");
 }
 
@@ -77,7 +77,7 @@ pub async fn a_renewal_after_a_jump_keeps_the_claim<S: Subject>(scene: Scene<S>)
     if !scene.jump(ClockJump::Forward(scene.leases(4))) {
         return;
     }
-    assert_eq!(scene.renew(1, scene.leases(1)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(1)).await, WriteOutcome::Applied, "{rule}");
     scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
-    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Lost, "{rule}");
+    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, WriteOutcome::Lost, "{rule}");
 }

@@ -14,8 +14,8 @@ use super::watches::is_woken;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Park, Reason, Record, Release,
-    Remove, Renewal, Resolve, ResolveAnswer, State, Store, Written, transition,
+    Abandon, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, Park, Reason, Record, Release,
+    Remove, Renewal, Resolve, ResolveAnswer, State, Store, WriteOutcome, transition,
 };
 use crate::testing::{ClockJump, Subject};
 
@@ -79,12 +79,12 @@ fn answer(answer: impl fmt::Debug) -> Answer {
     Answer(format!("{answer:?}"))
 }
 
-fn of_claim(claimed: Claimed) -> Answer {
+fn of_claim(claimed: ClaimOutcome) -> Answer {
     match claimed {
-        Claimed::Mine(grant) => {
+        ClaimOutcome::Granted(grant) => {
             answer(("mine", grant.record.attempts, grant.taken_over, grant.record.body))
         }
-        Claimed::Held(mut record) => {
+        ClaimOutcome::Existing(mut record) => {
             // The owner's progress is not visible to other callers.
             if !record.state.is_answer() {
                 record.body.clear();
@@ -188,9 +188,9 @@ impl Request {
             }
             Self::Renew(caller) => {
                 let renewal = Renewal::new(key, token(caller), HOUR);
-                let mut renewed = Written::Unanswered;
+                let mut renewed = WriteOutcome::Unanswered;
                 // The other request may have locked the record.
-                while renewed == Written::Unanswered {
+                while renewed == WriteOutcome::Unanswered {
                     renewed = answered(|| store.renew(vec![renewal])).await[0];
                 }
                 answer(renewed)
@@ -307,9 +307,13 @@ async fn meet<S: Subject>(
 
 async fn run(store: &impl Store, key: KeyHash) {
     let claimed = answered(|| store.claim(claim(key, 1, CrashPolicy::Resume))).await;
-    assert!(matches!(claimed, Claimed::Mine(_)), "T1: a claim of no record is granted");
+    assert!(matches!(claimed, ClaimOutcome::Granted(_)), "T1: a claim of no record is granted");
     let checkpoint = Checkpoint::new(key, token(1), 0, Bytes::from_static(b"first"));
-    assert_eq!(answered(|| store.checkpoint(checkpoint.clone())).await, Written::Applied, "T15");
+    assert_eq!(
+        answered(|| store.checkpoint(checkpoint.clone())).await,
+        WriteOutcome::Applied,
+        "T15"
+    );
 }
 
 /// Two requests about no record.
@@ -327,7 +331,7 @@ pub async fn requests_that_meet_on_an_abandoned_record_have_an_order<S: Subject>
     let prepare = async |store: &S::Store, key| {
         run(store, key).await;
         let abandon = Abandon::new(key, token(1), Reason::Dropped);
-        assert_eq!(answered(|| store.abandon(abandon)).await, Written::Applied, "T11");
+        assert_eq!(answered(|| store.abandon(abandon)).await, WriteOutcome::Applied, "T11");
     };
     meet(&scene, "an abandoned record", prepare).await;
 }
@@ -337,7 +341,7 @@ pub async fn requests_that_meet_on_a_doubt_have_an_order<S: Subject>(scene: Scen
     let prepare = async |store: &S::Store, key| {
         run(store, key).await;
         let park = Park::own(key, token(1), Reason::Error);
-        assert_eq!(answered(|| store.park(park)).await, Written::Applied, "T6b");
+        assert_eq!(answered(|| store.park(park)).await, WriteOutcome::Applied, "T6b");
     };
     meet(&scene, "a record in doubt", prepare).await;
 }
@@ -348,7 +352,7 @@ pub async fn requests_that_meet_on_a_result_have_an_order<S: Subject>(scene: Sce
         run(store, key).await;
         assert_eq!(
             answered(|| store.complete(Request::commit(key, 1))).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "T8"
         );
     };
@@ -360,7 +364,7 @@ pub async fn requests_that_meet_on_a_released_record_have_an_order<S: Subject>(s
     let prepare = async |store: &S::Store, key| {
         run(store, key).await;
         let release = Release { keep_attempts: true, ..Release::new(key, token(1)) };
-        assert_eq!(answered(|| store.release(release)).await, Written::Applied, "T10");
+        assert_eq!(answered(|| store.release(release)).await, WriteOutcome::Applied, "T10");
     };
     meet(&scene, "a released record", prepare).await;
 }
@@ -421,7 +425,7 @@ pub async fn a_reader_sees_no_half_of_a_write<S: Subject>(scene: Scene<S>) {
             let checkpoint = Checkpoint::new(key, token(1), 0, half.clone());
             assert_eq!(
                 answered(|| scene.store().checkpoint(checkpoint.clone())).await,
-                Written::Applied,
+                WriteOutcome::Applied,
                 "{rule}"
             );
             let commit = Commit {
@@ -431,7 +435,7 @@ pub async fn a_reader_sees_no_half_of_a_write<S: Subject>(scene: Scene<S>) {
             };
             assert_eq!(
                 answered(|| scene.store().complete(commit.clone())).await,
-                Written::Applied,
+                WriteOutcome::Applied,
                 "{rule}"
             );
             is_over.store(true, Ordering::SeqCst);
@@ -477,25 +481,25 @@ pub async fn what_one_handle_wrote_the_other_sees<S: Subject>(scene: Scene<S>) {
         see("a claim", Some(State::InProgress)).await;
         assert_eq!(
             answered(|| other.park(Park::own(key, token(1), Reason::Error))).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "{rule}"
         );
         see("a parked record", Some(State::InDoubt)).await;
         assert_eq!(
             answered(|| one.complete(Request::commit(key, 1))).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "{rule}"
         );
         see("a result", Some(State::Completed)).await;
         let held = answered(|| other.claim(claim(key, 2, CrashPolicy::Resume))).await;
         assert!(
-            matches!(held, Claimed::Held(record) if record.state == State::Completed),
+            matches!(held, ClaimOutcome::Existing(record) if record.state == State::Completed),
             "{rule}"
         );
         answered(|| other.remove(Remove::new(key, token(1)))).await;
         see("a removal", None).await;
         let granted = answered(|| one.claim(claim(key, 3, CrashPolicy::Resume))).await;
-        assert!(matches!(granted, Claimed::Mine(_)), "{rule}");
+        assert!(matches!(granted, ClaimOutcome::Granted(_)), "{rule}");
         answered(|| other.release(Release::new(key, token(3)))).await;
         see("a release", None).await;
     }
@@ -511,7 +515,7 @@ pub async fn fences_grow_over_handles<S: Subject>(scene: Scene<S>) {
         let store = &handles[usize::try_from(caller).unwrap_or_default() % handles.len()];
         let another = &handles[usize::try_from(caller / 2).unwrap_or_default() % handles.len()];
         let granted = answered(|| store.claim(claim(KEY, caller, CrashPolicy::Resume))).await;
-        assert!(matches!(granted, Claimed::Mine(_)), "{rule}");
+        assert!(matches!(granted, ClaimOutcome::Granted(_)), "{rule}");
         let fence = answered(|| another.fence(KEY, token(caller))).await;
         assert!(fence.is_some() && fence > last, "{rule}: {fence:?} after {last:?}");
         assert_eq!(
@@ -557,7 +561,7 @@ pub async fn a_watch_is_woken_by_another_handle<S: Subject>(scene: Scene<S>) {
         );
         assert_eq!(
             answered(|| scene.store().complete(Request::commit(key, 1))).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "{rule}"
         );
         // A store without notifications polls, on its own clock.

@@ -10,8 +10,8 @@ use crate::clock::Timestamp;
 use crate::engine::Idempotency;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Changed, Claim, Commit, CrashPolicy, Cursor, Only, Park, Reason, Release, Remove,
-    Resolve, ResolveAnswer, Scan, State, Store as _, StoreErrorKind, Written,
+    Abandon, AdminOutcome, Claim, Commit, CrashPolicy, Cursor, Only, Park, Reason, Release, Remove,
+    Resolve, ResolveAnswer, Scan, State, Store as _, StoreErrorKind, WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -36,7 +36,7 @@ pub async fn a_doubt_is_resolved_with_an_answer<S: Subject>(scene: Scene<S>) {
     let rule = "T12: an answer to a record in doubt is stored under a token of its own, with the fence counted up";
     for state in [State::Completed, State::Failed] {
         let doubt = scene.in_doubt(CrashPolicy::Hold).await;
-        assert_eq!(scene.resolve(finished(&scene, state)).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.resolve(finished(&scene, state)).await, AdminOutcome::Applied, "{rule}");
         let record = scene.record().await;
         assert_eq!((record.state, record.owner), (state, token(9)), "{rule}");
         assert_eq!((record.reason, record.schema), (Some(Reason::Resolved), 5), "{rule}");
@@ -52,21 +52,25 @@ pub async fn a_doubt_is_resolved_with_an_answer<S: Subject>(scene: Scene<S>) {
 pub async fn a_doubt_is_resolved_as_not_executed<S: Subject>(scene: Scene<S>) {
     let rule = "T12: the answer that nothing happened removes the record, and the next call runs";
     scene.in_doubt(CrashPolicy::Hold).await;
-    assert_eq!(scene.resolve(not_executed()).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.resolve(not_executed()).await, AdminOutcome::Applied, "{rule}");
     assert_eq!(scene.read().await, None, "{rule}");
-    scene.refuses_owner(1, Written::Gone, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Gone, rule).await;
     let grant = scene.mine(&scene.claim_by(2), rule).await;
     assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule}");
-    scene.refuses_owner(1, Written::Lost, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Lost, rule).await;
 }
 
 /// Rule 1, T12: the operator has decided.
 pub async fn a_late_owner_does_not_undo_an_answer<S: Subject>(scene: Scene<S>) {
     let rule = "T12: after an operator's answer every write of the late owner is lost";
     scene.in_doubt(CrashPolicy::Retry).await;
-    assert_eq!(scene.resolve(finished(&scene, State::Failed)).await, Changed::Applied, "{rule}");
+    assert_eq!(
+        scene.resolve(finished(&scene, State::Failed)).await,
+        AdminOutcome::Applied,
+        "{rule}"
+    );
     let before = scene.record().await;
-    scene.refuses_owner(1, Written::Lost, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Lost, rule).await;
     scene.unchanged(&before, rule).await;
 }
 
@@ -75,11 +79,19 @@ pub async fn an_answer_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
     let rule = "T12: an answer that is sent again is applied already; one by another operator is a \
         conflict";
     scene.in_doubt(CrashPolicy::Hold).await;
-    assert_eq!(scene.resolve(finished(&scene, State::Completed)).await, Changed::Applied, "{rule}");
+    assert_eq!(
+        scene.resolve(finished(&scene, State::Completed)).await,
+        AdminOutcome::Applied,
+        "{rule}"
+    );
     let before = scene.record().await;
-    assert_eq!(scene.resolve(finished(&scene, State::Completed)).await, Changed::Applied, "{rule}");
+    assert_eq!(
+        scene.resolve(finished(&scene, State::Completed)).await,
+        AdminOutcome::Applied,
+        "{rule}"
+    );
     let other = Resolve { token: token(8), ..finished(&scene, State::Failed) };
-    assert_eq!(scene.resolve(other).await, Changed::Conflict, "{rule}");
+    assert_eq!(scene.resolve(other).await, AdminOutcome::Conflict, "{rule}");
     scene.unchanged(&before, rule).await;
 }
 
@@ -100,7 +112,7 @@ pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
     let wrong = ResolveAnswer::Finished { state: State::Completed, body: wrong, schema, ttl };
     assert_eq!(
         scene.resolve(Resolve::new(KEY, token(1), token(8), wrong)).await,
-        Changed::Applied,
+        AdminOutcome::Applied,
         "{rule}"
     );
     let before = scene.record().await;
@@ -110,13 +122,13 @@ pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
         correction(&scene, 1, 9),
         correction(&scene, 7, 9),
     ] {
-        assert_eq!(scene.resolve(refused).await, Changed::Conflict, "{rule}");
+        assert_eq!(scene.resolve(refused).await, AdminOutcome::Conflict, "{rule}");
     }
     scene.unchanged(&before, rule).await;
     for _ in 0..2 {
         assert_eq!(
             scene.resolve(correction(&scene, 8, 9)).await,
-            Changed::Applied,
+            AdminOutcome::Applied,
             "{rule}: also when it is sent again"
         );
         let record = scene.record().await;
@@ -132,10 +144,10 @@ pub async fn an_operators_answer_is_corrected<S: Subject>(scene: Scene<S>) {
     let corrected = scene.record().await;
     assert_eq!(
         scene.resolve(correction(&scene, 8, 10)).await,
-        Changed::Conflict,
+        AdminOutcome::Conflict,
         "{rule}: another operator was faster"
     );
-    scene.refuses_owner(1, Written::Lost, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Lost, rule).await;
     scene.unchanged(&corrected, rule).await;
     assert_eq!(&scene.held(&scene.claim_by(2), rule).await.body[..], b"resolved", "{rule}");
 }
@@ -147,14 +159,14 @@ pub async fn an_owners_result_is_never_corrected<S: Subject>(scene: Scene<S>) {
         for reason in [None, Some(Reason::TooLarge), Some(Reason::NotEncodable)] {
             scene.running(CrashPolicy::Hold).await;
             let commit = Commit { state, reason, ..scene.commit_by(1, "first") };
-            assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+            assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
             let before = scene.record().await;
             for answer in [
                 finished(&scene, State::Completed),
                 finished(&scene, State::Failed),
                 not_executed(),
             ] {
-                assert_eq!(scene.resolve(answer).await, Changed::Conflict, "{rule}");
+                assert_eq!(scene.resolve(answer).await, AdminOutcome::Conflict, "{rule}");
             }
             scene.unchanged(&before, rule).await;
             scene.pass_expiry().await;
@@ -166,22 +178,30 @@ pub async fn an_owners_result_is_never_corrected<S: Subject>(scene: Scene<S>) {
 pub async fn only_a_doubt_is_resolved<S: Subject>(scene: Scene<S>) {
     let rule = "T12: only a record in doubt is resolved";
     for answer in [finished(&scene, State::Completed), not_executed()] {
-        assert_eq!(scene.resolve(answer.clone()).await, Changed::Absent, "{rule}: no record");
+        assert_eq!(scene.resolve(answer.clone()).await, AdminOutcome::Absent, "{rule}: no record");
         scene.running(CrashPolicy::Hold).await;
         let before = scene.record().await;
-        assert_eq!(scene.resolve(answer.clone()).await, Changed::Running, "{rule}: running");
+        assert_eq!(scene.resolve(answer.clone()).await, AdminOutcome::Running, "{rule}: running");
         scene.pass(2).await;
-        assert_eq!(scene.resolve(answer.clone()).await, Changed::Conflict, "{rule}: orphaned");
+        assert_eq!(scene.resolve(answer.clone()).await, AdminOutcome::Conflict, "{rule}: orphaned");
         scene.unchanged(&before, rule).await;
-        assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
-        assert_eq!(scene.resolve(answer.clone()).await, Changed::Conflict, "{rule}: completed");
+        assert_eq!(
+            scene.complete(scene.commit_by(1, "first")).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
+        assert_eq!(
+            scene.resolve(answer.clone()).await,
+            AdminOutcome::Conflict,
+            "{rule}: completed"
+        );
         assert_eq!(&scene.record().await.body[..], b"first", "{rule}");
         scene.pass_expiry().await;
         scene.released().await;
-        assert_eq!(scene.resolve(answer.clone()).await, Changed::Conflict, "{rule}: released");
+        assert_eq!(scene.resolve(answer.clone()).await, AdminOutcome::Conflict, "{rule}: released");
         scene.pass_expiry().await;
         scene.buried(4).await;
-        assert_eq!(scene.resolve(answer).await, Changed::Absent, "{rule}: tombstone");
+        assert_eq!(scene.resolve(answer).await, AdminOutcome::Absent, "{rule}: tombstone");
         assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
         scene.pass_expiry().await;
     }
@@ -193,18 +213,18 @@ pub async fn an_answer_to_another_owner_is_a_conflict<S: Subject>(scene: Scene<S
     let before = scene.in_doubt(CrashPolicy::Verify).await;
     for answer in [finished(&scene, State::Completed), not_executed()] {
         let other = Resolve { observed: token(2), ..answer };
-        assert_eq!(scene.resolve(other).await, Changed::Conflict, "{rule}");
+        assert_eq!(scene.resolve(other).await, AdminOutcome::Conflict, "{rule}");
     }
     scene.unchanged(&before, rule).await;
     scene.mine(&scene.claim_under(2, CrashPolicy::Verify), rule).await;
     assert_eq!(
         scene.park(Park::own(KEY, token(2), Reason::Error)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     assert_eq!(
         scene.resolve(not_executed()).await,
-        Changed::Conflict,
+        AdminOutcome::Conflict,
         "{rule}: it was taken over and parked again"
     );
 }
@@ -215,18 +235,22 @@ pub async fn a_record_is_removed_unless_its_owner_runs<S: Subject>(scene: Scene<
     let removed = async |observed: u128| {
         assert_eq!(
             scene.remove(Remove::new(KEY, token(observed))).await,
-            Changed::Applied,
+            AdminOutcome::Applied,
             "{rule}"
         );
         assert_eq!(scene.read().await, None, "{rule}");
         assert_eq!(
             scene.remove(Remove::new(KEY, token(observed))).await,
-            Changed::Absent,
+            AdminOutcome::Absent,
             "{rule}: asked again"
         );
         let grant = scene.mine(&scene.claim_by(5), rule).await;
         assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule}");
-        assert_eq!(scene.release(Release::new(KEY, token(5))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.release(Release::new(KEY, token(5))).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
     };
     for state in [State::Completed, State::Failed] {
         scene.completed(state).await;
@@ -247,10 +271,10 @@ pub async fn a_running_record_is_not_removed<S: Subject>(scene: Scene<S>) {
     let before = scene.record().await;
     for tombstone in [scene.leases(0), scene.leases(4)] {
         let remove = Remove { tombstone, ..Remove::new(KEY, token(1)) };
-        assert_eq!(scene.remove(remove).await, Changed::Running, "{rule}");
+        assert_eq!(scene.remove(remove).await, AdminOutcome::Running, "{rule}");
     }
     scene.unchanged(&before, rule).await;
-    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, WriteOutcome::Applied, "{rule}");
 }
 
 /// T14: guarded by the observed token.
@@ -259,14 +283,14 @@ pub async fn a_record_of_another_owner_is_not_removed<S: Subject>(scene: Scene<S
     for force in [false, true] {
         let before = scene.completed(State::Completed).await;
         let remove = Remove { force, ..Remove::new(KEY, token(2)) };
-        assert_eq!(scene.remove(remove).await, Changed::Conflict, "{rule}");
+        assert_eq!(scene.remove(remove).await, AdminOutcome::Conflict, "{rule}");
         scene.unchanged(&before, rule).await;
         scene.pass_expiry().await;
         scene.running(CrashPolicy::Retry).await;
-        assert_eq!(scene.remove(remove).await, Changed::Conflict, "{rule}: running");
+        assert_eq!(scene.remove(remove).await, AdminOutcome::Conflict, "{rule}: running");
         assert_eq!(
             scene.release(Release::new(KEY, token(1))).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "{rule}: the owner continues"
         );
     }
@@ -301,7 +325,7 @@ pub async fn a_removal_leaves_the_tombstone_that_was_asked_for<S: Subject>(scene
     }
     for force in [false, true] {
         let unseen = Remove { force, ..Remove::new(KEY, token(2)) };
-        assert_eq!(scene.remove(unseen).await, Changed::Conflict, "{rule}");
+        assert_eq!(scene.remove(unseen).await, AdminOutcome::Conflict, "{rule}");
     }
     scene.unchanged(&tombstone, rule).await;
     scene.pass(2).await;
@@ -316,25 +340,25 @@ pub async fn a_record_removed_by_force_does_not_come_back<S: Subject>(scene: Sce
                 and the late owner's commit does not bring the record back";
     let claim = scene.claim_under(1, CrashPolicy::Retry);
     let grant = scene.mine(&claim, rule).await;
-    assert_eq!(scene.renew(1, scene.leases(4)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(4)).await, WriteOutcome::Applied, "{rule}");
     let remove = Remove { force: true, ..Remove::new(KEY, token(1)) };
-    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
-    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}: asked again");
+    assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}");
+    assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}: asked again");
     let politely = Remove::new(KEY, token(1));
-    assert_eq!(scene.remove(politely).await, Changed::Running, "{rule}: its owner runs");
+    assert_eq!(scene.remove(politely).await, AdminOutcome::Running, "{rule}: its owner runs");
     scene.pass(2).await;
     assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
     assert_eq!(
         scene.complete(scene.adopting_commit(&claim, &grant)).await,
-        Written::Gone,
+        WriteOutcome::Gone,
         "{rule}"
     );
-    scene.refuses_owner(1, Written::Gone, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Gone, rule).await;
     assert_eq!(scene.held(&scene.claim_by(2), rule).await.state, State::Tombstone, "{rule}");
     scene.pass_expiry().await;
     scene.mine(&scene.claim_by(2), rule).await;
     let longer = Remove { tombstone: scene.leases(8), force: true, ..Remove::new(KEY, token(2)) };
-    assert_eq!(scene.remove(longer).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(longer).await, AdminOutcome::Applied, "{rule}");
     scene.kept_for(&scene.record().await, scene.leases(8), rule);
 }
 
@@ -343,12 +367,16 @@ pub async fn a_tombstone_is_removed<S: Subject>(scene: Scene<S>) {
     let rule = "T14: a tombstone of which no owner runs is removed by a caller that has seen it, \
         and the next call runs";
     let removed = async |remove: Remove| {
-        assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}");
         assert_eq!(scene.read().await, None, "{rule}");
-        assert_eq!(scene.remove(remove).await, Changed::Absent, "{rule}: asked again");
+        assert_eq!(scene.remove(remove).await, AdminOutcome::Absent, "{rule}: asked again");
         let grant = scene.mine(&scene.claim_by(5), rule).await;
         assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule}");
-        assert_eq!(scene.release(Release::new(KEY, token(5))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.release(Release::new(KEY, token(5))).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
     };
     for force in [false, true] {
         let remove = Remove { force, ..Remove::new(KEY, token(1)) };
@@ -363,7 +391,7 @@ pub async fn a_tombstone_is_removed<S: Subject>(scene: Scene<S>) {
             if is_finished {
                 assert_eq!(
                     scene.complete(scene.commit_by(1, "first")).await,
-                    Written::Applied,
+                    WriteOutcome::Applied,
                     "{rule}"
                 );
             }
@@ -373,7 +401,7 @@ pub async fn a_tombstone_is_removed<S: Subject>(scene: Scene<S>) {
     }
     scene.buried(4).await;
     let longer = Remove { tombstone: scene.leases(12), ..Remove::new(KEY, token(1)) };
-    assert_eq!(scene.remove(longer).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(longer).await, AdminOutcome::Applied, "{rule}");
     let record = scene.record().await;
     assert_eq!(record.state, State::Tombstone, "{rule}");
     scene.kept_for(&record, scene.leases(12), rule);
@@ -387,7 +415,7 @@ pub async fn a_scan_lists_every_record_once<S: Subject>(scene: Scene<S>) {
         let claim = Claim { key: key(number), ..scene.claim_by(number.into()) };
         scene.mine(&claim, rule).await;
         let commit = Commit { key: key(number), ..scene.commit_by(number.into(), "body") };
-        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
     }
     let all = [1, 2, 3, 64, 70, 128, 200].map(key);
     for limit in [1, 2, 3, 7, 100, usize::MAX, 0] {
@@ -455,7 +483,7 @@ pub async fn a_scan_lists_what_was_asked_for<S: Subject>(scene: Scene<S>) {
         scene.mine(&claim, rule).await;
         if number % 2 == 0 {
             let commit = Commit { key: key(number), ..scene.commit_by(caller, "body") };
-            assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+            assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
         }
     }
     for (state, operation, expected) in [
@@ -496,18 +524,18 @@ pub async fn a_scan_lists_what_somebody_has_to_look_at<S: Subject>(scene: Scene<
         scene.mine(&long(number, CrashPolicy::Hold), rule).await;
     }
     let park = |number: u8| Park::own(key(number), token(number.into()), Reason::Error);
-    assert_eq!(scene.park(park(6)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.park(park(6)).await, WriteOutcome::Applied, "{rule}");
     let commit = Commit { key: key(7), ..scene.commit_by(7, "result") };
-    assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
     let release = Release { keep_attempts: true, ..Release::new(key(8), token(8)) };
-    assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
     let remove =
         Remove { force: true, tombstone: scene.leases(64), ..Remove::new(key(9), token(9)) };
-    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}");
     // Retried, and given up by its owner: it does not run, although no lease has expired.
     scene.mine(&long(10, CrashPolicy::Retry), rule).await;
     let abandon = Abandon::new(key(10), token(10), Reason::Dropped);
-    assert_eq!(scene.store().abandon(abandon).await.ok(), Some(Written::Applied), "{rule}");
+    assert_eq!(scene.store().abandon(abandon).await.ok(), Some(WriteOutcome::Applied), "{rule}");
     scene.pass(2).await;
     for (only, state, expected) in [
         (Only::InDoubt, None, vec![4, 6]),
@@ -575,9 +603,9 @@ pub async fn a_scan_lists_the_tombstones_of_expired_records<S: Subject>(scene: S
     let lasting = Claim { linger: scene.leases(64), ..claim(5) };
     scene.mine(&lasting, rule).await;
     let commit = Commit { key: key(2), ttl: scene.leases(2), ..scene.commit_by(2, "result") };
-    assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
     let park = Park::own(key(3), token(3), Reason::Error);
-    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+    assert_eq!(scene.park(park).await, WriteOutcome::Applied, "{rule}");
     scene.pass(5).await;
     let expected = [(1, true), (2, true), (3, true), (5, false)];
     let found: Vec<_> = scene.list(Scan::default(), rule).await;

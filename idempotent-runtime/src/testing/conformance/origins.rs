@@ -9,8 +9,8 @@ use bytes::Bytes;
 use super::Scene;
 use super::scene::{KEY, OPERATION, key, token};
 use crate::store::{
-    Abandon, Changed, Checkpoint, Claim, CrashPolicy, Park, Reason, Record, Release, Remove,
-    Resolve, ResolveAnswer, Scan, State, Store as _, Written,
+    Abandon, AdminOutcome, Checkpoint, Claim, CrashPolicy, Park, Reason, Record, Release, Remove,
+    Resolve, ResolveAnswer, Scan, State, Store as _, WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -105,10 +105,13 @@ pub async fn a_claim_is_kept_with_its_origin<S: Subject>(scene: Scene<S>) {
         let again = scene.mine(&claim(&scene, 1, CrashPolicy::Hold, &origins[1]), rule).await;
         assert_eq!(Origin::of(&again.record), *origin, "T4: a repeated claim changes nothing");
         is_of(&scene, origin, 2, rule).await;
-        assert_eq!(scene.renew(1, DAY * 2).await, Written::Applied, "{rule}");
-        assert_eq!(scene.park(Park::own(KEY, token(1), Reason::Error)).await, Written::Applied);
+        assert_eq!(scene.renew(1, DAY * 2).await, WriteOutcome::Applied, "{rule}");
+        assert_eq!(
+            scene.park(Park::own(KEY, token(1), Reason::Error)).await,
+            WriteOutcome::Applied
+        );
         is_of(&scene, origin, 2, rule).await;
-        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, AdminOutcome::Applied, "{rule}");
     }
 }
 
@@ -136,16 +139,16 @@ pub async fn a_takeover_replaces_holder_and_trace<S: Subject>(scene: Scene<S>) {
         if size > 0 {
             let checkpoint = Checkpoint::new(KEY, token(1), 0, body.clone());
             let written = scene.store().checkpoint(checkpoint).await.ok();
-            assert_eq!(written, Some(Written::Applied), "{rule}");
+            assert_eq!(written, Some(WriteOutcome::Applied), "{rule}");
         }
         for ((last, caller), owner) in (1..).zip(2..).zip(&owners[1..]) {
             // Every other one takes over from a doubt.
             if caller % 2 == 0 {
                 let abandon = Abandon::new(KEY, token(last), Reason::Dropped);
-                assert_eq!(scene.store().abandon(abandon).await.ok(), Some(Written::Applied));
+                assert_eq!(scene.store().abandon(abandon).await.ok(), Some(WriteOutcome::Applied));
             } else {
                 let park = Park::own(KEY, token(last), Reason::Error);
-                assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+                assert_eq!(scene.park(park).await, WriteOutcome::Applied, "{rule}");
             }
             let taker = Claim {
                 namespace: "another".into(),
@@ -167,13 +170,21 @@ pub async fn a_takeover_replaces_holder_and_trace<S: Subject>(scene: Scene<S>) {
         let sequence = u32::from(size > 0);
         let checkpoint = Checkpoint::new(KEY, token(last), sequence, larger.clone());
         let written = scene.store().checkpoint(checkpoint).await.ok();
-        assert_eq!(written, Some(Written::Applied), "{rule}");
+        assert_eq!(written, Some(WriteOutcome::Applied), "{rule}");
         is_of(&scene, owner, 99, &rule).await;
         assert!(scene.record().await.body == larger, "{rule}");
-        assert_eq!(scene.complete(scene.commit_by(last, "done")).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.complete(scene.commit_by(last, "done")).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
         is_of(&scene, owner, 99, &rule).await;
         assert_eq!(&scene.record().await.body[..], b"done", "{rule}");
-        assert_eq!(scene.remove(Remove::new(KEY, token(last))).await, Changed::Applied, "{rule}");
+        assert_eq!(
+            scene.remove(Remove::new(KEY, token(last))).await,
+            AdminOutcome::Applied,
+            "{rule}"
+        );
     }
 }
 
@@ -186,22 +197,22 @@ pub async fn a_record_keeps_the_origin_of_its_last_owner<S: Subject>(scene: Scen
     let second = Origin::new("shop", "shop-77d2/20", Some("00-second-01"));
     let taken_over = async || {
         scene.mine(&claim(&scene, 1, CrashPolicy::Retry, &first), rule).await;
-        assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
+        assert_eq!(scene.abandon(1, Reason::Dropped).await, WriteOutcome::Applied, "{rule}");
         scene.mine(&claim(&scene, 2, CrashPolicy::Retry, &second), rule).await;
     };
     taken_over().await;
-    scene.refuses_owner(1, Written::Lost, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Lost, rule).await;
     is_of(&scene, &second, 3, rule).await;
-    assert_eq!(scene.complete(scene.commit_by(2, "result")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(2, "result")).await, WriteOutcome::Applied, "{rule}");
     is_of(&scene, &second, 3, "a result keeps the process that produced it").await;
     let remove = Remove { tombstone: DAY, ..Remove::new(KEY, token(2)) };
-    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}");
     assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
     is_of(&scene, &second, 3, rule).await;
-    assert_eq!(scene.remove(Remove::new(KEY, token(2))).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(Remove::new(KEY, token(2))).await, AdminOutcome::Applied, "{rule}");
 
     taken_over().await;
-    assert_eq!(scene.park(Park::own(KEY, token(2), Reason::Error)).await, Written::Applied);
+    assert_eq!(scene.park(Park::own(KEY, token(2), Reason::Error)).await, WriteOutcome::Applied);
     let answer = ResolveAnswer::Finished {
         state: State::Completed,
         body: Bytes::from_static(b"answer"),
@@ -209,13 +220,13 @@ pub async fn a_record_keeps_the_origin_of_its_last_owner<S: Subject>(scene: Scen
         ttl: DAY,
     };
     let resolve = Resolve::new(KEY, token(2), token(9), answer);
-    assert_eq!(scene.resolve(resolve).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.resolve(resolve).await, AdminOutcome::Applied, "{rule}");
     is_of(&scene, &second, 3, rule).await;
-    assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, AdminOutcome::Applied, "{rule}");
 
     scene.mine(&claim(&scene, 1, CrashPolicy::Retry, &first), rule).await;
     let release = Release { keep_attempts: true, ..Release::new(KEY, token(1)) };
-    assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(Origin::of(&scene.record().await), first, "{rule}");
     let grant = scene.mine(&claim(&scene, 2, CrashPolicy::Retry, &second), rule).await;
     assert_eq!(

@@ -3,7 +3,9 @@
 
 use super::Scene;
 use super::scene::{KEY, key, token};
-use crate::store::{Claim, CrashPolicy, Park, Reason, Record, Release, Renewal, State, Written};
+use crate::store::{
+    Claim, CrashPolicy, Park, Reason, Record, Release, Renewal, State, WriteOutcome,
+};
 use crate::testing::Subject;
 
 /// Rule 1: after a takeover the old owner cannot write anything.
@@ -12,9 +14,9 @@ pub async fn a_stale_owner_writes_nothing_after_a_takeover<S: Subject>(scene: Sc
     scene.orphaned(CrashPolicy::Retry).await;
     scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
     let before = scene.record().await;
-    scene.refuses_owner(1, Written::Lost, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Lost, rule).await;
     scene.unchanged(&before, rule).await;
-    assert_eq!(scene.complete(scene.commit_by(2, "second")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(2, "second")).await, WriteOutcome::Applied, "{rule}");
 }
 
 /// Rule 1: a token that never owned the record cannot write anything, whatever the state.
@@ -22,40 +24,40 @@ pub async fn a_stranger_writes_nothing<S: Subject>(scene: Scene<S>) {
     let rule = "rule 1: every write is guarded by the owner's token";
     scene.running(CrashPolicy::Retry).await;
     let before = scene.record().await;
-    scene.refuses_owner(2, Written::Lost, rule).await;
+    scene.refuses_owner(2, WriteOutcome::Lost, rule).await;
     scene.unchanged(&before, rule).await;
     scene.pass(2).await;
     assert_eq!(
         scene.park(Park::orphan(KEY, token(2))).await,
-        Written::Lost,
+        WriteOutcome::Lost,
         "{rule}: park of an orphan"
     );
     assert_eq!(
         scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     let before = scene.record().await;
-    scene.refuses_owner(2, Written::Lost, rule).await;
+    scene.refuses_owner(2, WriteOutcome::Lost, rule).await;
     scene.unchanged(&before, rule).await;
     assert_eq!(
         scene.release(Release { keep_attempts: true, ..Release::new(KEY, token(1)) }).await,
-        Written::Applied
+        WriteOutcome::Applied
     );
     let before = scene.record().await;
-    scene.refuses_owner(2, Written::Lost, rule).await;
+    scene.refuses_owner(2, WriteOutcome::Lost, rule).await;
     scene.unchanged(&before, rule).await;
 }
 
 /// Rule 1: writes to an absent record are reported as such.
 pub async fn an_owner_without_record_is_told_so<S: Subject>(scene: Scene<S>) {
     let rule = "rule 1: a write without a record is answered with gone, and writes nothing";
-    scene.refuses_owner(1, Written::Gone, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Gone, rule).await;
     assert_eq!(scene.read().await, None, "{rule}");
     scene.buried(8).await;
     let before = scene.record().await;
     assert_eq!(before.state, State::Tombstone, "{rule}");
-    scene.refuses_owner(1, Written::Gone, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Gone, rule).await;
     scene.unchanged(&before, rule).await;
 }
 
@@ -63,13 +65,13 @@ pub async fn an_owner_without_record_is_told_so<S: Subject>(scene: Scene<S>) {
 pub async fn a_renewal_prolongs_the_lease<S: Subject>(scene: Scene<S>) {
     let rule = "T7: a renewal makes the lease end so long after now";
     scene.running(CrashPolicy::Retry).await;
-    assert_eq!(scene.renew(1, scene.leases(4)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(4)).await, WriteOutcome::Applied, "{rule}");
     scene.pass(2).await;
     assert!(
         scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await.is_running(),
         "{rule}"
     );
-    assert_eq!(scene.renew(1, scene.leases(4)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(4)).await, WriteOutcome::Applied, "{rule}");
     scene.pass(3).await;
     scene.held(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
     scene.pass(2).await;
@@ -84,9 +86,13 @@ pub async fn a_late_renewal_revives_the_lease<S: Subject>(scene: Scene<S>) {
     let rule = "T7: a renewal counts also when the lease had expired and no caller has taken over";
     for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
         scene.orphaned(policy).await;
-        assert_eq!(scene.renew(1, scene.leases(2)).await, Written::Applied, "{rule}");
+        assert_eq!(scene.renew(1, scene.leases(2)).await, WriteOutcome::Applied, "{rule}");
         assert!(scene.held(&scene.claim_under(2, policy), rule).await.is_running(), "{rule}");
-        assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.release(Release::new(KEY, token(1))).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
     }
 }
 
@@ -94,11 +100,11 @@ pub async fn a_late_renewal_revives_the_lease<S: Subject>(scene: Scene<S>) {
 pub async fn only_a_claim_in_progress_is_renewed<S: Subject>(scene: Scene<S>) {
     let rule = "T7: what is not in progress is not renewed, not even by its owner";
     let doubt = scene.in_doubt(CrashPolicy::Verify).await;
-    assert_eq!(scene.renew(1, scene.leases(8)).await, Written::Lost, "{rule}: in doubt");
+    assert_eq!(scene.renew(1, scene.leases(8)).await, WriteOutcome::Lost, "{rule}: in doubt");
     scene.unchanged(&doubt, rule).await;
-    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, WriteOutcome::Applied, "{rule}");
     let released = scene.released().await;
-    assert_eq!(scene.renew(1, scene.leases(8)).await, Written::Lost, "{rule}: released");
+    assert_eq!(scene.renew(1, scene.leases(8)).await, WriteOutcome::Lost, "{rule}: released");
     scene.unchanged(&released, rule).await;
 }
 
@@ -107,13 +113,13 @@ pub async fn a_renewal_extends_the_expiry_and_never_shortens_it<S: Subject>(scen
     let rule = "rule 2: a renewal keeps the record at least its linger beyond the lease, and never shortens that";
     let claim = Claim { linger: scene.leases(2), ..scene.claim_by(1) };
     scene.mine(&claim, rule).await;
-    assert_eq!(scene.renew(1, scene.leases(8)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(8)).await, WriteOutcome::Applied, "{rule}");
     let long = scene.record().await;
     scene.kept_for(&long, scene.leases(10), rule);
-    assert_eq!(scene.renew(1, scene.leases(1)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(1)).await, WriteOutcome::Applied, "{rule}");
     assert!(scene.record().await.expires + scene.leases(1) > long.expires, "{rule}");
     scene.pass(5).await;
-    assert_eq!(scene.renew(1, scene.leases(8)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(8)).await, WriteOutcome::Applied, "{rule}");
     scene.pass(7).await;
     assert!(
         scene.record().await.is_running(),
@@ -137,7 +143,7 @@ pub async fn renewals_are_answered_one_by_one<S: Subject>(scene: Scene<S>) {
         scene.renew_all(vec![renewal(4, 4), renewal(2, 1), renewal(3, 3), renewal(1, 1)]).await;
     assert_eq!(
         answers,
-        [Written::Applied, Written::Lost, Written::Gone, Written::Applied],
+        [WriteOutcome::Applied, WriteOutcome::Lost, WriteOutcome::Gone, WriteOutcome::Applied],
         "{rule}"
     );
     scene.pass(2).await;
@@ -153,16 +159,16 @@ pub async fn an_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
     for keep_attempts in [false, true] {
         for parked in [false, true] {
             scene.running(CrashPolicy::Hold).await;
-            assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+            assert_eq!(scene.checkpoint(1, 0, "half").await, WriteOutcome::Applied, "{rule}");
             if parked {
                 assert_eq!(
                     scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-                    Written::Applied,
+                    WriteOutcome::Applied,
                     "{rule}"
                 );
             }
             let release = Release { keep_attempts, ..Release::new(KEY, token(1)) };
-            assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+            assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
             if keep_attempts {
                 let record = scene.record().await;
                 assert_eq!(
@@ -177,19 +183,19 @@ pub async fn an_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
                 );
                 assert_eq!(
                     scene.release(release).await,
-                    Written::AlreadyApplied,
+                    WriteOutcome::AlreadyApplied,
                     "{rule}: asked again"
                 );
                 let grant = scene.mine(&scene.claim_by(2), rule).await;
                 assert_eq!((grant.record.checkpoints, grant.record.body.len()), (0, 0), "{rule}");
                 assert_eq!(
                     scene.release(Release::new(KEY, token(2))).await,
-                    Written::Applied,
+                    WriteOutcome::Applied,
                     "{rule}"
                 );
             } else {
                 assert_eq!(scene.read().await, None, "{rule}");
-                assert_eq!(scene.release(release).await, Written::Gone, "{rule}: asked again");
+                assert_eq!(scene.release(release).await, WriteOutcome::Gone, "{rule}: asked again");
             }
         }
     }
@@ -202,13 +208,13 @@ pub async fn a_release_leaves_what_was_taken_over<S: Subject>(scene: Scene<S>) {
     for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify] {
         for keep_attempts in [false, true] {
             scene.running(policy).await;
-            assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+            assert_eq!(scene.checkpoint(1, 0, "half").await, WriteOutcome::Applied, "{rule}");
             scene.pass(2).await;
             let claim = scene.claim_under(2, policy);
             let taken_over = scene.mine(&claim, rule).await;
             let release = Release { keep_attempts, ..Release::new(KEY, token(2)) };
             for _ in 0..2 {
-                assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+                assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
                 let record = scene.record().await;
                 assert!(record.is_orphaned(), "{rule}: {record:?}");
                 assert_eq!((record.owner, record.attempts), (token(2), 2), "{rule}");
@@ -220,7 +226,7 @@ pub async fn a_release_leaves_what_was_taken_over<S: Subject>(scene: Scene<S>) {
             }
             // A duplicate of the claim arrives late and is released as well.
             scene.mine(&claim, rule).await;
-            assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+            assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
             let next = scene.mine(&scene.claim_under(3, policy), rule).await;
             assert_eq!(
                 (next.taken_over, next.record.attempts),
@@ -248,8 +254,8 @@ pub async fn a_release_leaves_a_doubt<S: Subject>(scene: Scene<S>) {
     scene.mine(&scene.claim_under(2, CrashPolicy::Verify), rule).await;
     let park =
         Park { ask_again_after: scene.leases(16), ..Park::own(KEY, token(2), Reason::Unverified) };
-    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
-    assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.park(park).await, WriteOutcome::Applied, "{rule}");
+    assert_eq!(scene.release(Release::new(KEY, token(2))).await, WriteOutcome::Applied, "{rule}");
     let record = scene.record().await;
     assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::Unverified)), "{rule}");
     assert_eq!(
@@ -264,7 +270,7 @@ pub async fn a_late_owner_releases_its_claim<S: Subject>(scene: Scene<S>) {
         the record";
     scene.orphaned(CrashPolicy::Hold).await;
     scene.held(&scene.claim_by(2), rule).await;
-    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, WriteOutcome::Applied, "{rule}");
     scene.mine(&scene.claim_by(2), rule).await;
 }
 
@@ -274,13 +280,14 @@ pub async fn a_released_claim_is_written_no_more<S: Subject>(scene: Scene<S>) {
         "T10: after its release an owner writes nothing, and releasing again is applied already";
     let before = scene.released().await;
     for (write, written) in scene.owner_writes(1).await {
-        let expected = if write == "release" { Written::AlreadyApplied } else { Written::Lost };
+        let expected =
+            if write == "release" { WriteOutcome::AlreadyApplied } else { WriteOutcome::Lost };
         assert_eq!(written, expected, "{rule} ({write})");
     }
     scene.pass(2).await;
     assert_eq!(
         scene.park(Park::orphan(KEY, token(1))).await,
-        Written::Lost,
+        WriteOutcome::Lost,
         "{rule} (park by an observer)"
     );
     assert_eq!(scene.fence(1).await, None, "{rule} (fence)");
@@ -292,7 +299,7 @@ pub async fn an_abandoned_claim_is_taken_over_at_once<S: Subject>(scene: Scene<S
     let rule = "T11: under every policy but hold an abandoned claim is taken over at once";
     for policy in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify] {
         scene.running(policy).await;
-        assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
+        assert_eq!(scene.abandon(1, Reason::Dropped).await, WriteOutcome::Applied, "{rule}");
         let record = scene.record().await;
         assert_eq!(
             (record.state, record.owner, record.reason),
@@ -309,16 +316,16 @@ pub async fn an_abandoned_claim_is_taken_over_at_once<S: Subject>(scene: Scene<S
 pub async fn a_lease_that_was_given_up_is_not_renewed<S: Subject>(scene: Scene<S>) {
     let rule = "T7: a lease that its owner gave up is not renewed";
     scene.running(CrashPolicy::Retry).await;
-    assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
-    assert_eq!(scene.renew(1, scene.leases(2)).await, Written::Lost, "{rule} (abandoned)");
+    assert_eq!(scene.abandon(1, Reason::Dropped).await, WriteOutcome::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(2)).await, WriteOutcome::Lost, "{rule} (abandoned)");
     scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
     assert_eq!(
         scene.renew(2, scene.leases(2)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}: the next owner renews its own"
     );
-    assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
-    assert_eq!(scene.renew(2, scene.leases(2)).await, Written::Lost, "{rule} (released)");
+    assert_eq!(scene.release(Release::new(KEY, token(2))).await, WriteOutcome::Applied, "{rule}");
+    assert_eq!(scene.renew(2, scene.leases(2)).await, WriteOutcome::Lost, "{rule} (released)");
     assert!(scene.record().await.is_orphaned(), "{rule}");
 }
 
@@ -327,7 +334,7 @@ pub async fn nothing_is_abandoned_under_hold<S: Subject>(scene: Scene<S>) {
     let rule = "T11: under hold an abandonment changes nothing";
     scene.running(CrashPolicy::Hold).await;
     let before = scene.record().await;
-    assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Lost, "{rule}");
+    assert_eq!(scene.abandon(1, Reason::Dropped).await, WriteOutcome::Lost, "{rule}");
     scene.unchanged(&before, rule).await;
     assert!(scene.held(&scene.claim_by(2), rule).await.is_running(), "{rule}");
 }
@@ -337,9 +344,9 @@ pub async fn only_a_claim_in_progress_is_abandoned<S: Subject>(scene: Scene<S>) 
     let rule = "T11: what is not in progress is not abandoned, not even by its owner";
     let park = Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::Error) };
     scene.running(CrashPolicy::Verify).await;
-    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+    assert_eq!(scene.park(park).await, WriteOutcome::Applied, "{rule}");
     let before = scene.record().await;
-    assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Lost, "{rule}");
+    assert_eq!(scene.abandon(1, Reason::Dropped).await, WriteOutcome::Lost, "{rule}");
     scene.unchanged(&before, rule).await;
 }
 
@@ -347,10 +354,10 @@ pub async fn only_a_claim_in_progress_is_abandoned<S: Subject>(scene: Scene<S>) 
 pub async fn an_owner_parks_its_record<S: Subject>(scene: Scene<S>) {
     let rule = "T6b: a running owner makes its record in doubt, and the checkpoint stays";
     scene.running(CrashPolicy::Hold).await;
-    assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+    assert_eq!(scene.checkpoint(1, 0, "half").await, WriteOutcome::Applied, "{rule}");
     assert_eq!(
         scene.park(Park::own(KEY, token(1), Reason::Panicked)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     let parked = scene.record().await;
@@ -364,7 +371,7 @@ pub async fn an_owner_parks_its_record<S: Subject>(scene: Scene<S>) {
     scene.kept_for(&parked, scene.leases(16), rule);
     assert_eq!(
         scene.park(Park::own(KEY, token(1), Reason::Dropped)).await,
-        Written::AlreadyApplied,
+        WriteOutcome::AlreadyApplied,
         "{rule}"
     );
     scene.unchanged(&parked, rule).await;
@@ -379,13 +386,13 @@ pub async fn an_owner_says_more_than_an_observer<S: Subject>(scene: Scene<S>) {
     assert_eq!((parked.state, parked.reason), (State::InDoubt, Some(Reason::Crashed)), "{rule}");
     let late =
         Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::LeaseLost) };
-    assert_eq!(scene.park(Park { token: token(2), ..late }).await, Written::Lost, "{rule}");
-    assert_eq!(scene.park(late).await, Written::Applied, "{rule}");
+    assert_eq!(scene.park(Park { token: token(2), ..late }).await, WriteOutcome::Lost, "{rule}");
+    assert_eq!(scene.park(late).await, WriteOutcome::Applied, "{rule}");
     let record = scene.record().await;
     scene.unchanged(&Record { reason: record.reason, ..parked }, rule).await;
     assert_eq!(record.reason, Some(Reason::LeaseLost), "{rule}");
     for again in [late, Park::own(KEY, token(1), Reason::Dropped), Park::orphan(KEY, token(1))] {
-        assert_eq!(scene.park(again).await, Written::AlreadyApplied, "{rule}");
+        assert_eq!(scene.park(again).await, WriteOutcome::AlreadyApplied, "{rule}");
     }
     scene.unchanged(&record, rule).await;
 }
@@ -396,20 +403,24 @@ pub async fn an_observer_parks_only_an_orphan<S: Subject>(scene: Scene<S>) {
         expired";
     scene.running(CrashPolicy::Hold).await;
     let before = scene.record().await;
-    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Lost, "{rule}");
+    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, WriteOutcome::Lost, "{rule}");
     scene.unchanged(&before, rule).await;
     scene.pass(2).await;
-    assert_eq!(scene.renew(1, scene.leases(1)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(1)).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(
         scene.park(Park::orphan(KEY, token(1))).await,
-        Written::Lost,
+        WriteOutcome::Lost,
         "{rule}: it was renewed"
     );
     scene.pass(2).await;
-    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, WriteOutcome::Applied, "{rule}");
     let record = scene.record().await;
     assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::Crashed)), "{rule}");
-    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::AlreadyApplied, "{rule}");
+    assert_eq!(
+        scene.park(Park::orphan(KEY, token(1))).await,
+        WriteOutcome::AlreadyApplied,
+        "{rule}"
+    );
 }
 
 /// Rule 6: checkpoints are accepted in their order.
@@ -417,14 +428,14 @@ pub async fn checkpoints_are_accepted_in_order<S: Subject>(scene: Scene<S>) {
     let rule = "rule 6: a checkpoint is accepted at the expected number only";
     scene.running(CrashPolicy::Resume).await;
     for (sequence, body, expected) in [
-        (1, "ahead", Written::Lost),
-        (0, "first", Written::Applied),
-        (2, "ahead", Written::Lost),
-        (1, "second", Written::Applied),
-        (0, "first", Written::Lost),
-        (0, "second", Written::Lost),
-        (u32::MAX, "second", Written::Lost),
-        (2, "", Written::Applied),
+        (1, "ahead", WriteOutcome::Lost),
+        (0, "first", WriteOutcome::Applied),
+        (2, "ahead", WriteOutcome::Lost),
+        (1, "second", WriteOutcome::Applied),
+        (0, "first", WriteOutcome::Lost),
+        (0, "second", WriteOutcome::Lost),
+        (u32::MAX, "second", WriteOutcome::Lost),
+        (2, "", WriteOutcome::Applied),
     ] {
         assert_eq!(
             scene.checkpoint(1, sequence, body).await,
@@ -444,22 +455,22 @@ pub async fn checkpoints_are_accepted_in_order<S: Subject>(scene: Scene<S>) {
 pub async fn a_checkpoint_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
     let rule = "rule 6: a checkpoint that is sent twice counts once; another one with its number is refused";
     scene.running(CrashPolicy::Resume).await;
-    assert_eq!(scene.checkpoint(1, 0, "first").await, Written::Applied, "{rule}");
+    assert_eq!(scene.checkpoint(1, 0, "first").await, WriteOutcome::Applied, "{rule}");
     let before = scene.record().await;
-    assert_eq!(scene.checkpoint(1, 0, "first").await, Written::AlreadyApplied, "{rule}");
-    assert_eq!(scene.checkpoint(1, 0, "other").await, Written::Lost, "{rule}");
+    assert_eq!(scene.checkpoint(1, 0, "first").await, WriteOutcome::AlreadyApplied, "{rule}");
+    assert_eq!(scene.checkpoint(1, 0, "other").await, WriteOutcome::Lost, "{rule}");
     scene.unchanged(&before, rule).await;
-    assert_eq!(scene.checkpoint(1, 1, "second").await, Written::Applied, "{rule}");
+    assert_eq!(scene.checkpoint(1, 1, "second").await, WriteOutcome::Applied, "{rule}");
 }
 
 /// Rule 6: a checkpoint is not a renewal.
 pub async fn a_checkpoint_keeps_lease_and_expiry<S: Subject>(scene: Scene<S>) {
     let rule = "rule 6: a checkpoint changes neither lease nor expiry";
     scene.running(CrashPolicy::Retry).await;
-    assert_eq!(scene.renew(1, scene.leases(6)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(6)).await, WriteOutcome::Applied, "{rule}");
     let before = scene.record().await;
     scene.pass(3).await;
-    assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+    assert_eq!(scene.checkpoint(1, 0, "half").await, WriteOutcome::Applied, "{rule}");
     let after = scene.record().await;
     for (before, after) in
         [(before.expires, after.expires), (before.lease_until, after.lease_until)]
@@ -473,22 +484,22 @@ pub async fn a_checkpoint_keeps_lease_and_expiry<S: Subject>(scene: Scene<S>) {
 pub async fn only_the_owner_in_progress_writes_checkpoints<S: Subject>(scene: Scene<S>) {
     let rule = "rule 6: only the owner of a claim in progress writes checkpoints";
     scene.running(CrashPolicy::Resume).await;
-    assert_eq!(scene.checkpoint(2, 0, "stranger").await, Written::Lost, "{rule}");
+    assert_eq!(scene.checkpoint(2, 0, "stranger").await, WriteOutcome::Lost, "{rule}");
     scene.pass(2).await;
     assert_eq!(
         scene.checkpoint(1, 0, "late").await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}: the lease does not matter"
     );
     scene.mine(&scene.claim_under(2, CrashPolicy::Resume), rule).await;
-    assert_eq!(scene.checkpoint(1, 1, "stale").await, Written::Lost, "{rule}");
-    assert_eq!(scene.checkpoint(1, 0, "late").await, Written::Lost, "{rule}");
+    assert_eq!(scene.checkpoint(1, 1, "stale").await, WriteOutcome::Lost, "{rule}");
+    assert_eq!(scene.checkpoint(1, 0, "late").await, WriteOutcome::Lost, "{rule}");
     assert_eq!(
         scene.park(Park::own(KEY, token(2), Reason::Error)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
-    assert_eq!(scene.checkpoint(2, 1, "parked").await, Written::Lost, "{rule}");
+    assert_eq!(scene.checkpoint(2, 1, "parked").await, WriteOutcome::Lost, "{rule}");
     assert_eq!(&scene.record().await.body[..], b"late", "{rule}");
 }
 
@@ -501,10 +512,10 @@ pub async fn only_a_claim_in_progress_has_a_fence<S: Subject>(scene: Scene<S>) {
     assert_eq!(scene.fence(2).await, None, "{rule}: stranger");
     assert_eq!(
         scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     assert_eq!(scene.fence(1).await, None, "{rule}: in doubt");
-    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(scene.fence(1).await, None, "{rule}: completed");
 }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, token};
 use crate::store::{
-    Adoption, Changed, Checkpoint, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove,
-    Resolve, ResolveAnswer, State, Store as _, Written,
+    AdminOutcome, Adoption, Checkpoint, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove,
+    Resolve, ResolveAnswer, State, Store as _, WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -24,7 +24,7 @@ pub async fn an_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
             reason: Some(Reason::TooLarge),
             ..scene.commit_by(1, "first")
         };
-        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
         let record = scene.record().await;
         assert_eq!((record.state, record.owner), (state, token(1)), "{rule}");
         assert_eq!((record.schema, record.reason), (5, Some(Reason::TooLarge)), "{rule}");
@@ -51,8 +51,8 @@ pub async fn an_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
 pub async fn a_result_replaces_the_checkpoint<S: Subject>(scene: Scene<S>) {
     let rule = "T8: the body of a finished record is the result, also an empty one";
     scene.running(CrashPolicy::Resume).await;
-    assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
-    assert_eq!(scene.complete(scene.commit_by(1, "")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.checkpoint(1, 0, "half").await, WriteOutcome::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "")).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(scene.record().await.body, Bytes::new(), "{rule}");
 }
 
@@ -73,10 +73,10 @@ pub async fn bodies_are_opaque<S: Subject>(scene: Scene<S>) {
         scene.running(CrashPolicy::Hold).await;
         let checkpoint = Checkpoint::new(KEY, token(1), 0, body.clone());
         let written = scene.store().checkpoint(checkpoint).await;
-        assert_eq!(written.ok(), Some(Written::Applied), "{rule}");
+        assert_eq!(written.ok(), Some(WriteOutcome::Applied), "{rule}");
         assert!(scene.record().await.body == body, "{rule}: {} bytes as checkpoint", body.len());
         let commit = Commit { body: body.clone(), ..scene.commit_by(1, "") };
-        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
         assert!(scene.record().await.body == body, "{rule}: {} bytes", body.len());
         assert!(
             scene.held(&scene.claim_by(2), rule).await.body == body,
@@ -120,19 +120,19 @@ pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Sc
             let checkpoint = Checkpoint::new(KEY, token(1), sequence, large.clone());
             assert_eq!(
                 scene.store().checkpoint(checkpoint.clone()).await.ok(),
-                Some(Written::Applied),
+                Some(WriteOutcome::Applied),
                 "{rule}"
             );
             as_claimed("checkpoint").await;
             assert_eq!(
                 scene.store().checkpoint(checkpoint).await.ok(),
-                Some(Written::AlreadyApplied),
+                Some(WriteOutcome::AlreadyApplied),
                 "{rule}"
             );
         }
         assert_eq!(
             scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "{rule}"
         );
         as_claimed("what was parked").await;
@@ -144,15 +144,15 @@ pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Sc
         };
         assert_eq!(
             scene.resolve(Resolve::new(KEY, token(1), token(9), answer)).await,
-            Changed::Applied,
+            AdminOutcome::Applied,
             "{rule}"
         );
         as_claimed("an operator's answer").await;
-        assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, AdminOutcome::Applied, "{rule}");
 
         scene.mine(&claim, rule).await;
         let commit = Commit { body: large.clone(), ..scene.commit_by(1, "") };
-        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
         as_claimed("a result").await;
         let listed = scene.list(crate::store::Scan::default(), rule).await;
         let words: Vec<_> =
@@ -163,7 +163,7 @@ pub async fn a_body_of_any_size_leaves_what_the_claim_said<S: Subject>(scene: Sc
             "{rule} (a listed result of {} bytes)",
             large.len()
         );
-        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, AdminOutcome::Applied, "{rule}");
     }
 }
 
@@ -172,7 +172,11 @@ pub async fn a_late_result_is_stored<S: Subject>(scene: Scene<S>) {
     let rule = "T8: a commit by the owner counts also when its lease has expired";
     for policy in [CrashPolicy::Hold, CrashPolicy::Retry] {
         scene.orphaned(policy).await;
-        assert_eq!(scene.complete(scene.commit_by(1, "late")).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.complete(scene.commit_by(1, "late")).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
         assert_eq!(
             scene.held(&scene.claim_under(2, policy), rule).await.state,
             State::Completed,
@@ -190,13 +194,17 @@ pub async fn a_parked_owner_stores_its_result<S: Subject>(scene: Scene<S>) {
         if by_owner {
             assert_eq!(
                 scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-                Written::Applied,
+                WriteOutcome::Applied,
                 "{rule}"
             );
         } else {
             assert_eq!(scene.held(&scene.claim_by(2), rule).await.state, State::InDoubt, "{rule}");
         }
-        assert_eq!(scene.complete(scene.commit_by(1, "mine")).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.complete(scene.commit_by(1, "mine")).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
         let record = scene.record().await;
         assert_eq!(
             (record.state, record.reason, &record.body[..]),
@@ -220,7 +228,7 @@ pub async fn a_result_sent_twice_is_stored_once<S: Subject>(scene: Scene<S>) {
                 ttl: scene.leases(64),
                 ..scene.commit_by(1, "second")
             };
-            assert_eq!(scene.complete(commit).await, Written::AlreadyApplied, "{rule}");
+            assert_eq!(scene.complete(commit).await, WriteOutcome::AlreadyApplied, "{rule}");
         }
         scene.unchanged(&before, rule).await;
         scene.pass_expiry().await;
@@ -233,31 +241,31 @@ pub async fn an_answer_never_changes<S: Subject>(scene: Scene<S>) {
     for state in [State::Completed, State::Failed] {
         let before = scene.completed(state).await;
         scene.pass(2).await;
-        assert_eq!(scene.renew(1, scene.leases(64)).await, Written::Lost, "{rule} (renew)");
-        assert_eq!(scene.checkpoint(1, 0, "late").await, Written::Lost, "{rule} (checkpoint)");
-        assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Lost, "{rule} (abandon)");
+        assert_eq!(scene.renew(1, scene.leases(64)).await, WriteOutcome::Lost, "{rule} (renew)");
+        assert_eq!(scene.checkpoint(1, 0, "late").await, WriteOutcome::Lost, "{rule} (checkpoint)");
+        assert_eq!(scene.abandon(1, Reason::Dropped).await, WriteOutcome::Lost, "{rule} (abandon)");
         assert_eq!(
             scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-            Written::Lost,
+            WriteOutcome::Lost,
             "{rule} (park)"
         );
         assert_eq!(
             scene.park(Park::orphan(KEY, token(1))).await,
-            Written::Lost,
+            WriteOutcome::Lost,
             "{rule} (park by an observer)"
         );
         assert_eq!(
             scene.release(Release::new(KEY, token(1))).await,
-            Written::Lost,
+            WriteOutcome::Lost,
             "{rule} (release)"
         );
         assert_eq!(
             scene.complete(scene.commit_by(2, "other")).await,
-            Written::Lost,
+            WriteOutcome::Lost,
             "{rule} (complete by another)"
         );
         let resolve = Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted);
-        assert_eq!(scene.resolve(resolve).await, Changed::Conflict, "{rule} (resolve)");
+        assert_eq!(scene.resolve(resolve).await, AdminOutcome::Conflict, "{rule} (resolve)");
         for policy in [CrashPolicy::Retry, CrashPolicy::Verify] {
             scene.held(&scene.claim_under(2, policy), rule).await;
         }
@@ -271,9 +279,9 @@ pub async fn a_stale_owners_result_is_refused<S: Subject>(scene: Scene<S>) {
     let rule = "rule 1: a commit by an owner that was replaced is lost, before and after the taker's commit";
     scene.orphaned(CrashPolicy::Retry).await;
     scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
-    assert_eq!(scene.complete(scene.commit_by(1, "stale")).await, Written::Lost, "{rule}");
-    assert_eq!(scene.complete(scene.commit_by(2, "winner")).await, Written::Applied, "{rule}");
-    assert_eq!(scene.complete(scene.commit_by(1, "stale")).await, Written::Lost, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "stale")).await, WriteOutcome::Lost, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(2, "winner")).await, WriteOutcome::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "stale")).await, WriteOutcome::Lost, "{rule}");
     let record = scene.record().await;
     assert_eq!((record.owner, &record.body[..]), (token(2), &b"winner"[..]), "{rule}");
 }
@@ -285,7 +293,7 @@ pub async fn a_result_is_completed_or_failed<S: Subject>(scene: Scene<S>) {
     let before = scene.record().await;
     for state in [State::InProgress, State::InDoubt, State::Released, State::Tombstone] {
         let commit = Commit { state, ..scene.commit_by(1, "odd") };
-        assert_eq!(scene.complete(commit).await, Written::Lost, "{rule} ({state:?})");
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Lost, "{rule} ({state:?})");
     }
     scene.unchanged(&before, rule).await;
 }
@@ -295,9 +303,9 @@ pub async fn a_result_is_kept_for_its_ttl<S: Subject>(scene: Scene<S>) {
     let rule = "rule 2: a result is kept for at least its ttl from the commit, whatever the linger";
     let claim = Claim { linger: scene.leases(1), ..scene.claim_by(1) };
     scene.mine(&claim, rule).await;
-    assert_eq!(scene.renew(1, scene.leases(4)).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, scene.leases(4)).await, WriteOutcome::Applied, "{rule}");
     scene.pass(3).await;
-    assert_eq!(scene.complete(scene.commit_by(1, "kept")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "kept")).await, WriteOutcome::Applied, "{rule}");
     scene.kept_for(&scene.record().await, scene.leases(16), rule);
     scene.pass(14).await;
     assert_eq!(&scene.held(&claim, rule).await.body[..], b"kept", "{rule}");
@@ -316,7 +324,7 @@ pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
     // An attempt before it, which counts.
     scene.mine(&scene.claim_under(2, CrashPolicy::Resume), rule).await;
     let counted = Release { keep_attempts: true, ..Release::new(KEY, token(2)) };
-    assert_eq!(scene.release(counted).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(counted).await, WriteOutcome::Applied, "{rule}");
     let grant = scene.mine(&claim, rule).await;
     assert_eq!(grant.record.attempts, 2, "{rule}");
     vanish(&scene, 1).await;
@@ -325,7 +333,7 @@ pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
         reason: Some(Reason::TooLarge),
         ..scene.adopting_commit(&claim, &grant)
     };
-    assert_eq!(scene.complete(commit.clone()).await, Written::Adopted, "{rule}");
+    assert_eq!(scene.complete(commit.clone()).await, WriteOutcome::Adopted, "{rule}");
     let record = scene.record().await;
     assert_eq!(
         (record.state, record.owner, &record.body[..]),
@@ -351,7 +359,7 @@ pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
         "{rule}"
     );
     scene.kept_for(&record, scene.leases(16), rule);
-    assert_eq!(scene.complete(commit).await, Written::AlreadyApplied, "{rule}: sent again");
+    assert_eq!(scene.complete(commit).await, WriteOutcome::AlreadyApplied, "{rule}: sent again");
     scene.held(&scene.claim_by(2), rule).await;
 }
 
@@ -360,7 +368,7 @@ pub async fn a_vanished_record_is_not_written_unless_asked<S: Subject>(scene: Sc
     let rule = "T9: a commit without adoption writes no vanished record";
     scene.running(CrashPolicy::Hold).await;
     vanish(&scene, 1).await;
-    assert_eq!(scene.complete(scene.commit_by(1, "late")).await, Written::Gone, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "late")).await, WriteOutcome::Gone, "{rule}");
     assert_eq!(scene.read().await, None, "{rule}");
 }
 
@@ -375,13 +383,13 @@ pub async fn an_adoption_ends<S: Subject>(scene: Scene<S>) {
     let over = Commit { adopt: Some(Arc::new(Adoption::new(claim, &grant))), ..renewed.clone() };
     assert_eq!(
         scene.complete(over).await,
-        Written::Gone,
+        WriteOutcome::Gone,
         "{rule}: with the lease that was granted"
     );
     assert_eq!(scene.read().await, None, "{rule}");
     assert_eq!(
         scene.complete(renewed).await,
-        Written::Adopted,
+        WriteOutcome::Adopted,
         "{rule}: with the lease as it was renewed"
     );
 }
@@ -395,9 +403,9 @@ pub async fn an_adoption_brings_no_expired_result_back<S: Subject>(scene: Scene<
         let adopt = Some(Arc::new(Adoption::new(claim, &grant)));
         let commit =
             Commit { body, adopt, ..Commit::new(KEY, token(1), Bytes::new(), scene.leases(2)) };
-        assert_eq!(scene.complete(commit.clone()).await, Written::Applied, "{rule}");
+        assert_eq!(scene.complete(commit.clone()).await, WriteOutcome::Applied, "{rule}");
         scene.pass_expiry().await;
-        assert_eq!(scene.complete(commit).await, Written::Gone, "{rule}");
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Gone, "{rule}");
         assert_eq!(scene.read().await, None, "{rule}");
     }
 }
@@ -410,9 +418,9 @@ pub async fn an_adoption_replaces_nobody<S: Subject>(scene: Scene<S>) {
     vanish(&scene, 1).await;
     scene.mine(&scene.claim_by(2), rule).await;
     let commit = scene.adopting_commit(&claim, &grant);
-    assert_eq!(scene.complete(commit.clone()).await, Written::Lost, "{rule}: running");
-    assert_eq!(scene.complete(scene.commit_by(2, "winner")).await, Written::Applied, "{rule}");
-    assert_eq!(scene.complete(commit).await, Written::Lost, "{rule}: completed");
+    assert_eq!(scene.complete(commit.clone()).await, WriteOutcome::Lost, "{rule}: running");
+    assert_eq!(scene.complete(scene.commit_by(2, "winner")).await, WriteOutcome::Applied, "{rule}");
+    assert_eq!(scene.complete(commit).await, WriteOutcome::Lost, "{rule}: completed");
     assert_eq!(&scene.record().await.body[..], b"winner", "{rule}");
 }
 
@@ -423,10 +431,10 @@ pub async fn an_adoption_opens_no_tombstone<S: Subject>(scene: Scene<S>) {
     let grant = scene.mine(&claim, rule).await;
     scene.pass(2).await;
     let remove = Remove { tombstone: scene.leases(8), ..Remove::new(KEY, token(1)) };
-    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}");
     assert_eq!(
         scene.complete(scene.adopting_commit(&claim, &grant)).await,
-        Written::Gone,
+        WriteOutcome::Gone,
         "{rule}"
     );
     assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
@@ -439,12 +447,12 @@ pub async fn an_adopting_commit_is_a_commit<S: Subject>(scene: Scene<S>) {
     let grant = scene.mine(&claim, rule).await;
     assert_eq!(
         scene.complete(scene.adopting_commit(&claim, &grant)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     assert_eq!(
         scene.complete(scene.adopting_commit(&claim, &grant)).await,
-        Written::AlreadyApplied,
+        WriteOutcome::AlreadyApplied,
         "{rule}"
     );
 }
@@ -453,6 +461,6 @@ pub async fn an_adopting_commit_is_a_commit<S: Subject>(scene: Scene<S>) {
 /// same result.
 async fn vanish<S: Subject>(scene: &Scene<S>, caller: u128) {
     let released = scene.release(Release::new(KEY, token(caller))).await;
-    assert_eq!(released, Written::Applied, "T10: an owner releases its claim");
+    assert_eq!(released, WriteOutcome::Applied, "T10: an owner releases its claim");
     assert_eq!(scene.read().await, None, "T10: a release leaves nothing");
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::Scene;
 use super::scene::{KEY, key, token};
 use crate::store::{
-    Changed, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer,
-    Scan, State, Written,
+    AdminOutcome, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve,
+    ResolveAnswer, Scan, State, WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -34,7 +34,7 @@ pub async fn an_expired_unfinished_record_is_absent<S: Subject>(scene: Scene<S>)
         if parked {
             assert_eq!(
                 scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-                Written::Applied,
+                WriteOutcome::Applied,
                 "{rule}"
             );
         }
@@ -42,7 +42,11 @@ pub async fn an_expired_unfinished_record_is_absent<S: Subject>(scene: Scene<S>)
         is_absent(&scene, rule).await;
         let grant = scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await;
         assert_eq!((grant.record.attempts, grant.taken_over), (1, None), "{rule} (claim)");
-        assert_eq!(scene.release(Release::new(KEY, token(2))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.release(Release::new(KEY, token(2))).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
     }
 }
 
@@ -56,7 +60,7 @@ pub async fn no_operation_needs_another_to_notice_the_expiry<S: Subject>(scene: 
         if operation >= 10 {
             assert_eq!(
                 scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-                Written::Applied,
+                WriteOutcome::Applied,
                 "{rule}"
             );
         }
@@ -69,8 +73,8 @@ pub async fn no_operation_needs_another_to_notice_the_expiry<S: Subject>(scene: 
             4 => scene.park(Park::own(KEY, token(1), Reason::Dropped)).await,
             5 => scene.park(Park::orphan(KEY, token(1))).await,
             6 => scene.release(Release::new(KEY, token(1))).await,
-            7 => scene.fence(1).await.map_or(Written::Gone, |_| Written::Applied),
-            8 => scene.watch().await.record.map_or(Written::Gone, |_| Written::Applied),
+            7 => scene.fence(1).await.map_or(WriteOutcome::Gone, |_| WriteOutcome::Applied),
+            8 => scene.watch().await.record.map_or(WriteOutcome::Gone, |_| WriteOutcome::Applied),
             9 => removed(scene.remove(Remove::new(KEY, token(1))).await),
             _ => removed(
                 scene
@@ -78,7 +82,7 @@ pub async fn no_operation_needs_another_to_notice_the_expiry<S: Subject>(scene: 
                     .await,
             ),
         };
-        assert_eq!(written, Written::Gone, "{rule} (operation {operation} of this case)");
+        assert_eq!(written, WriteOutcome::Gone, "{rule} (operation {operation} of this case)");
         assert_eq!(scene.read().await, None, "{rule} (operation {operation} of this case)");
     }
     let claim = Claim { linger: scene.leases(1), ..scene.claim_by(1) };
@@ -86,13 +90,13 @@ pub async fn no_operation_needs_another_to_notice_the_expiry<S: Subject>(scene: 
     scene.pass_expiry().await;
     assert_eq!(
         scene.complete(scene.adopting_commit(&claim, &grant)).await,
-        Written::Adopted,
+        WriteOutcome::Adopted,
         "{rule} (adoption)"
     );
 }
 
-fn removed(changed: Changed) -> Written {
-    if changed == Changed::Absent { Written::Gone } else { Written::Applied }
+fn removed(changed: AdminOutcome) -> WriteOutcome {
+    if changed == AdminOutcome::Absent { WriteOutcome::Gone } else { WriteOutcome::Applied }
 }
 
 /// T13: the attempts of a released record expire too.
@@ -101,7 +105,7 @@ pub async fn expired_attempts_are_forgotten<S: Subject>(scene: Scene<S>) {
     let claim = Claim { after_expiry: scene.leases(8), ..scene.claim_by(1) };
     scene.mine(&claim, rule).await;
     let release = Release { keep_attempts: true, ..Release::new(KEY, token(1)) };
-    assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
     scene.pass_expiry().await;
     assert_eq!(scene.read().await, None, "{rule}, without a tombstone");
     assert_eq!(scene.mine(&scene.claim_by(2), rule).await.record.attempts, 1, "{rule}");
@@ -141,24 +145,24 @@ pub async fn a_hundred_years_are_a_time<S: Subject>(scene: Scene<S>) {
     let grant = scene.mine(&claim, rule).await;
     assert!(grant.record.is_running(), "{rule}");
     assert_eq!(scene.record().await.linger, century, "{rule}");
-    assert_eq!(scene.renew(1, century).await, Written::Applied, "{rule}");
+    assert_eq!(scene.renew(1, century).await, WriteOutcome::Applied, "{rule}");
     let record = scene.held(&scene.claim_by(2), rule).await;
     let left = record.lease_until.saturating_duration_since(record.read_at) + scene.leases(1);
     assert!(left > century, "{rule}: the lease runs for {left:?}");
     scene.kept_for(&record, century * 2, rule);
     let park = Park { ask_again_after: century, ..Park::own(KEY, token(1), Reason::Error) };
-    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+    assert_eq!(scene.park(park).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(
         scene.held(&scene.claim_under(2, CrashPolicy::Verify), rule).await.state,
         State::InDoubt,
         "{rule}"
     );
     let commit = Commit { ttl: century, ..scene.commit_by(1, "first") };
-    assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
     scene.kept_for(&scene.record().await, century, rule);
     assert_eq!(&scene.held(&scene.claim_by(2), rule).await.body[..], b"first", "{rule}");
     let remove = Remove { tombstone: century, ..Remove::new(KEY, token(1)) };
-    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}");
     scene.kept_for(&scene.record().await, century, rule);
     scene.purge().await;
     assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
@@ -177,13 +181,13 @@ pub async fn an_expired_record_leaves_its_tombstone<S: Subject>(scene: Scene<S>)
             State::InDoubt => {
                 assert_eq!(
                     scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-                    Written::Applied,
+                    WriteOutcome::Applied,
                     "{rule}"
                 );
             }
             _ => {
                 let commit = Commit { state, ..scene.commit_by(1, "first") };
-                assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+                assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
             }
         }
         scene.pass_expiry().await;
@@ -194,10 +198,10 @@ pub async fn an_expired_record_leaves_its_tombstone<S: Subject>(scene: Scene<S>)
             "{rule}"
         );
         assert_eq!(scene.record().await.state, State::Tombstone, "{rule}");
-        scene.refuses_owner(1, Written::Gone, &rule).await;
+        scene.refuses_owner(1, WriteOutcome::Gone, &rule).await;
         assert_eq!(
             scene.complete(scene.adopting_commit(&claim, &grant)).await,
-            Written::Gone,
+            WriteOutcome::Gone,
             "{rule}"
         );
         scene.purge().await;
@@ -207,7 +211,11 @@ pub async fn an_expired_record_leaves_its_tombstone<S: Subject>(scene: Scene<S>)
         assert_eq!(scene.read().await, None, "{rule}");
         scene.purge().await;
         assert_eq!(scene.mine(&scene.claim_by(3), &rule).await.record.attempts, 1, "{rule}");
-        assert_eq!(scene.release(Release::new(KEY, token(3))).await, Written::Applied, "{rule}");
+        assert_eq!(
+            scene.release(Release::new(KEY, token(3))).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
     }
 }
 
@@ -221,17 +229,17 @@ pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
     scene.mine(&Claim { linger: scene.leases(1), ..claim(5) }, rule).await;
     assert_eq!(
         scene.park(Park { key: key(2), ..Park::own(KEY, token(2), Reason::Error) }).await,
-        Written::Applied
+        WriteOutcome::Applied
     );
     assert_eq!(
         scene.complete(Commit { key: key(3), ..scene.commit_by(3, "kept") }).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     let short = Commit { key: key(4), ttl: scene.leases(1), ..scene.commit_by(4, "short") };
     let release = Release { keep_attempts: true, ..Release::new(key(5), token(5)) };
-    assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
-    assert_eq!(scene.complete(short).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
+    assert_eq!(scene.complete(short).await, WriteOutcome::Applied, "{rule}");
     scene.pass(4).await;
     scene.purge().await;
     scene.purge().await;
@@ -258,17 +266,17 @@ pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
 async fn is_absent<S: Subject>(scene: &Scene<S>, rule: &str) {
     let listed = scene.list(Scan::default(), rule).await;
     assert_eq!(listed.len(), 0, "{rule} (scan)");
-    scene.refuses_owner(1, Written::Gone, rule).await;
+    scene.refuses_owner(1, WriteOutcome::Gone, rule).await;
     assert_eq!(
         scene.park(Park::orphan(KEY, token(1))).await,
-        Written::Gone,
+        WriteOutcome::Gone,
         "{rule} (park by an observer)"
     );
     let resolve = Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted);
-    assert_eq!(scene.resolve(resolve).await, Changed::Absent, "{rule} (resolve)");
+    assert_eq!(scene.resolve(resolve).await, AdminOutcome::Absent, "{rule} (resolve)");
     for force in [false, true] {
         let remove = Remove { force, tombstone: scene.leases(4), ..Remove::new(KEY, token(1)) };
-        assert_eq!(scene.remove(remove).await, Changed::Absent, "{rule} (remove)");
+        assert_eq!(scene.remove(remove).await, AdminOutcome::Absent, "{rule} (remove)");
     }
     assert_eq!(scene.watch().await.record, None, "{rule} (watch)");
     assert_eq!(scene.read().await, None, "{rule} (read)");

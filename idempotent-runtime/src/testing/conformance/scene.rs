@@ -10,8 +10,9 @@ use crate::clock::SystemClock;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, Adoption, Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Grant, Park,
-    Reason, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, Token, Watch, Written,
+    Abandon, AdminOutcome, Adoption, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, Grant,
+    Park, Reason, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, Token, Watch,
+    WriteOutcome,
 };
 use crate::testing::{ClockJump, Subject};
 
@@ -199,23 +200,25 @@ impl<S: Subject> Scene<S> {
         commit
     }
 
-    pub(super) async fn claim(&self, claim: &Claim) -> Claimed {
+    pub(super) async fn claim(&self, claim: &Claim) -> ClaimOutcome {
         expect(self.store().claim(claim.clone()).await)
     }
 
     #[track_caller]
-    pub(super) fn granted(claimed: Claimed, rule: &str) -> Grant {
+    pub(super) fn granted(claimed: ClaimOutcome, rule: &str) -> Grant {
         match claimed {
-            Claimed::Mine(grant) => grant,
-            Claimed::Held(record) => panic!("{rule}\nthe claim was refused by {record:#?}"),
+            ClaimOutcome::Granted(grant) => grant,
+            ClaimOutcome::Existing(record) => {
+                panic!("{rule}\nthe claim was refused by {record:#?}")
+            }
         }
     }
 
     #[track_caller]
-    pub(super) fn refused(claimed: Claimed, rule: &str) -> Record {
+    pub(super) fn refused(claimed: ClaimOutcome, rule: &str) -> Record {
         match claimed {
-            Claimed::Held(record) => record,
-            Claimed::Mine(grant) => panic!("{rule}\nthe claim was granted with {grant:#?}"),
+            ClaimOutcome::Existing(record) => record,
+            ClaimOutcome::Granted(grant) => panic!("{rule}\nthe claim was granted with {grant:#?}"),
         }
     }
 
@@ -245,7 +248,7 @@ impl<S: Subject> Scene<S> {
     pub(super) async fn in_doubt(&self, policy: CrashPolicy) -> Record {
         self.running(policy).await;
         let parked = self.park(Park::own(KEY, token(1), Reason::Error)).await;
-        assert_eq!(parked, Written::Applied, "T6b: an owner parks its own record");
+        assert_eq!(parked, WriteOutcome::Applied, "T6b: an owner parks its own record");
         self.record().await
     }
 
@@ -253,7 +256,11 @@ impl<S: Subject> Scene<S> {
     pub(super) async fn completed(&self, state: State) -> Record {
         self.running(CrashPolicy::Retry).await;
         let commit = Commit { state, ..self.commit_by(1, "first") };
-        assert_eq!(self.complete(commit).await, Written::Applied, "T8: an owner stores its result");
+        assert_eq!(
+            self.complete(commit).await,
+            WriteOutcome::Applied,
+            "T8: an owner stores its result"
+        );
         self.record().await
     }
 
@@ -263,7 +270,7 @@ impl<S: Subject> Scene<S> {
         let release = Release { keep_attempts: true, ..Release::new(KEY, token(1)) };
         assert_eq!(
             self.release(release).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "T10: an owner releases its claim"
         );
         self.record().await
@@ -275,7 +282,7 @@ impl<S: Subject> Scene<S> {
         let remove = Remove { tombstone: self.leases(leases), ..Remove::new(KEY, record.owner) };
         assert_eq!(
             self.remove(remove).await,
-            Changed::Applied,
+            AdminOutcome::Applied,
             "T14: a finished record is removed"
         );
         self.record().await
@@ -330,37 +337,37 @@ impl<S: Subject> Scene<S> {
         );
     }
 
-    pub(super) async fn renew(&self, caller: u128, lease: Duration) -> Written {
+    pub(super) async fn renew(&self, caller: u128, lease: Duration) -> WriteOutcome {
         let answers = self.renew_all(vec![Renewal::new(KEY, token(caller), lease)]).await;
         assert_eq!(answers.len(), 1, "T7: one answer for each renewal");
         answers[0]
     }
 
-    pub(super) async fn renew_all(&self, renewals: Vec<Renewal>) -> Vec<Written> {
+    pub(super) async fn renew_all(&self, renewals: Vec<Renewal>) -> Vec<WriteOutcome> {
         expect(self.store().renew(renewals).await)
     }
 
-    pub(super) async fn complete(&self, commit: Commit) -> Written {
+    pub(super) async fn complete(&self, commit: Commit) -> WriteOutcome {
         expect(self.store().complete(commit).await)
     }
 
-    pub(super) async fn release(&self, release: Release) -> Written {
+    pub(super) async fn release(&self, release: Release) -> WriteOutcome {
         expect(self.store().release(release).await)
     }
 
     /// Lets the owner release its claim, and removes what it took over.
     pub(super) async fn cleared(&self, owner: Token, rule: &str) {
-        assert_eq!(self.release(Release::new(KEY, owner)).await, Written::Applied, "{rule}");
+        assert_eq!(self.release(Release::new(KEY, owner)).await, WriteOutcome::Applied, "{rule}");
         if self.read().await.is_some() {
-            assert_eq!(self.remove(Remove::new(KEY, owner)).await, Changed::Applied, "{rule}");
+            assert_eq!(self.remove(Remove::new(KEY, owner)).await, AdminOutcome::Applied, "{rule}");
         }
     }
 
-    pub(super) async fn abandon(&self, caller: u128, reason: Reason) -> Written {
+    pub(super) async fn abandon(&self, caller: u128, reason: Reason) -> WriteOutcome {
         expect(self.store().abandon(Abandon::new(KEY, token(caller), reason)).await)
     }
 
-    pub(super) async fn park(&self, park: Park) -> Written {
+    pub(super) async fn park(&self, park: Park) -> WriteOutcome {
         expect(self.store().park(park).await)
     }
 
@@ -369,7 +376,7 @@ impl<S: Subject> Scene<S> {
         caller: u128,
         sequence: u32,
         body: &'static str,
-    ) -> Written {
+    ) -> WriteOutcome {
         let body = Bytes::from_static(body.as_bytes());
         expect(self.store().checkpoint(Checkpoint::new(KEY, token(caller), sequence, body)).await)
     }
@@ -378,11 +385,11 @@ impl<S: Subject> Scene<S> {
         expect(self.store().fence(KEY, token(caller)).await)
     }
 
-    pub(super) async fn resolve(&self, resolve: Resolve) -> Changed {
+    pub(super) async fn resolve(&self, resolve: Resolve) -> AdminOutcome {
         expect(self.store().resolve(resolve).await)
     }
 
-    pub(super) async fn remove(&self, remove: Remove) -> Changed {
+    pub(super) async fn remove(&self, remove: Remove) -> AdminOutcome {
         expect(self.store().remove(remove).await)
     }
 
@@ -401,7 +408,7 @@ impl<S: Subject> Scene<S> {
 
     /// Sends every write that only an owner may do, and returns the results with names for a
     /// failure. None of them changes anything if it is refused.
-    pub(super) async fn owner_writes(&self, caller: u128) -> [(&'static str, Written); 6] {
+    pub(super) async fn owner_writes(&self, caller: u128) -> [(&'static str, WriteOutcome); 6] {
         [
             ("complete", self.complete(self.commit_by(caller, "stale")).await),
             ("renew", self.renew(caller, self.leases(8)).await),
@@ -413,7 +420,7 @@ impl<S: Subject> Scene<S> {
     }
 
     /// Asserts that every write of caller number `caller` returns `expected`.
-    pub(super) async fn refuses_owner(&self, caller: u128, expected: Written, rule: &str) {
+    pub(super) async fn refuses_owner(&self, caller: u128, expected: WriteOutcome, rule: &str) {
         for (write, written) in self.owner_writes(caller).await {
             assert_eq!(written, expected, "{rule} ({write})");
         }

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::Scene;
 use super::scene::{OPERATION, all_pages, answered, numbered, token};
-use crate::store::{Claim, Claimed, Commit, Renewal, Scan, State, Store, Written};
+use crate::store::{Claim, ClaimOutcome, Commit, Renewal, Scan, State, Store, WriteOutcome};
 use crate::testing::Subject;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -28,8 +28,10 @@ async fn claim_all(store: &Arc<impl Store>, numbers: std::ops::Range<u32>, rule:
         workers.spawn(async move {
             let mut granted = true;
             for number in numbers.filter(|number| number % AT_ONCE == worker) {
-                granted &=
-                    matches!(answered(|| store.claim(claim(number))).await, Claimed::Mine(_));
+                granted &= matches!(
+                    answered(|| store.claim(claim(number))).await,
+                    ClaimOutcome::Granted(_)
+                );
             }
             granted
         });
@@ -49,13 +51,18 @@ pub async fn a_thousand_leases_are_renewed_at_once<S: Subject>(scene: Scene<S>) 
     for number in (0..1_000).filter(lost) {
         let commit =
             Commit::new(numbered(number), token(u128::from(number) + 1), Bytes::new(), HOUR);
-        assert_eq!(answered(|| second.complete(commit.clone())).await, Written::Applied, "{rule}");
+        assert_eq!(
+            answered(|| second.complete(commit.clone())).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
     }
     let renewals: Vec<_> = (0..1_000)
         .map(|number| Renewal::new(numbered(number), token(u128::from(number) + 1), HOUR * 24))
         .collect();
     let written = answered(|| first.renew(renewals.clone())).await;
-    let expected = |number: u32| if lost(&number) { Written::Lost } else { Written::Applied };
+    let expected =
+        |number: u32| if lost(&number) { WriteOutcome::Lost } else { WriteOutcome::Applied };
     assert_eq!(written.len(), 1_000, "{rule}");
     for (number, written) in (0..).zip(written) {
         assert_eq!(written, expected(number), "{rule} (number {number})");
@@ -101,7 +108,10 @@ pub async fn ten_thousand_records_are_kept<S: Subject>(scene: Scene<S>) {
     for number in (0..RECORDS).step_by(97) {
         let stranger = Claim { token: token(9), ..claim(number) };
         assert!(
-            matches!(answered(|| scene.store().claim(stranger.clone())).await, Claimed::Held(_)),
+            matches!(
+                answered(|| scene.store().claim(stranger.clone())).await,
+                ClaimOutcome::Existing(_)
+            ),
             "{rule}"
         );
     }
@@ -123,7 +133,7 @@ pub async fn bodies_of_eight_mebibytes_are_kept<S: Subject>(scene: Scene<S>) {
             Commit::new(numbered(number), token(u128::from(number) + 1), body.clone(), HOUR);
         assert_eq!(
             answered(|| scene.store().complete(commit.clone())).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "{rule} ({size})"
         );
         let record = answered(|| second.read(numbered(number))).await.expect(rule);
@@ -133,10 +143,10 @@ pub async fn bodies_of_eight_mebibytes_are_kept<S: Subject>(scene: Scene<S>) {
         );
         let stranger = Claim { token: token(99), ..claim(number) };
         match answered(|| second.claim(stranger.clone())).await {
-            Claimed::Held(record) => {
+            ClaimOutcome::Existing(record) => {
                 assert!(record.body == body, "{rule}: one of {size} bytes, replayed");
             }
-            Claimed::Mine(_) => panic!("{rule}: a result of {size} bytes is not found"),
+            ClaimOutcome::Granted(_) => panic!("{rule}: a result of {size} bytes is not found"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::Scene;
 use super::claims::race;
 use super::scene::{KEY, fingerprint, token};
-use crate::store::{Claim, CrashPolicy, Park, Reason, State, Written};
+use crate::store::{Claim, CrashPolicy, Park, Reason, State, WriteOutcome};
 use crate::testing::Subject;
 
 const TAKING: [CrashPolicy; 3] = [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify];
@@ -38,11 +38,11 @@ pub async fn an_orphan_is_taken_over<S: Subject>(scene: Scene<S>) {
 pub async fn a_takeover_keeps_the_checkpoint<S: Subject>(scene: Scene<S>) {
     let rule = "T5: a takeover keeps the checkpoint and its count";
     scene.running(CrashPolicy::Resume).await;
-    assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+    assert_eq!(scene.checkpoint(1, 0, "half").await, WriteOutcome::Applied, "{rule}");
     scene.pass(2).await;
     let grant = scene.mine(&scene.claim_under(2, CrashPolicy::Resume), rule).await;
     assert_eq!((&grant.record.body[..], grant.record.checkpoints), (&b"half"[..], 1), "{rule}");
-    assert_eq!(scene.checkpoint(2, 1, "whole").await, Written::Applied, "{rule}");
+    assert_eq!(scene.checkpoint(2, 1, "whole").await, WriteOutcome::Applied, "{rule}");
     assert_eq!(&scene.record().await.body[..], b"whole", "{rule}");
 }
 
@@ -57,7 +57,7 @@ pub async fn a_repeated_takeover_tells_that_it_was_one<S: Subject>(scene: Scene<
     assert_eq!(scene.record().await.attempts, grant.record.attempts, "{rule}");
     assert_eq!(
         scene.park(Park::own(KEY, token(2), Reason::Error)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     let claim = scene.claim_under(3, CrashPolicy::Verify);
@@ -91,7 +91,7 @@ pub async fn a_takeover_writes_its_own_linger<S: Subject>(scene: Scene<S>) {
 pub async fn an_orphan_under_hold_is_parked<S: Subject>(scene: Scene<S>) {
     let rule = "T6: under hold a claim whose lease has expired is parked as crashed and held";
     scene.running(CrashPolicy::Hold).await;
-    assert_eq!(scene.checkpoint(1, 0, "half").await, Written::Applied, "{rule}");
+    assert_eq!(scene.checkpoint(1, 0, "half").await, WriteOutcome::Applied, "{rule}");
     scene.pass(2).await;
     let held = scene.held(&scene.claim_by(2), rule).await;
     assert_eq!(
@@ -145,7 +145,7 @@ pub async fn who_has_no_question_changes_nothing<S: Subject>(scene: Scene<S>) {
         scene.running(CrashPolicy::Verify).await;
         let reason = is_abandoned.then_some(Reason::Panicked);
         if let Some(reason) = reason {
-            assert_eq!(scene.abandon(1, reason).await, Written::Applied, "{rule}");
+            assert_eq!(scene.abandon(1, reason).await, WriteOutcome::Applied, "{rule}");
         } else {
             scene.pass(2).await;
         }
@@ -231,7 +231,7 @@ pub async fn a_doubt_is_asked_again_after_its_backoff<S: Subject>(scene: Scene<S
     let rule = "T5b: under verify a record in doubt is taken over once its backoff has ended";
     let first = scene.running(CrashPolicy::Verify).await;
     let park = Park { ask_again_after: scene.leases(4), ..Park::own(KEY, token(1), Reason::Error) };
-    assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+    assert_eq!(scene.park(park).await, WriteOutcome::Applied, "{rule}");
     scene.pass(2).await;
     assert_eq!(
         scene.held(&scene.claim_under(2, CrashPolicy::Verify), rule).await.state,
@@ -304,7 +304,7 @@ pub async fn a_contradicting_fingerprint_asks_nothing_again<S: Subject>(scene: S
     scene.mine(&recorded, "T1: a claim of no record is granted").await;
     assert_eq!(
         scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     scene.pass(1).await;
@@ -318,7 +318,7 @@ pub async fn a_contradicting_fingerprint_asks_nothing_again<S: Subject>(scene: S
 pub async fn a_takeover_forgets_the_reason<S: Subject>(scene: Scene<S>) {
     let rule = "T5: the reason of the owner before does not stay on a claim that was taken over";
     scene.running(CrashPolicy::Retry).await;
-    assert_eq!(scene.abandon(1, Reason::Panicked).await, Written::Applied, "{rule}");
+    assert_eq!(scene.abandon(1, Reason::Panicked).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(
         scene.mine(&scene.claim_under(2, CrashPolicy::Retry), rule).await.record.reason,
         None,
@@ -333,11 +333,15 @@ pub async fn parking_an_abandoned_record_keeps_its_reason<S: Subject>(scene: Sce
     let rule = "T6: a record that its owner abandoned keeps that reason when it is parked";
     for by_claim in [true, false] {
         scene.running(CrashPolicy::Retry).await;
-        assert_eq!(scene.abandon(1, Reason::Panicked).await, Written::Applied, "{rule}");
+        assert_eq!(scene.abandon(1, Reason::Panicked).await, WriteOutcome::Applied, "{rule}");
         if by_claim {
             scene.held(&scene.claim_by(2), rule).await;
         } else {
-            assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Applied, "{rule}");
+            assert_eq!(
+                scene.park(Park::orphan(KEY, token(1))).await,
+                WriteOutcome::Applied,
+                "{rule}"
+            );
         }
         let record = scene.record().await;
         assert_eq!(
@@ -347,7 +351,7 @@ pub async fn parking_an_abandoned_record_keeps_its_reason<S: Subject>(scene: Sce
         );
         assert_eq!(
             scene.release(crate::store::Release::new(KEY, token(1))).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "{rule}"
         );
     }
@@ -376,7 +380,7 @@ pub async fn fences_grow_over_takeovers<S: Subject>(scene: Scene<S>) {
         } else {
             assert_eq!(
                 scene.abandon(caller, Reason::Dropped).await,
-                Written::Applied,
+                WriteOutcome::Applied,
                 "{rule}, also without any time"
             );
         }
@@ -397,7 +401,7 @@ pub async fn fences_grow_over_kept_releases<S: Subject>(scene: Scene<S>) {
             keep_attempts: true,
             ..crate::store::Release::new(KEY, token(caller - 1))
         };
-        assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+        assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
         if caller == 4 {
             scene.jump(crate::testing::ClockJump::Back(scene.leases(2)));
         }

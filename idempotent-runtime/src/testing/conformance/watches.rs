@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::Scene;
 use super::scene::{KEY, token};
 use crate::store::{
-    Changed, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, State, Watch,
-    Written,
+    AdminOutcome, CrashPolicy, Park, Reason, Release, Remove, Resolve, ResolveAnswer, State, Watch,
+    WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -49,7 +49,7 @@ pub async fn a_watch_begins_with_the_record<S: Subject>(scene: Scene<S>) {
     scene.running(CrashPolicy::Hold).await;
     let record = scene.watch().await.record.expect(rule);
     assert_eq!((record.state, record.owner), (State::InProgress, token(1)), "{rule}");
-    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, WriteOutcome::Applied, "{rule}");
     assert_eq!(&scene.watch().await.record.expect(rule).body[..], b"first", "{rule}");
 }
 
@@ -58,7 +58,7 @@ pub async fn a_watch_is_woken_by_a_result<S: Subject>(scene: Scene<S>) {
     let rule = "a watch is woken when a result is stored";
     scene.running(CrashPolicy::Hold).await;
     let watches = watches(&scene).await;
-    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, Written::Applied, "{rule}");
+    assert_eq!(scene.complete(scene.commit_by(1, "first")).await, WriteOutcome::Applied, "{rule}");
     woken(watches, rule).await;
 }
 
@@ -69,7 +69,7 @@ pub async fn a_watch_is_woken_by_a_release<S: Subject>(scene: Scene<S>) {
         scene.running(CrashPolicy::Hold).await;
         let watches = watches(&scene).await;
         let release = Release { keep_attempts, ..Release::new(KEY, token(1)) };
-        assert_eq!(scene.release(release).await, Written::Applied, "{rule}");
+        assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
         woken(watches, rule).await;
     }
 }
@@ -79,7 +79,7 @@ pub async fn a_watch_is_woken_by_an_abandonment<S: Subject>(scene: Scene<S>) {
     let rule = "a watch is woken when the claim is abandoned";
     scene.running(CrashPolicy::Retry).await;
     let watches = watches(&scene).await;
-    assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
+    assert_eq!(scene.abandon(1, Reason::Dropped).await, WriteOutcome::Applied, "{rule}");
     woken(watches, rule).await;
 }
 
@@ -91,16 +91,16 @@ pub async fn a_watch_is_woken_by_parking<S: Subject>(scene: Scene<S>) {
     let by_owner = watches(&scene).await;
     assert_eq!(
         scene.park(Park::own(KEY, token(1), Reason::Error)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     woken(by_owner, rule).await;
-    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, WriteOutcome::Applied, "{rule}");
     scene.orphaned(CrashPolicy::Hold).await;
     let by_observer = watches(&scene).await;
-    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.park(Park::orphan(KEY, token(1))).await, WriteOutcome::Applied, "{rule}");
     woken(by_observer, rule).await;
-    assert_eq!(scene.release(Release::new(KEY, token(1))).await, Written::Applied, "{rule}");
+    assert_eq!(scene.release(Release::new(KEY, token(1))).await, WriteOutcome::Applied, "{rule}");
     scene.orphaned(CrashPolicy::Hold).await;
     let by_claim = watches(&scene).await;
     scene.held(&scene.claim_by(2), rule).await;
@@ -125,12 +125,12 @@ pub async fn a_watch_is_woken_by_operators<S: Subject>(scene: Scene<S>) {
     scene.in_doubt(CrashPolicy::Hold).await;
     let resolved = watches(&scene).await;
     let resolve = Resolve::new(KEY, token(1), token(9), ResolveAnswer::NotExecuted);
-    assert_eq!(scene.resolve(resolve).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.resolve(resolve).await, AdminOutcome::Applied, "{rule}");
     woken(resolved, rule).await;
     scene.running(CrashPolicy::Hold).await;
     let removed = watches(&scene).await;
     let remove = Remove { force: true, ..Remove::new(KEY, token(1)) };
-    assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+    assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}");
     woken(removed, rule).await;
 }
 

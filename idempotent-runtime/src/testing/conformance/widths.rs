@@ -9,8 +9,8 @@ use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, token};
 use crate::key::KeyHash;
 use crate::store::{
-    Changed, Checkpoint, Claim, Claimed, Commit, CrashPolicy, Reason, Record, Remove, Resolve,
-    ResolveAnswer, State, Store as _, Token, Written,
+    AdminOutcome, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, Reason, Record, Remove,
+    Resolve, ResolveAnswer, State, Store as _, Token, WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -37,21 +37,25 @@ pub async fn an_owner_is_known_by_its_whole_token<S: Subject>(scene: Scene<S>) {
     for neighbour in neighbours(OWNER) {
         let held = scene.held(&long(&scene, neighbour), rule).await;
         assert_eq!(held.owner, token(OWNER), "{rule}");
-        scene.refuses_owner(neighbour, Written::Lost, rule).await;
+        scene.refuses_owner(neighbour, WriteOutcome::Lost, rule).await;
         let remove = Remove { force: true, ..Remove::new(KEY, token(neighbour)) };
-        assert_eq!(scene.remove(remove).await, Changed::Conflict, "{rule}");
+        assert_eq!(scene.remove(remove).await, AdminOutcome::Conflict, "{rule}");
     }
     scene.mine(&long(&scene, OWNER), "T2: a repeated claim of the owner is granted").await;
     assert_eq!(
         scene.park(crate::store::Park::own(KEY, token(OWNER), Reason::Error)).await,
-        Written::Applied,
+        WriteOutcome::Applied,
         "{rule}"
     );
     for neighbour in neighbours(OWNER) {
         let resolve = Resolve::new(KEY, token(neighbour), token(9), ResolveAnswer::NotExecuted);
-        assert_eq!(scene.resolve(resolve).await, Changed::Conflict, "{rule}");
+        assert_eq!(scene.resolve(resolve).await, AdminOutcome::Conflict, "{rule}");
     }
-    assert_eq!(scene.complete(scene.commit_by(OWNER, "own")).await, Written::Applied, "{rule}");
+    assert_eq!(
+        scene.complete(scene.commit_by(OWNER, "own")).await,
+        WriteOutcome::Applied,
+        "{rule}"
+    );
     assert_eq!(scene.record().await.owner, token(OWNER), "{rule}");
 }
 
@@ -63,7 +67,7 @@ pub async fn a_request_is_known_by_its_whole_fingerprint<S: Subject>(scene: Scen
     let bits = OWNER.rotate_left(5);
     let first = Claim { fingerprint: Some(fingerprint(1, bits)), ..long(&scene, 1) };
     scene.mine(&first, rule).await;
-    assert_eq!(scene.abandon(1, Reason::Dropped).await, Written::Applied, "{rule}");
+    assert_eq!(scene.abandon(1, Reason::Dropped).await, WriteOutcome::Applied, "{rule}");
     let others = neighbours(bits)
         .map(|bits| fingerprint(1, bits))
         .chain([fingerprint(2, bits), fingerprint(255, bits)]);
@@ -139,26 +143,26 @@ pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
         lasts(kept(&record), time * 2, rule);
         lasts(record.linger, time, rule);
         lasts(record.after_expiry, time, rule);
-        assert_eq!(scene.renew(1, time * 2).await, Written::Applied, "{rule}");
+        assert_eq!(scene.renew(1, time * 2).await, WriteOutcome::Applied, "{rule}");
         let record = scene.record().await;
         lasts(record.lease_until.saturating_duration_since(record.read_at), time * 2, rule);
         lasts(kept(&record), time * 3, rule);
         let commit = Commit::new(KEY, token(1), Bytes::from_static(b"kept"), time);
-        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
         lasts(kept(&scene.record().await), time, rule);
         let remove = Remove { tombstone: time, ..Remove::new(KEY, token(1)) };
-        assert_eq!(scene.remove(remove).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}");
         let record = scene.record().await;
         assert_eq!(record.state, State::Tombstone, "{rule}");
         lasts(kept(&record), time, rule);
-        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, AdminOutcome::Applied, "{rule}");
 
         scene.mine(&claim, rule).await;
         let park = crate::store::Park {
             ask_again_after: time,
             ..crate::store::Park::own(KEY, token(1), Reason::Error)
         };
-        assert_eq!(scene.park(park).await, Written::Applied, "{rule}");
+        assert_eq!(scene.park(park).await, WriteOutcome::Applied, "{rule}");
         let record = scene.record().await;
         lasts(record.lease_until.saturating_duration_since(record.read_at), time, rule);
         let answer = ResolveAnswer::Finished {
@@ -169,11 +173,11 @@ pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
         };
         assert_eq!(
             scene.resolve(Resolve::new(KEY, token(1), token(9), answer)).await,
-            Changed::Applied,
+            AdminOutcome::Applied,
             "{rule}"
         );
         lasts(kept(&scene.record().await), time, rule);
-        assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, AdminOutcome::Applied, "{rule}");
     }
 }
 
@@ -194,17 +198,17 @@ pub async fn numbers_and_names_are_kept_as_they_are<S: Subject>(scene: Scene<S>)
         };
         scene.mine(&claim, rule).await;
         let commit = Commit { schema: u32::MAX - 1, ..scene.commit_by(1, "body") };
-        assert_eq!(scene.complete(commit).await, Written::Applied, "{rule}");
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
         let record = scene.record().await;
         assert_eq!((&*record.operation, record.trace.as_ref()), (&*name, Some(&trace)), "{rule}");
         assert_eq!(record.schema, u32::MAX - 1, "{rule}");
-        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, Changed::Applied, "{rule}");
+        assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, AdminOutcome::Applied, "{rule}");
     }
     scene.mine(&long(&scene, 1), rule).await;
     for caller in 2..=300_u32 {
         assert_eq!(
             scene.abandon(u128::from(caller) - 1, Reason::Dropped).await,
-            Written::Applied,
+            WriteOutcome::Applied,
             "{rule}"
         );
         let grant = scene.mine(&long(&scene, caller.into()), rule).await;
@@ -214,7 +218,7 @@ pub async fn numbers_and_names_are_kept_as_they_are<S: Subject>(scene: Scene<S>)
         let checkpoint = Checkpoint::new(KEY, token(300), sequence, Bytes::from_static(b"step"));
         assert_eq!(
             scene.store().checkpoint(checkpoint).await.ok(),
-            Some(Written::Applied),
+            Some(WriteOutcome::Applied),
             "{rule} ({sequence})"
         );
     }
@@ -232,10 +236,18 @@ pub async fn tokens_and_fingerprints_of_zeros_and_ones_are_as_good_as_others<S: 
         let claim = Claim { fingerprint: Some(fingerprint(0, bits)), ..long(&scene, bits) };
         scene.mine(&claim, rule).await;
         let stranger = Claim { token: Token::from_bits(bits ^ 1), ..claim.clone() };
-        assert!(matches!(scene.claim(&stranger).await, Claimed::Held(_)), "{rule}");
-        assert_eq!(scene.complete(scene.commit_by(bits, "own")).await, Written::Applied, "{rule}");
+        assert!(matches!(scene.claim(&stranger).await, ClaimOutcome::Existing(_)), "{rule}");
+        assert_eq!(
+            scene.complete(scene.commit_by(bits, "own")).await,
+            WriteOutcome::Applied,
+            "{rule}"
+        );
         let record = scene.record().await;
         assert_eq!((record.owner, record.fingerprint), (claim.token, claim.fingerprint), "{rule}");
-        assert_eq!(scene.remove(Remove::new(KEY, claim.token)).await, Changed::Applied, "{rule}");
+        assert_eq!(
+            scene.remove(Remove::new(KEY, claim.token)).await,
+            AdminOutcome::Applied,
+            "{rule}"
+        );
     }
 }
