@@ -32,6 +32,7 @@ pub use idempotent_macros::idempotent;
 /// Pages about the promises, the stores and the work of operators.
 // Only for readers: their examples are configuration and sketches, not programs.
 #[cfg(all(doc, not(doctest)))]
+#[allow(rustdoc::invalid_rust_codeblocks, reason = "sketches leave out what is not their subject")]
 pub mod docs {
     #[doc = include_str!("../docs/guarantees.md")]
     pub mod guarantees {}

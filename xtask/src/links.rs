@@ -33,6 +33,9 @@ const HOSTS: &[&str] = &[
     "www.rfc-editor.org",
     "www.sqlite.org",
 ];
+/// Parts of a page that show other crates' documentation, with links that only work there: their
+/// traits, which all types have.
+const NOT_OURS: &[&[u8]] = &[b"blanket-implementations-list", b"synthetic-implementations-list"];
 /// The page that crates.io shows.
 const README: &str = "README.md";
 
@@ -90,15 +93,43 @@ struct Page {
 impl Page {
     fn of(html: &str) -> Self {
         let mut page = Self::default();
+        let mut is_script = false;
+        // The tag of a part that is not ours, and how many of its kind are open.
+        let mut foreign: Option<(Vec<u8>, usize)> = None;
         for Ok(token) in Tokenizer::new(html) {
-            let Token::StartTag(tag) = token else { continue };
-            for (name, value) in &tag.attributes {
-                let value = String::from_utf8_lossy(&value.value).into_owned();
-                match name.as_slice() {
-                    b"href" | b"src" => page.links.insert(value),
-                    b"id" | b"name" => page.places.insert(value),
-                    _ => continue,
-                };
+            match token {
+                Token::StartTag(tag) if !is_script => {
+                    is_script = tag.name.as_slice() == b"script";
+                    if let Some((_, open)) = foreign.as_mut().filter(|(name, _)| *name == *tag.name)
+                    {
+                        *open += 1;
+                    }
+                    for (name, value) in &tag.attributes {
+                        if NOT_OURS.contains(&value.value.as_slice()) {
+                            foreign = Some((tag.name.to_vec(), 1));
+                        }
+                        let value = String::from_utf8_lossy(&value.value).into_owned();
+                        match name.as_slice() {
+                            b"id" | b"name" => page.places.insert(value),
+                            b"href" | b"src" if !is_script && foreign.is_none() => {
+                                page.links.insert(value)
+                            }
+                            _ => continue,
+                        };
+                    }
+                }
+                Token::EndTag(tag) => {
+                    is_script &= tag.name.as_slice() != b"script";
+                    if let Some((name, open)) = &mut foreign
+                        && *tag.name == *name
+                    {
+                        *open -= 1;
+                        if *open == 0 {
+                            foreign = None;
+                        }
+                    }
+                }
+                _ => {}
             }
         }
         page
@@ -202,6 +233,16 @@ mod tests {
         let page = Page::of(r#"<a href="b.html#x">&lt;a href="c"&gt;</a><h2 id="here">"#);
         assert_eq!(page.links.iter().collect::<Vec<_>>(), ["b.html#x"]);
         assert_eq!(page.places.iter().collect::<Vec<_>>(), ["here"]);
+    }
+
+    #[test]
+    fn scripts_and_the_traits_of_other_crates_are_left_out() {
+        let page = Page::of(
+            r#"<script src="a.js">f('<a href="b">')</script><div id="blanket-implementations-list">
+            <div id="f"><a href="c"></a></div><a href="d"></a></div><a href="e"></a>"#,
+        );
+        assert_eq!(page.links.iter().collect::<Vec<_>>(), ["e"]);
+        assert!(page.places.contains("f"), "{:?}", page.places);
     }
 
     #[test]

@@ -74,7 +74,7 @@
 //! the label of the request whose outcome it looks up, or a [`RequestKey`] that no other lookup
 //! has.
 //!
-//! The running call is determined where [`call`](tower_service::Service::call) is called: in the
+//! The running call is determined where [`call`] is called: in the
 //! body, and in tasks that run [`in_current_call`](crate::InCurrentCall::in_current_call). Put a
 //! buffer or a queue behind the layer, and everything that retries on its own as well. In front of
 //! it, each retry is a request of its own, with a new key unless it has one of the first two.
@@ -117,6 +117,8 @@
 //! same request with the same key finds out. So `timeout(…)` around a request whose key was
 //! generated here loses the key; [`with_deadline`](ClientLayer::with_deadline) returns the key with
 //! its error.
+//!
+//! [`call`]: https://docs.rs/tower-service/latest/tower_service/trait.Service.html#tymethod.call
 
 mod answer;
 mod error;
