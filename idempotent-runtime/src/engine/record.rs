@@ -199,9 +199,9 @@ impl RecordHandle {
     ///
     /// An answer that turns out to be wrong, for example JSON that no caller can read, is corrected
     /// in the same way: a view whose state is completed or failed and whose reason is
-    /// [`Resolved`](Reason::Resolved) shows an earlier answer, and a new one replaces it. This is
-    /// the one exception to "a result never changes": callers may have received the first answer,
-    /// and near caches of other processes keep it for
+    /// [`Resolved`](crate::store::Reason::Resolved) shows an earlier answer, and a new one replaces
+    /// it. This is the one exception to "a result never changes": callers may have received the first
+    /// answer, and near caches of other processes keep it for
     /// [`near_cache_ttl`](crate::Builder::near_cache_ttl). The result of an owner is never
     /// corrected. `not_executed` is not a correction; [`forget`](Self::forget) lets the next call
     /// run.

@@ -40,7 +40,7 @@ impl Inner {
 
 impl Idempotency {
     /// Stops accepting new calls, waits at most `timeout` for the running bodies, and gives up the
-    /// rest, which takes at most [`claim_timeout`](Builder::claim_timeout) more.
+    /// rest, which takes at most [`claim_timeout`](super::Builder::claim_timeout) more.
     ///
     /// New calls get [`ShuttingDown`](crate::ErrorKind::ShuttingDown), and so do waiting calls as
     /// soon as they would have to claim; those whose answer comes from elsewhere still get it.
@@ -59,8 +59,8 @@ impl Idempotency {
         }
         // Setting `CLOSED` separates the claims that are taken away below from those that are never
         // sent. A call marks itself busy before it checks `closing`. If it checks before `CLOSED`
-        // is set, its claim is either held already and seen in the loop, or on its way and awaited by
-        // the last `idle`. If it checks afterwards, it sends nothing.
+        // is set, its claim is either held already and seen in the loop, or on its way and awaited
+        // by the last `idle`. If it checks afterwards, it sends nothing.
         engine.closing.store(CLOSED, Ordering::SeqCst);
         let mut abandoned = engine.without_lease.load(Ordering::SeqCst);
         for lease in engine.keeper.held() {
