@@ -62,7 +62,6 @@ async fn asks_and_detaches(order: &Order, provider: Arc<Provider>) -> Result<Str
     provider.charge(order.clone()).await
 }
 
-#[expect(clippy::unused_async, reason = "it is what a question is")]
 async fn ask_nobody(_: Context) -> Result<Verdict<String>, Error> {
     Ok(Verdict::Completed("known by heart".to_owned()))
 }
