@@ -6,7 +6,7 @@ use std::time::Duration;
 use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::{IntoKey, window};
 use idempotency::store::{
-    Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Store as _, StoreErrorKind, Token,
+    Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Scan, Store as _, StoreErrorKind, Token,
 };
 use idempotency::testing::ClockJump;
 use idempotency::{Call, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
@@ -320,6 +320,32 @@ async fn nothing_is_asked_about_a_claim_that_only_looked() {
     world.clock.advance(LEASE);
     assert_eq!(ask(&world, &asked).await.unwrap(), "receipt 1.1");
     assert_eq!(asked.into_inner(), 0, "nothing can have happened");
+}
+
+#[tokio::test]
+async fn a_call_that_takes_such_a_claim_over_and_fails_leaves_the_window_to_the_next() {
+    for policy in [CrashPolicy::Retry, CrashPolicy::Verify] {
+        let (world, asked) = (world(), AtomicUsize::new(0));
+        dies_before_it_looks(&world, policy).await;
+        world.clock.advance(LEASE);
+        let fails = async || Err::<String, _>(Error::from(refusal()));
+        let failed = match policy {
+            CrashPolicy::Verify => {
+                let question = async |_| Ok::<_, Error>(Verdict::NotExecuted);
+                call(&world).on_crash_verify(question).run(fails).await
+            }
+            _ => call(&world).on_crash(OnCrash::Retry).run(fails).await,
+        };
+        failed.unwrap_err();
+        let records = world.memory.scan(Scan::default()).await.unwrap().records;
+        assert!(records.is_empty(), "{policy:?}: its record is gone: {records:?}");
+        // Without it, the window of a later call begins with that call.
+        world.clock.advance(HOUR.saturating_sub(MILLI));
+        assert_eq!(ask(&world, &asked).await.unwrap(), "receipt 1.1", "{policy:?}");
+        assert_eq!(asked.into_inner(), 0, "{policy:?}: nothing can have happened");
+        world.clock.advance(HOUR.saturating_sub(MILLI));
+        assert_eq!(send(&world).await.unwrap(), "receipt 1.1", "{policy:?}: within its window");
+    }
 }
 
 #[tokio::test]

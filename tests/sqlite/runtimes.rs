@@ -93,6 +93,30 @@ fn others_on_a_runtime_write_while_a_body_blocks_its_worker() -> anyhow::Result<
 }
 
 #[test]
+fn calls_that_waited_for_the_connection_of_a_body_that_blocks_its_worker_get_it()
+-> anyhow::Result<()> {
+    let runtime = workers();
+    let directory = tempfile::tempdir()?;
+    runtime.block_on(async {
+        let (_, engine) = opened(&directory).await?;
+        for round in 0..10 {
+            // Both are on their way at once, so one of them waits for the other's connection.
+            let (one, one_begins, one_goes_on) = blocking(&engine, 2 * round);
+            let (other, other_begins, other_goes_on) = blocking(&engine, 2 * round + 1);
+            let (one, other) = (tokio::spawn(one), tokio::spawn(other));
+            for begins in [one_begins, other_begins] {
+                tokio::task::spawn_blocking(move || begins.recv_timeout(DEADLINE)).await??;
+            }
+            anyhow::ensure!(call(&engine, 1_000 + round).await? == 1_000 + round);
+            one_goes_on.send(())?;
+            other_goes_on.send(())?;
+            anyhow::ensure!(one.await?? == 2 * round && other.await?? == 2 * round + 1);
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_runtime_that_stands_still_between_its_calls_keeps_no_other_waiting() -> anyhow::Result<()> {
     let (one, two) = (runtime(), runtime());
     let directory = tempfile::tempdir()?;

@@ -124,8 +124,9 @@ pub enum Outcome {
     Executed,
     /// The body ran here, and its error is stored as the result.
     Failed,
-    /// The body ran here, and its error releases the claim: the next call runs. If the store does not
-    /// answer, the background goes on releasing it.
+    /// The body ran here and its error releases the claim, or the body of an edge never had its turn:
+    /// nothing of this attempt keeps the next call from running. If the store does not answer, the
+    /// background goes on releasing it.
     Released,
     /// The body ran here, or the outside world was asked, and the record is left in doubt or to the
     /// next attempt: because of the error, of the steps, or of an answer that is not known yet.

@@ -75,6 +75,10 @@ impl Lease {
         self.answered = true;
         let Some(returning) = self.returning() else { return };
         while_runtime_lives(tokio::time::timeout(self.patience, returning)).await;
+        // Returning it has given it to the next caller that waits, and that may be the next task of
+        // this worker, which no other worker takes over. It runs first: a body that begins now and
+        // blocks the worker would otherwise keep a connection that is never used.
+        tokio::task::yield_now().await;
     }
 
     /// Takes the connection, and returns it to its pool.

@@ -109,8 +109,10 @@ impl SqliteStore {
     /// `synchronous`), but connections with `PRAGMA read_uncommitted` are rejected
     /// ([`Config`](StoreErrorKind::Config)), and a `busy_timeout` of more than 1.5 seconds is
     /// reduced to that while the store uses a connection. Renewals use the pool's connections too.
-    /// Code that holds many of them keeps the engine's calls waiting. Call
-    /// [`migrate`](Self::migrate) once before the first use.
+    /// Code that holds many of them keeps the engine's calls waiting. So does a runtime that stands
+    /// still, or a body that blocks a single-threaded one: a call on it that was just given a
+    /// connection keeps that, and where the pool has no other one, leases are not renewed meanwhile.
+    /// Call [`migrate`](Self::migrate) once before the first use.
     pub fn from_pool(pool: SqlitePool) -> Self {
         SqliteStoreBuilder::in_pool(pool)
     }

@@ -352,6 +352,12 @@ impl Checkpoint {
     pub const fn new(key: KeyHash, token: Token, sequence: u32, body: Bytes) -> Self {
         Self { key, token, sequence, body }
     }
+
+    /// Returns true if it is the first one and has no body, which says that nothing had begun under
+    /// the claims before.
+    pub(crate) fn says_nothing_began(&self) -> bool {
+        self.sequence == 0 && self.body.is_empty()
+    }
 }
 
 /// Settles an in-doubt record on an operator's behalf (T12), or corrects such an answer (T12b).

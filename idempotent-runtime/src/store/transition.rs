@@ -242,6 +242,9 @@ pub fn checkpoint(
             if checkpoint.sequence == record.checkpoints {
                 record.checkpoints = next;
                 record.body = checkpoint.body.clone();
+                if checkpoint.says_nothing_began() {
+                    record.taken_over = None;
+                }
                 WriteOutcome::Applied
             } else if next == record.checkpoints && checkpoint.body == record.body {
                 WriteOutcome::AlreadyApplied

@@ -421,7 +421,12 @@ impl Store for BrokenStore {
             if let (Flaw::CheckpointsUnordered, Some(record)) = (self.flaw, &slot) {
                 checkpoint.sequence = record.checkpoints;
             }
-            transition::checkpoint(slot, &checkpoint, now)
+            let before = slot.as_ref().and_then(|record| record.taken_over);
+            let written = transition::checkpoint(slot, &checkpoint, now);
+            if let (Flaw::EmptyCheckpointsSayNothing, Some(record)) = (self.flaw, slot) {
+                record.taken_over = before;
+            }
+            written
         });
         Ok(written.await)
     }

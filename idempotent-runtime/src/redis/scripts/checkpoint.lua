@@ -5,6 +5,8 @@ local refused = refusal(r, ARGV[1])
 if not refused and r.state ~= IN_PROGRESS then refused = 'lost' end
 if staged and not refused and redis.call('EXISTS', KEYS[2]) == 0 then return 'unstaged' end
 if not refused and sequence == r.checkpoints then
+  -- Nothing had begun under the claims before.
+  if sequence == 0 and not staged and body == '' then r.taken = 0 end
   r.checkpoints = r.checkpoints + 1
   replace(r, body, staged, r.remaining)
   return 'applied'

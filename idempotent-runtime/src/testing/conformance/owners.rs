@@ -451,6 +451,22 @@ pub async fn checkpoints_are_accepted_in_order<S: Subject>(scene: Scene<S>) {
     );
 }
 
+/// T10 after an empty checkpoint: the owner has found that its predecessor had begun nothing.
+pub async fn an_empty_first_checkpoint_says_that_nothing_had_begun<S: Subject>(scene: Scene<S>) {
+    let rule = "a release after an empty first checkpoint removes a record that was taken over";
+    for body in ["", "half"] {
+        scene.orphaned(CrashPolicy::Verify).await;
+        scene.mine(&scene.claim_under(2, CrashPolicy::Verify), rule).await;
+        assert_eq!(scene.checkpoint(2, 0, body).await, WriteOutcome::Applied, "{rule}");
+        assert_eq!(scene.checkpoint(2, 0, body).await, WriteOutcome::AlreadyApplied, "{rule}");
+        let release = Release::new(KEY, token(2));
+        assert_eq!(scene.release(release).await, WriteOutcome::Applied, "{rule}");
+        let left = scene.read().await.map(|record| record.state);
+        let expected = (!body.is_empty()).then_some(State::InProgress);
+        assert_eq!(left, expected, "{rule}, and only then: the body was {body:?}");
+    }
+}
+
 /// Rule 6: the response was lost, and the checkpoint is sent again.
 pub async fn a_checkpoint_sent_twice_counts_once<S: Subject>(scene: Scene<S>) {
     let rule = "rule 6: a checkpoint that is sent twice counts once; another one with its number is refused";
