@@ -157,14 +157,15 @@ impl Owner {
     async fn mark_looked(&mut self) -> Result<bool, Error> {
         let call = self.call.clone();
         let engine = call.engine.clone();
-        let checkpoint = Checkpoint::new(self.lease.key, self.lease.token, 0, Bytes::new());
+        let mut checkpoint = Checkpoint::new(self.lease.key, self.lease.token, 0, Bytes::new());
+        // The former owner of the claim was only checking: there is nothing to verify.
+        checkpoint.nothing_began = true;
         let written = Followed::new(&call.engine.keeper, async move {
             engine.store.checkpoint(Budget::of(engine.settings.claim_timeout), checkpoint).await
         });
         let written = written.await.map_err(|error| call.store_error(error))?;
         if written.is_done() {
             self.grant.record.checkpoints = 1;
-            // The former owner of the claim was only checking: there is nothing to verify.
             self.grant.taken_over = None;
         }
         Ok(written.is_done())

@@ -207,7 +207,8 @@ impl RedisStore {
             .arg(&checkpoint.token.bits().to_be_bytes()[..])
             .arg(checkpoint.sequence)
             .arg(flag(carried.staging.is_some()))
-            .arg(carried.inline);
+            .arg(carried.inline)
+            .arg(flag(checkpoint.nothing_began));
         written(OPERATION, &self.run_carrying(OPERATION, script, &carried, &invocation).await?)
     }
 

@@ -249,8 +249,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///   replaced and the count grows by one.
     /// - `sequence` one less and the same body: [`WriteOutcome::AlreadyApplied`]. Any other
     ///   sequence: [`WriteOutcome::Lost`].
-    /// - An empty body with `sequence` zero says that nothing had begun under the claims before: the
-    ///   record then counts as not taken over ([`Record::taken_over`]), so that a release removes it.
+    /// - With `nothing_began`, the record then counts as not taken over ([`Record::taken_over`]), so
+    ///   that a release removes it.
     /// - Lease and expiry stay.
     fn checkpoint(
         &self,

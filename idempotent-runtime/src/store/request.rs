@@ -334,6 +334,9 @@ pub struct Checkpoint {
     pub sequence: u32,
     /// The whole checkpoint.
     pub body: Bytes,
+    /// True if nothing had begun under the claims before this owner's: the record then counts as not
+    /// taken over.
+    pub nothing_began: bool,
 }
 
 impl fmt::Debug for Checkpoint {
@@ -343,6 +346,7 @@ impl fmt::Debug for Checkpoint {
             .field("token", &self.token)
             .field("sequence", &self.sequence)
             .field("body", &format_args!("{} bytes", self.body.len()))
+            .field("nothing_began", &self.nothing_began)
             .finish()
     }
 }
@@ -350,13 +354,7 @@ impl fmt::Debug for Checkpoint {
 impl Checkpoint {
     /// Checkpoint number `sequence`.
     pub const fn new(key: KeyHash, token: Token, sequence: u32, body: Bytes) -> Self {
-        Self { key, token, sequence, body }
-    }
-
-    /// Returns true if it is the first one and has no body, which says that nothing had begun under
-    /// the claims before.
-    pub(crate) fn says_nothing_began(&self) -> bool {
-        self.sequence == 0 && self.body.is_empty()
+        Self { key, token, sequence, body, nothing_began: false }
     }
 }
 

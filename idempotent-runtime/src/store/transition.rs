@@ -242,7 +242,7 @@ pub fn checkpoint(
             if checkpoint.sequence == record.checkpoints {
                 record.checkpoints = next;
                 record.body = checkpoint.body.clone();
-                if checkpoint.says_nothing_began() {
+                if checkpoint.nothing_began {
                     record.taken_over = None;
                 }
                 WriteOutcome::Applied

@@ -94,8 +94,8 @@ pub enum Flaw {
     CommitsRepeat,
     /// A checkpoint does not look at its number.
     CheckpointsUnordered,
-    /// An empty checkpoint does not say that nothing had begun.
-    EmptyCheckpointsSayNothing,
+    /// A checkpoint cannot say that nothing had begun.
+    CheckpointsSayNothing,
     /// A claim that is sent again is held by itself.
     ClaimsNotRepeatable,
     /// A takeover does not look at the policy.
@@ -176,7 +176,7 @@ impl Flaw {
         (Self::CommitsUnguarded, "a_stranger_writes_nothing"),
         (Self::CommitsRepeat, "a_result_sent_twice_is_stored_once"),
         (Self::CheckpointsUnordered, "checkpoints_are_accepted_in_order"),
-        (Self::EmptyCheckpointsSayNothing, "an_empty_first_checkpoint_says_that_nothing_had_begun"),
+        (Self::CheckpointsSayNothing, "a_checkpoint_can_say_that_nothing_had_begun"),
         (Self::ClaimsNotRepeatable, "a_repeated_claim_is_granted_again"),
         (Self::HoldForgotten, "the_stricter_policy_decides"),
         (Self::FingerprintsForgotten, "a_contradicting_fingerprint_takes_nothing_over"),

@@ -423,7 +423,7 @@ impl Store for BrokenStore {
             }
             let before = slot.as_ref().and_then(|record| record.taken_over);
             let written = transition::checkpoint(slot, &checkpoint, now);
-            if let (Flaw::EmptyCheckpointsSayNothing, Some(record)) = (self.flaw, slot) {
+            if let (Flaw::CheckpointsSayNothing, Some(record)) = (self.flaw, slot) {
                 record.taken_over = before;
             }
             written

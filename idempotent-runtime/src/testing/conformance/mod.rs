@@ -141,7 +141,7 @@ macro_rules! __conformance_list {
                 an_owner_says_more_than_an_observer
                 an_observer_parks_only_an_orphan
                 checkpoints_are_accepted_in_order
-                an_empty_first_checkpoint_says_that_nothing_had_begun
+                a_checkpoint_can_say_that_nothing_had_begun
                 a_checkpoint_sent_twice_counts_once
                 a_checkpoint_keeps_lease_and_expiry
                 only_the_owner_in_progress_writes_checkpoints
