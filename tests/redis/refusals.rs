@@ -9,7 +9,7 @@ use crate::world::{World, engine_on, large, patient};
 
 /// What is stored is served, new calls are refused and have no effect; afterwards all is as before.
 async fn refuses_new_calls(refuse: &[&str], allow: &[&str], named: &str) -> anyhow::Result<()> {
-    let world = World::new().await?;
+    let world = World::patient().await?;
     world.charge(1).await?;
     let big = world.call(2).run(|| async { Ok::<_, Error>(large()) });
     big.await?;
