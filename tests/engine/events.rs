@@ -259,6 +259,24 @@ async fn an_observer_is_told_only_what_it_wants_and_of_each_request_once_with_it
 }
 
 #[tokio::test]
+async fn a_result_whose_late_commit_meets_another_owner_was_never_stored() {
+    let (world, log) = observed();
+    let other = world.other_process();
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
+    let charged = world.call(1).on_crash(OnCrash::Retry).run(async || world.effect(1));
+    let error = without_renewals(&world, charged).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotStored);
+    assert!(log.has(&format!("{CALLED} NotStored 1")));
+    world.clock.advance(LEASE * 2);
+    other.call(1).on_crash(OnCrash::Retry).run(async || other.effect(1)).await.unwrap();
+    world.store.always(Operation::Complete, None);
+    let told = eventually("the end of the result", async || log.has("never stored"));
+    without_renewals(&world, told).await;
+    assert!(!log.has("stored late"));
+}
+
+#[tokio::test]
 async fn a_hit_in_memory_names_its_source() {
     let log = Log::default();
     let memory = idempotency::store::MemoryStore::new();

@@ -444,6 +444,8 @@ pub(super) async fn leave(
 #[cfg(all(test, feature = "memory", feature = "testing"))]
 mod tests {
     use std::future::Future as _;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Poll;
     use std::time::Duration;
 
@@ -451,6 +453,7 @@ mod tests {
     use crate::Idempotency;
     use crate::engine::Inner;
     use crate::engine::lease::Lease;
+    use crate::events::{Event, Observer, What};
     use crate::key::KeyHash;
     use crate::store::{
         Claim, ClaimOutcome, CrashPolicy, MemoryStore, Operation, Reason, State, Store, Token,
@@ -501,5 +504,30 @@ mod tests {
         leaves.await.unwrap();
         let record = store.read(KEY).await.unwrap().unwrap();
         assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::ShutDown)));
+    }
+
+    /// Counts the records in doubt that it is told of.
+    #[derive(Default)]
+    struct Doubts(AtomicUsize);
+
+    impl Observer for Doubts {
+        fn observe(&self, event: &Event<'_>) {
+            if let What::InDoubt { .. } = event.what {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn observers_hear_once_of_a_record_that_two_ends_of_its_owner_put_in_doubt() {
+        let (store, doubts) = (MemoryStore::new(), Arc::new(Doubts::default()));
+        let builder = Idempotency::builder(store.clone()).observer(doubts.clone());
+        let engine = builder.build_valid().inner;
+        let lease = granted(&store, &engine).await;
+        for reason in [Reason::Error, Reason::ShutDown] {
+            let written = leave(&engine, &lease, (reason, Left::InDoubt), LEASE).await.unwrap();
+            assert!(written.is_done(), "{written:?}");
+        }
+        assert_eq!(doubts.0.load(Ordering::Relaxed), 1);
     }
 }
