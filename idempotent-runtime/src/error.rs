@@ -474,10 +474,11 @@ impl From<KeyError> for Error {
     }
 }
 
-/// The body did not run.
 impl From<FingerprintError> for Error {
     fn from(error: FingerprintError) -> Self {
-        Self::new(ErrorKind::Encode).with_detail(error.to_string()).with_source(error.into_cause())
+        Self::new(ErrorKind::Encode)
+            .with_detail(format!("{error}, the body did not run"))
+            .with_source(error.into_cause())
     }
 }
 

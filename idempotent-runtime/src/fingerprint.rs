@@ -47,7 +47,7 @@ impl Fingerprint {
     /// integers.
     ///
     /// # Errors
-    /// The value has no canonical encoding (`NaN`), or its `Serialize` fails.
+    /// [`FingerprintError`] if the value has no canonical encoding (`NaN`), or its `Serialize` fails.
     ///
     /// ```
     /// use idempotency::key::Fingerprint;

@@ -35,7 +35,7 @@ impl Observer for Log {
             What::Claimed { attempt, taken_over, .. } => {
                 format!("claimed {attempt} {taken_over:?}")
             }
-            What::InDoubt { reason, .. } => format!("in doubt {reason:?}"),
+            What::InDoubt { reason, .. } => format!("in doubt {operation} {reason:?}"),
             What::Duplicate => "duplicate".to_owned(),
             What::LeaseLost => "lease lost".to_owned(),
             What::Adopted => "adopted".to_owned(),
@@ -159,7 +159,7 @@ async fn a_call_that_is_dropped_or_panics_is_told_of_at_once() {
     drop(running);
     assert!(log.has(&format!("{CALLED} Dropped 1")), "while the body runs");
     // By the background, which may be as quick as this test.
-    eventually("the doubt", async || log.has("in doubt Dropped")).await;
+    eventually("the doubt", async || log.has(&format!("in doubt {CALLED} Dropped"))).await;
     assert_eq!(ends(&log), ["Dropped 1"]);
     let panics =
         world.call(3).run(async || -> Result<String, Error> { panic!("the provider's client") });

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::owner::{Owner, leave, settle_steps};
+use super::owner::{Owner, leave, put_in_doubt, settle_steps};
 use super::retry::Budget;
 use super::settle::{Cause, Left, Settlement, Steps, settle};
 use super::{overtaken, owed};
@@ -321,11 +321,7 @@ impl Owner {
         let engine = &self.call.engine;
         let parking = self.parking(reason, ask_again_after);
         let budget = Budget::of(engine.settings.commit_timeout);
-        let parked = engine.store.park(budget, parking).await;
-        if parked.as_ref().is_ok_and(|written| written.is_done()) && self.lease.is_first_doubt() {
-            self.call.tell(What::InDoubt { reason });
-        }
-        parked
+        put_in_doubt(engine, &self.lease, budget, parking).await
     }
 
     fn own_release(&self) -> Release {
@@ -373,13 +369,11 @@ fn not_held(mut owner: Box<Owner>, error: &StoreError) -> CallerGets {
     keeper.spawn(async move {
         let _place = place;
         let park = owner.parking(Reason::Error, Duration::ZERO);
-        match engine.store.park(Budget::until_done(engine.settings.background_commit), park).await {
+        let budget = Budget::until_done(engine.settings.background_commit);
+        match put_in_doubt(&engine, &owner.lease, budget, park).await {
             // The caller has its answer. The duplicate is still to be counted and reported.
             Ok(written) if overtaken::is_overtaken(&owner, false, Some(written)) => {
                 overtaken::without_result(&mut owner).await;
-            }
-            Ok(written) if written.is_done() && owner.lease.is_first_doubt() => {
-                owner.call.tell(What::InDoubt { reason: Reason::Error });
             }
             Ok(_) => {}
             Err(error) => {

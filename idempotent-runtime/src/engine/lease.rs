@@ -29,6 +29,7 @@ const SHUT_DOWN: u8 = 2;
 pub(crate) struct Lease {
     pub(crate) key: KeyHash,
     pub(crate) token: Token,
+    pub(crate) operation: Arc<str>,
     pub(crate) policy: CrashPolicy,
     length: Duration,
     /// Monotonic time at which the claim was known to be granted.
@@ -58,6 +59,7 @@ impl Lease {
     /// Creates the lease of a claim that was first sent at `sent` on the monotonic clock.
     pub(crate) fn new(
         (key, token): (KeyHash, Token),
+        operation: Arc<str>,
         policy: CrashPolicy,
         length: Duration,
         sent: Duration,
@@ -67,6 +69,7 @@ impl Lease {
         Self {
             key,
             token,
+            operation,
             policy,
             length,
             granted: clock.monotonic(),
@@ -171,8 +174,8 @@ impl Lease {
         self.policy.allows_takeover() && !self.held.load(Ordering::Acquire)
     }
 
-    /// Returns true once: whoever puts the record in doubt first reports it to observers.
-    pub(crate) fn is_first_doubt(&self) -> bool {
+    /// Marks that the record is in doubt. Returns true the first time.
+    pub(crate) fn note_doubt(&self) -> bool {
         !self.is_in_doubt.swap(true, Ordering::AcqRel)
     }
 

@@ -82,6 +82,7 @@ impl Owner {
         let policy = grant.record.policy;
         let lease = Lease::new(
             owner,
+            call.operation.clone(),
             policy,
             call.lease,
             sent,
@@ -279,7 +280,7 @@ impl Owner {
     /// How far the attempt came. Once `finish` has begun this is `Begun`, also for a verification.
     pub(super) fn came_to(&self) -> settle::Phase {
         match self.phase {
-            Phase::Granted => settle::Phase::ClaimOutcome,
+            Phase::Granted => settle::Phase::Granted,
             Phase::Asking => settle::Phase::Asking,
             Phase::Started | Phase::Panicked | Phase::Ended | Phase::Concluded => {
                 settle::Phase::Begun
@@ -330,16 +331,12 @@ impl Drop for Owner {
                 let park = self.parking(reason, self.rest());
                 keeper.finish(async move {
                     drop(kept);
-                    match engine.store.park(Budget::of(budget), park).await {
-                        Ok(written) if written.is_done() && lease.is_first_doubt() => {
-                            engine.observers.tell(None, Some(&park.key), What::InDoubt { reason });
-                        }
-                        Ok(_) => {}
-                        Err(error) => {
-                            tracing::warn!(key = %park.key, %error,
-                                "a question without an answer could not be recorded; the next \
-                                 caller asks when the lease has expired");
-                        }
+                    if let Err(error) =
+                        put_in_doubt(&engine, &lease, Budget::of(budget), park).await
+                    {
+                        tracing::warn!(key = %park.key, %error,
+                            "a question without an answer could not be recorded; the next caller \
+                             asks when the lease has expired");
                     }
                     drop(leader);
                 });
@@ -393,6 +390,22 @@ impl Drop for Kept {
     }
 }
 
+/// Marks the owner's record as in doubt, and reports that to observers. Two ends of one owner, such
+/// as its error and a shutdown, may do it; the first one is reported, whose reason is on the record.
+pub(super) async fn put_in_doubt(
+    engine: &super::Inner,
+    lease: &Lease,
+    budget: Budget,
+    park: Park,
+) -> Result<WriteOutcome, StoreError> {
+    let written = engine.store.park(budget, park).await?;
+    if written.is_done() && lease.note_doubt() {
+        let what = What::InDoubt { reason: park.reason };
+        engine.observers.tell(Some(&lease.operation), Some(&lease.key), what);
+    }
+    Ok(written)
+}
+
 /// Waits for steps that have ended and are being written, so that their results are on the record
 /// before the next caller gets it. No step begins afterwards.
 pub(super) async fn settle_steps(engine: &super::Inner, lease: &Lease, budget: Duration) {
@@ -416,7 +429,7 @@ pub(super) async fn leave(
 ) -> Option<WriteOutcome> {
     let (key, token) = (lease.key, lease.token);
     let budget = Budget::of(budget);
-    let park = || engine.store.park(budget, Park::own(key, token, reason));
+    let park = || put_in_doubt(engine, lease, budget, Park::own(key, token, reason));
     let written = match left {
         // Decided again before each try, after the wait for the steps and throughout an outage:
         // meanwhile the body may have ended in an error that is held, and then no call may run it
@@ -431,9 +444,6 @@ pub(super) async fn leave(
         }
         Left::InDoubt => park().await,
     };
-    if written.as_ref().is_ok_and(|written| written.is_done()) && lease.is_first_doubt() {
-        engine.observers.tell(None, Some(&key), What::InDoubt { reason });
-    }
     let failed = |error: &StoreError| {
         tracing::warn!(%key, %error,
             "an unknown outcome could not be recorded; the policy applies when the lease expires");
@@ -471,7 +481,7 @@ mod tests {
         let granted = store.claim(claim).await.unwrap();
         assert!(matches!(granted, ClaimOutcome::Granted(_)), "{granted:?}");
         let (sent, clock) = (engine.clock.monotonic(), engine.clock.clone());
-        Lease::new(owner, CrashPolicy::Retry, LEASE, sent, LEASE, clock)
+        Lease::new(owner, "payments.charge".into(), CrashPolicy::Retry, LEASE, sent, LEASE, clock)
     }
 
     #[tokio::test]

@@ -169,7 +169,11 @@ impl Renewals {
                 // The owner's own commit gets the same answer.
                 if !lease.has_body_ended() {
                     tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
-                    self.store.observers().tell(None, Some(&lease.key), What::LeaseLost);
+                    self.store.observers().tell(
+                        Some(&lease.operation),
+                        Some(&lease.key),
+                        What::LeaseLost,
+                    );
                 }
                 lease.give_up();
             }

@@ -9,7 +9,7 @@ use crate::store::Reason;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// The claim is held, and nothing has begun under it.
-    ClaimOutcome,
+    Granted,
     /// The outside world is being asked about an earlier attempt. This one has no effect of its
     /// own.
     Asking,
@@ -88,7 +88,7 @@ pub(super) const fn settle(
     let left = if may_be_taken_over { Left::ToTheNextCall } else { Left::InDoubt };
     match (phase, cause) {
         (_, Cause::Unanswered(reason)) => Settlement::AskAgain(reason),
-        (Phase::ClaimOutcome, _) | (_, Cause::NotBegun) => Settlement::ReleaseUnused,
+        (Phase::Granted, _) | (_, Cause::NotBegun) => Settlement::ReleaseUnused,
         (Phase::Asking, Cause::Cut(_)) => Settlement::AskAgain(Reason::Unverified),
         (Phase::Begun, Cause::Cut(reason)) => Settlement::Leave(reason, left),
         (_, Cause::Answered) => match steps {
@@ -108,13 +108,13 @@ pub(super) const fn settle(
 mod tests {
     use super::Cause::{Answered, Cut, Failed, GivenUp, Held, NotBegun, Unanswered};
     use super::Left::{InDoubt, ToTheNextCall};
-    use super::Phase::{Asking, Begun, ClaimOutcome};
+    use super::Phase::{Asking, Begun, Granted};
     use super::Settlement::{AskAgain, Commit, Hold, Leave, Release, ReleaseUnused};
     use super::Steps::{HadEffects, LeftOut, Silent};
     use super::{Cause, Left, Phase, Settlement, Steps, settle};
     use crate::store::{CrashPolicy, Reason};
 
-    const PHASES: [Phase; 3] = [ClaimOutcome, Asking, Begun];
+    const PHASES: [Phase; 3] = [Granted, Asking, Begun];
     const STEPS: [Steps; 3] = [Silent, HadEffects, LeftOut];
     const REASONS: [Reason; 5] =
         [Reason::Dropped, Reason::Panicked, Reason::LeaseLost, Reason::NotStored, Reason::ShutDown];
@@ -174,7 +174,7 @@ mod tests {
                 {
                     let expected = match (phase, cause) {
                         (_, Unanswered(reason)) => AskAgain(reason),
-                        (ClaimOutcome, _) => ReleaseUnused,
+                        (Granted, _) => ReleaseUnused,
                         (Asking, Cut(_)) => AskAgain(Reason::Unverified),
                         (Begun, Cut(reason)) => settlement(Leave(reason, ToTheNextCall), next),
                         _ => {

@@ -73,7 +73,7 @@ impl Idempotency {
             let (keeper, engine) = (&engine.keeper, engine.clone());
             keeper.finish(async move {
                 let budget = engine.settings.claim_timeout;
-                let phase = if has_begun { Phase::Begun } else { Phase::ClaimOutcome };
+                let phase = if has_begun { Phase::Begun } else { Phase::Granted };
                 let cause = Cause::Cut(Reason::ShutDown);
                 let may_be_taken_over = lease.may_be_taken_over();
                 if let Settlement::Leave(reason, left) =

@@ -166,6 +166,7 @@ impl Owner {
         let written = written.await.map_err(|error| call.store_error(error))?;
         if written.is_done() {
             self.grant.record.checkpoints = 1;
+            self.grant.record.taken_over = None;
             self.grant.taken_over = None;
         }
         Ok(written.is_done())

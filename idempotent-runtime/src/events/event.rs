@@ -13,8 +13,8 @@ use crate::store::{Operation, Reason, State, StoreErrorKind};
 pub struct Event<'a> {
     /// The [namespace](crate::Builder::namespace) of the engine.
     pub namespace: &'a str,
-    /// The operation of the call; `None` for what concerns no call, or a lease of which only the
-    /// record is known.
+    /// The operation of the call; `None` for what concerns no call, and where an operator has only
+    /// the name of a record.
     pub operation: Option<&'a Arc<str>>,
     /// The name of the record; `None` for what concerns no record, or many.
     pub key: Option<&'a KeyHash>,
@@ -119,8 +119,8 @@ pub enum What<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The body ran here, or the outside world knew the result, and it is stored. In the user's own transaction it is stored once
-    /// that is committed.
+    /// The body ran here, or the outside world knew the result, and it is stored. In the user's own
+    /// transaction it is stored once that is committed.
     Executed,
     /// The body ran here, and its error is stored as the result.
     Failed,

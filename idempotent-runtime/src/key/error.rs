@@ -45,7 +45,7 @@ impl FingerprintError {
 
 impl fmt::Display for FingerprintError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the fingerprint could not be computed, the body did not run")
+        f.write_str("the fingerprint could not be computed")
     }
 }
 

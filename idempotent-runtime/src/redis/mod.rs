@@ -285,10 +285,7 @@ impl RedisStore {
                 }
             }
             return Ok(if is_mine {
-                let taken_over = record.taken_over;
-                let mut grant = Grant::new(record);
-                grant.taken_over = taken_over;
-                ClaimOutcome::Granted(grant)
+                ClaimOutcome::Granted(Grant::new(record))
             } else {
                 ClaimOutcome::Existing(record)
             });

@@ -16,9 +16,9 @@ const SEPARATOR: char = ':';
 ///
 /// Opaque: each store has a format of its own, and rejects a cursor of another kind of store, or one
 /// that it cannot read, with [`StoreErrorKind::Unsupported`]. It does not notice a cursor of another
-/// table or server of its kind: the list would begin somewhere in its middle. `Display` shows it as visible ASCII characters
-/// without spaces, and `FromStr` reads that text again, so a list can be continued by another
-/// process.
+/// table or server of its kind: the list would begin somewhere in its middle. `Display` shows it as
+/// visible ASCII characters without spaces, and `FromStr` reads that text again, so a list can be
+/// continued by another process.
 ///
 /// A store creates one with [`after`](Self::after) if it lists in the order of the keys, or with
 /// [`new`](Self::new) in another format.

@@ -147,12 +147,12 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///   version or bits, or only one of the two exists. And not if the stricter policy is verify
     ///   and the caller's is another one: such a caller has no way to verify.
     /// - In progress, lease expired, and the stricter policy is hold: the record is put in doubt
-    ///   with [`Reason::Crashed`] unless it has a reason (T6), and returned as held.
+    ///   with [`Reason::Crashed`] unless it has a reason (T6), and returned as existing.
     /// - In doubt, `lease_until` has passed, the caller's policy is verify and the record's is not
     ///   stricter, the fingerprints do not contradict, and the record's token is not the caller's:
     ///   as T5 (T5b). With the same token, it is a repeated claim of the owner that left the record
     ///   in doubt, and no caller waits for its answer any more.
-    /// - Everything else: nothing changes, and the record is returned as held.
+    /// - Everything else: nothing changes, and the record is returned as existing.
     /// - `linger` is written on the record. The expiry of an unfinished record depends on that
     ///   value alone.
     /// - `schema` is written on the record.
@@ -249,8 +249,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///   replaced and the count grows by one.
     /// - `sequence` one less and the same body: [`WriteOutcome::AlreadyApplied`]. Any other
     ///   sequence: [`WriteOutcome::Lost`].
-    /// - With `nothing_began`, the record then counts as not taken over ([`Record::taken_over`]), so
-    ///   that a release removes it.
+    /// - A checkpoint that is accepted with `nothing_began` also clears [`Record::taken_over`], so that
+    ///   a release removes the record.
     /// - Lease and expiry stay.
     fn checkpoint(
         &self,

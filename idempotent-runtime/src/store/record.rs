@@ -183,7 +183,8 @@ pub struct Record {
     /// The number of checkpoints accepted so far, from all owners.
     pub checkpoints: u32,
     /// The state in which the previous owner left the record, if the claim was taken over (T5,
-    /// T5b).
+    /// T5b). `None` again once the owner has said that nothing had begun before
+    /// ([`Checkpoint::nothing_began`](crate::store::Checkpoint::nothing_began)).
     pub taken_over: Option<State>,
     /// Trace context of the call that made the claim of the last owner (W3C `traceparent`), if there
     /// was any.

@@ -262,7 +262,7 @@ pub async fn a_claim_given_back_unused_is_no_attempt<S: Subject>(scene: Scene<S>
     assert_eq!((next.record.attempts, next.taken_over), (3, Some(State::InProgress)), "{rule}");
 }
 
-/// One `Mine` among 64 concurrent claims.
+/// One `Granted` among 64 concurrent claims.
 pub async fn one_of_64_concurrent_claims_is_granted<S: Subject>(scene: Scene<S>) {
     let rule = "T1: of 64 claims at once one is granted, and the others see its owner";
     let claims = (1..=64).map(|caller| scene.claim_by(caller)).collect();

@@ -357,7 +357,7 @@ pub async fn parking_an_abandoned_record_keeps_its_reason<S: Subject>(scene: Sce
     }
 }
 
-/// One `Mine` among 64 concurrent takeovers.
+/// One `Granted` among 64 concurrent takeovers.
 pub async fn one_of_64_concurrent_takeovers_is_granted<S: Subject>(scene: Scene<S>) {
     let rule = "T5: of 64 takeovers at once one is granted, and the others see its owner";
     scene.orphaned(CrashPolicy::Retry).await;
