@@ -516,7 +516,7 @@ mod tests {
         assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::ShutDown)));
     }
 
-    /// Counts the records in doubt that it is told of.
+    /// Counts the records in doubt that are reported to it.
     #[derive(Default)]
     struct Doubts(AtomicUsize);
 
