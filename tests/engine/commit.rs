@@ -44,7 +44,7 @@ async fn a_result_that_cannot_be_stored_in_time_is_not_stored_and_the_background
     let error = world.while_time_passes(world.charge(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotStored);
     let end = world.clock_now() + LEASE * 3;
-    world.while_time_passes(eventually("time to pass", async || world.clock_now() >= end)).await;
+    world.while_time_passes(world.time_is(end)).await;
     let record = world.record(1).await.unwrap();
     assert!(record.is_running(), "its lease is renewed as long as storing goes on: {record:?}");
     world.store.always(Operation::Complete, None);
@@ -454,10 +454,7 @@ async fn the_lease_of_a_result_that_is_being_stored_is_renewed_also_past_the_lon
     let other = world.other_process_with(|builder| builder.on_conflict(OnConflict::Reject));
     let later = async {
         let until = world.clock_now() + LEASE * 6;
-        // However long the machine takes for it.
-        while world.clock_now() <= until {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        world.time_is(until).await;
         other.call(1).on_crash(OnCrash::Retry).run(|| async { other.effect(1) }).await
     };
     assert_eq!(world.while_time_passes(later).await.unwrap_err().kind(), ErrorKind::InProgress);

@@ -93,6 +93,13 @@ impl World {
         self.clock.monotonic()
     }
 
+    /// Waits until the clock shows this monotonic time, however long the machine takes for it.
+    pub async fn time_is(&self, monotonic: Duration) {
+        while self.clock_now() <= monotonic {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Waits until the record is as asked.
     pub async fn record_is(&self, key: u64, condition: impl Fn(Option<&Record>) -> bool) {
         eventually("the record to be as asked", async || {

@@ -168,6 +168,9 @@ fn decoded(
 /// Returns the record as it is at `now`, or its tombstone if it has expired and one follows.
 /// `remaining` is what remains of its key's time.
 fn as_of(record: Record, remaining: i64, now: Timestamp) -> Option<Record> {
+    // In the last millisecond of a key, none of its time remains, and it is still there: a claim is
+    // answered with it. Otherwise a reader would miss a result that the next call replays.
+    let remaining = if remaining == 0 { 1 } else { remaining };
     let mut record = placed(record, remaining, now);
     if record.expires > now {
         return Some(record);
@@ -565,5 +568,26 @@ fn unexpected(operation: Operation, answer: &str) -> StoreError {
 impl std::fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisStore").field("prefix", &self.0.prefix).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_of;
+    use crate::clock::Timestamp;
+    use crate::key::KeyHash;
+    use crate::store::{Record, State, Token};
+
+    #[test]
+    fn a_record_is_there_for_as_long_as_its_key() {
+        let now = Timestamp::from_millis(1_000_000);
+        let mut record =
+            Record::new(KeyHash::from_bytes([7; 32]), Token::from_bits(7), "charge".into());
+        record.state = State::Completed;
+        for remaining in [1, 0] {
+            let found = as_of(record.clone(), remaining, now);
+            assert_eq!(found.map(|found| found.state), Some(State::Completed), "{remaining}");
+        }
+        assert_eq!(as_of(record, -2, now), None, "the key is gone");
     }
 }
