@@ -1,14 +1,16 @@
 //! Looks for code whose absence no test notices:
 //! `cargo xtask mutants [--sample N] [--round N] [AREA]...`.
 //!
-//! Two kinds of changes are made to a copy of the sources: a statement is deleted, or
-//! `cargo-mutants` makes a change. Of each kind a sample is taken for each area, spread evenly over
-//! its sources. A change is caught when a test fails. One that makes a test run too long is counted
+//! Two kinds of changes are made to a copy of the sources: a statement is deleted, or what
+//! `cargo-mutants` proposes is done. All changes of a kind are in one build, each on a condition, so
+//! that a change costs a run of the tests and no build. Of each kind a sample is taken for each
+//! area, spread evenly over its sources. A change is caught when a test fails. One that makes a test run too long is counted
 //! separately: it is noticed, but nothing reports what is wrong.
 
 mod areas;
 mod cargo_mutants;
-mod deleted;
+mod change;
+mod measurement;
 mod options;
 mod report;
 mod sample;
@@ -16,13 +18,15 @@ mod statements;
 mod tests;
 mod tree;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 
+use cargo_mutants::List;
 use options::Options;
 use report::Report;
+use statements::statements;
 use tree::Tree;
 
 fn main() -> ExitCode {
@@ -57,10 +61,14 @@ fn run(options: &Options) -> anyhow::Result<bool> {
     let target = place.join("target");
     let mut report = Report::default();
     if options.deletes {
-        deleted::run(options, &tree, &target, &mut report)?;
+        let mut find = |_: &Path, source: &str| statements(source);
+        measurement::run("deleted statements", &mut find, options, &tree, &target, &mut report)?;
     }
     if options.changes {
-        cargo_mutants::run(options, &tree, &target, &mut report).context("cargo-mutants")?;
+        let list = List::of(&tree).context("cargo-mutants")?;
+        let mut find = |file: &Path, source: &str| list.changes(file, source);
+        let kind = "changes of cargo-mutants";
+        measurement::run(kind, &mut find, options, &tree, &target, &mut report)?;
     }
     let text = report.to_string();
     let page = place.join("report.txt");

@@ -66,7 +66,7 @@ pub(crate) fn help() -> String {
          --sample N   how many changes of each kind are made to an area (default {SAMPLE})\n  \
          --round N    another sample\n  \
          --deleted    only deleted statements\n  \
-         --changed    only what cargo-mutants changes"
+         --changed    only what cargo-mutants proposes"
     )
 }
 

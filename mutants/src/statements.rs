@@ -1,83 +1,25 @@
-//! Statements that can be removed, and sources in which an environment variable removes one.
-//!
-//! Each statement is wrapped in a condition, so that one build serves for all of them: the
-//! statement to delete is chosen when a test runs. The condition is on the lines of its statement,
-//! so that messages of the compiler name them.
-
-use std::fmt::Write as _;
+//! Statements that can be removed.
 
 use anyhow::Context as _;
-use proc_macro2::LineColumn;
 use syn::spanned::Spanned as _;
 use syn::visit::{self, Visit};
 use syn::{
     Attribute, Block, Expr, ImplItemFn, ItemFn, ItemImpl, ItemMod, Local, Pat, Signature, Stmt,
 };
 
-/// The variable that names the statement to remove in this process and those that it starts.
-pub(crate) const VARIABLE: &str = "IDEMPOTENCY_DELETED_STATEMENT";
-
-/// A statement whose effect should be missed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Statement {
-    start: LineColumn,
-    end: LineColumn,
-    /// The statement, on one line.
-    pub(crate) text: String,
-}
-
-impl Statement {
-    pub(crate) fn lines(&self) -> std::ops::RangeInclusive<usize> {
-        self.start.line..=self.end.line
-    }
-}
+use crate::change::{CHOSEN, Change};
 
 /// Returns the statements of a source file, in order.
-pub(crate) fn statements(source: &str) -> anyhow::Result<Vec<Statement>> {
+pub(crate) fn statements(source: &str) -> anyhow::Result<Vec<Change>> {
     let file = syn::parse_file(source).context("the source cannot be parsed")?;
     let mut search = Search { found: Vec::new() };
     search.visit_file(&file);
-    search.found.sort_by_key(|statement| (statement.start.line, statement.start.column));
+    search.found.sort_by_key(Change::order);
     Ok(search.found)
 }
 
-/// Returns the source with a condition around each of the statements, which are numbered.
-pub(crate) fn with_conditions<'a>(
-    source: &str,
-    statements: impl IntoIterator<Item = (usize, &'a Statement)>,
-) -> String {
-    let mut insertions: Vec<(LineColumn, bool, String)> = Vec::new();
-    for (number, statement) in statements {
-        let condition = format!(
-            "if !{{ static DELETED: ::std::sync::OnceLock<bool> = ::std::sync::OnceLock::new(); \
-             *DELETED.get_or_init(|| ::std::env::var(\"{VARIABLE}\").is_ok_and(|it| it == \"{number}\")) }} {{ "
-        );
-        insertions.push((statement.start, true, condition));
-        insertions.push((statement.end, false, String::from(" }")));
-    }
-    // Where two meet, the one that ends is closed first.
-    insertions.sort_by_key(|(place, opens, _)| (place.line, place.column, *opens));
-    let mut insertions = insertions.into_iter().peekable();
-    let mut result = String::new();
-    for (index, line) in source.lines().enumerate() {
-        for (column, character) in line.chars().enumerate() {
-            while let Some((_, _, text)) =
-                insertions.next_if(|(at, ..)| (at.line, at.column) == (index + 1, column))
-            {
-                result.push_str(&text);
-            }
-            result.push(character);
-        }
-        while let Some((_, _, text)) = insertions.next_if(|(at, ..)| at.line == index + 1) {
-            result.push_str(&text);
-        }
-        let _ = writeln!(result);
-    }
-    result
-}
-
 struct Search {
-    found: Vec<Statement>,
+    found: Vec<Change>,
 }
 
 impl Search {
@@ -85,7 +27,7 @@ impl Search {
         let span = statement.span();
         let text = span.source_text().unwrap_or_default();
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        self.found.push(Statement { start: span.start(), end: span.end(), text });
+        self.found.push(Change::around(span, format!("if !{CHOSEN} {{ "), " }", text));
     }
 }
 
@@ -128,7 +70,7 @@ impl<'ast> Visit<'ast> for Search {
 }
 
 /// Returns true if the code of the function can read the environment.
-fn can_look(signature: &Signature) -> bool {
+pub(crate) fn can_look(signature: &Signature) -> bool {
     signature.constness.is_none()
 }
 
@@ -186,7 +128,8 @@ fn is_named(path: &syn::Path, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{statements, with_conditions};
+    use super::statements;
+    use crate::change::with_changes;
 
     const SOURCE: &str = "
 fn pay(ledger: &mut Ledger) -> Result<(), Error> {
@@ -211,7 +154,7 @@ mod tests { fn test() { check(); } }
 ";
 
     fn found() -> Vec<String> {
-        statements(SOURCE).unwrap().into_iter().map(|statement| statement.text).collect()
+        statements(SOURCE).unwrap().into_iter().map(|change| change.text).collect()
     }
 
     #[test]
@@ -227,7 +170,7 @@ mod tests { fn test() { check(); } }
     #[test]
     fn each_is_inside_its_own_condition_and_on_its_own_line() {
         let all = statements(SOURCE).unwrap();
-        let source = with_conditions(SOURCE, all.iter().enumerate());
+        let source = with_changes(SOURCE, all.iter().enumerate());
         syn::parse_file(&source).unwrap();
         assert_eq!(source.lines().count(), SOURCE.lines().count());
         for (number, statement) in all.iter().enumerate() {

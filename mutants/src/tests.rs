@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
 use crate::areas::UNIT;
-use crate::statements::VARIABLE;
+use crate::change::VARIABLE;
 
 /// The interval at which a running test is polled.
 const TICK: Duration = Duration::from_millis(20);

@@ -1,4 +1,4 @@
-//! Deletes one statement after another.
+//! Makes one change after another, and runs the tests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -6,30 +6,35 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 
 use crate::areas::{Area, Room};
+use crate::change::{Change, with_changes};
 use crate::options::Options;
 use crate::report::{Fate, Report, Sample};
 use crate::sample::spread;
-use crate::statements::{Statement, statements, with_conditions};
 use crate::tests::{End, Refused, Test, build};
 use crate::tree::Tree;
 
-const KIND: &str = "deleted statements";
-/// The maximum number of builds. A statement without which the code does not compile is left alone,
+/// The maximum number of builds. A change without which the code does not compile is left alone,
 /// and seldom hides more than one other.
-const BUILDS: usize = 12;
+const BUILDS: usize = 16;
 
-/// A statement and its location.
+/// Finds the changes of one kind in a file.
+pub(crate) type Find<'a> = dyn FnMut(&Path, &str) -> anyhow::Result<Vec<Change>> + 'a;
+
+/// A change and its location.
 #[derive(Debug)]
 struct Place {
     area: &'static str,
     room: &'static Room,
     file: PathBuf,
-    statement: Statement,
-    /// True if the source does not compile without it.
-    is_needed: bool,
+    change: Change,
+    /// True if the source does not compile with it.
+    is_refused: bool,
 }
 
+/// Takes a sample of each area's changes of a kind.
 pub(crate) fn run(
+    kind: &'static str,
+    find: &mut Find<'_>,
     options: &Options,
     tree: &Tree,
     target: &Path,
@@ -38,7 +43,7 @@ pub(crate) fn run(
     let mut places = Vec::new();
     for area in &options.areas {
         for room in area.rooms {
-            find(tree, area, room, &mut places)?;
+            find_all(tree, area, room, find, &mut places)?;
         }
     }
     let originals = originals(tree, &places)?;
@@ -49,7 +54,7 @@ pub(crate) fn run(
                 println!("{name}: {:.1} s", time.as_secs_f64());
             }
         }
-        let of_area = |(_, place): &(usize, &Place)| place.area == area.name && !place.is_needed;
+        let of_area = |(_, place): &(usize, &Place)| place.area == area.name && !place.is_refused;
         let candidates: Vec<_> = places.iter().enumerate().filter(of_area).collect();
         let mut changes = Vec::new();
         for index in spread(candidates.len(), options.sample, options.round) {
@@ -58,34 +63,30 @@ pub(crate) fn run(
             let text = format!(
                 "{}:{}: {}",
                 place.file.display(),
-                place.statement.lines().start(),
-                place.statement.text
+                place.change.lines().start(),
+                place.change.text
             );
             println!("{fate:?} {text}");
             changes.push((fate, text));
         }
-        report.add(Sample { area: area.name, kind: KIND, total: candidates.len(), changes });
+        report.add(Sample { area: area.name, kind, total: candidates.len(), changes });
     }
     // The next run starts from the original sources.
     originals.iter().try_for_each(|(file, source)| tree.write(file, source))
 }
 
-fn find(
+fn find_all(
     tree: &Tree,
     area: &'static Area,
     room: &'static Room,
+    find: &mut Find<'_>,
     places: &mut Vec<Place>,
 ) -> anyhow::Result<()> {
     for sources in room.sources {
         for file in tree.sources(sources)? {
-            for statement in statements(&tree.read(&file)?)? {
-                places.push(Place {
-                    area: area.name,
-                    room,
-                    file: file.clone(),
-                    statement,
-                    is_needed: false,
-                });
+            for change in find(&file, &tree.read(&file)?)? {
+                let (area, file) = (area.name, file.clone());
+                places.push(Place { area, room, file, change, is_refused: false });
             }
         }
     }
@@ -97,7 +98,7 @@ fn originals(tree: &Tree, places: &[Place]) -> anyhow::Result<BTreeMap<PathBuf, 
     files.into_iter().map(|file| Ok((file.clone(), tree.read(file)?))).collect()
 }
 
-/// Builds the tests with all statements in conditions that compile.
+/// Builds the tests with all changes that compile.
 fn built(
     options: &Options,
     tree: &Tree,
@@ -118,10 +119,10 @@ fn built(
             let here = places
                 .iter()
                 .enumerate()
-                .filter(|(_, place)| place.file == *file && !place.is_needed);
+                .filter(|(_, place)| place.file == *file && !place.is_refused);
             tree.write(
                 file,
-                &with_conditions(source, here.map(|(number, place)| (number, &place.statement))),
+                &with_changes(source, here.map(|(number, place)| (number, &place.change))),
             )?;
         }
         match build(&tree.root, target, &names)? {
@@ -129,29 +130,29 @@ fn built(
             Err(refused) => leave(&refused, places)?,
         }
     }
-    bail!("the compiler still refuses conditions around statements after {BUILDS} builds")
+    bail!("the compiler still refuses changes after {BUILDS} builds")
 }
 
-/// Leaves alone the statements that the compiler's errors mention.
+/// Leaves alone the changes that the compiler's errors mention.
 fn leave(refused: &[Refused], places: &mut [Place]) -> anyhow::Result<()> {
-    let before = places.iter().filter(|place| place.is_needed).count();
+    let before = places.iter().filter(|place| place.is_refused).count();
     for place in places.iter_mut() {
-        let lines = place.statement.lines();
+        let lines = place.change.lines();
         let is_meant = |refused: &Refused| {
             refused.file == place.file
                 && refused.lines.start() <= lines.end()
                 && lines.start() <= refused.lines.end()
         };
-        place.is_needed |= refused.iter().any(is_meant);
+        place.is_refused |= refused.iter().any(is_meant);
     }
-    let left = places.iter().filter(|place| place.is_needed).count() - before;
+    let left = places.iter().filter(|place| place.is_refused).count() - before;
     let first = refused.first().map_or("", |refused| refused.message.as_str());
-    ensure!(left > 0, "the compiler refuses something else than a condition: {first}");
-    println!("{left} statements are left alone");
+    ensure!(left > 0, "the compiler refuses something else than a change: {first}");
+    println!("{left} changes are left alone");
     Ok(())
 }
 
-/// Returns how the tests end without the statement.
+/// Returns how the tests end with the change.
 fn fate(number: usize, place: &Place, tests: &BTreeMap<&str, Test>) -> anyhow::Result<Fate> {
     let mut fate = Fate::Survived;
     for name in place.room.tests {
