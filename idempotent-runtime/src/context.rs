@@ -298,7 +298,7 @@ impl Context {
     /// Marks the body as waiting for its turn: nothing has happened under the claim yet.
     pub(crate) fn stands_in_line(&self) {
         if let Held::Claim(_, lease, _) = &self.0.own.claim {
-            lease.wait();
+            lease.mark_waiting();
         }
     }
 

@@ -40,7 +40,7 @@
 //! |---|---|---|
 //! | [`Finished`](End::Finished) | has the result | gets it |
 //! | [`Released`](End::Released) | is gone | runs the body |
-//! | [`Held`](End::Held) | is in doubt | is refused until an operator decides |
+//! | [`Held`](End::Held) | is in doubt | is refused until an operator decides; under `verify`, asks |
 //! | [`Unknown`](End::Unknown), a panic, a dropped future | by the policy | by the policy |
 //! | [`NotBegun`](End::NotBegun) | is gone, but for the count of earlier attempts | runs the body |
 //!

@@ -133,8 +133,8 @@ pub enum End {
     ///
     /// [Steps]: crate::Context::step
     Released,
-    /// There may be an effect, and no other attempt is to repeat it: the record is in doubt under
-    /// every policy.
+    /// There may be an effect, and no other attempt is to repeat it unasked: the record is in doubt
+    /// under every policy. Under `verify`, the next call asks.
     Held,
     /// It is not known how far the body got: the policy decides, as after a crash.
     Unknown,

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::busy::Busy;
-use super::client::Answered;
 use super::exit::{self, Exit};
 use super::flight::{Flight, Leader, Seat, Stage};
 use super::owner::Owner;
 use super::report::Report;
 use super::request::{CheckedCall, Request};
+use super::store_client::Answered;
 use super::task_state::TaskState;
 use super::transaction_calls::is_in_body_of;
 use super::window::seek_in_windows;
@@ -333,7 +333,7 @@ async fn lead(
             Ok(Answered { claimed: ClaimOutcome::Granted(grant), repeated })
                 if claim.fingerprint != call.fingerprint && grant.taken_over.is_none() =>
             {
-                engine.release_granted(&claim, repeated).await;
+                claim::release_granted(engine, &claim, repeated).await;
                 continue;
             }
             Ok(Answered { claimed: ClaimOutcome::Granted(grant), repeated })
@@ -355,7 +355,7 @@ async fn lead(
                     leader.note_other_call();
                 }
                 // Released before the next claim, which would otherwise wait for this one.
-                engine.release_granted(&claim, repeated).await;
+                claim::release_granted(engine, &claim, repeated).await;
                 if late == LATE_CLAIMS {
                     let detail = "the claim was granted so late that its lease could expire before \
                         the body starts";
@@ -371,7 +371,7 @@ async fn lead(
                 *has_met = true;
                 leader.note_other_call();
                 if repeated {
-                    engine.release_denied(&claim);
+                    claim::release_denied(engine, &claim);
                 }
                 if is_former(call, &record, claim.fingerprint) {
                     claimed_fingerprint = record.fingerprint;
@@ -407,7 +407,7 @@ async fn wait_for_other(
             Judged::Refused(error) => return Some(Led::Refused(error)),
             Judged::NoAnswerYet => {}
         }
-        leader.busy();
+        leader.claimed_elsewhere();
         let give_up_waiting = || {
             let left = record.lease_until.saturating_duration_since(record.read_at);
             Some(Led::OwnRefusal(in_progress(call, Some(left))))
@@ -563,8 +563,8 @@ async fn follow(
         let changed = flight.changed();
         match flight.stage() {
             Stage::Querying => {}
-            Stage::BodyRuns if deadlines.waits.is_none() => return Err(in_progress(call, None)),
-            Stage::BodyRuns => report.waited = true,
+            Stage::Claimed if deadlines.waits.is_none() => return Err(in_progress(call, None)),
+            Stage::Claimed => report.waited = true,
             Stage::Answered(answer) => return Ok(Some(answer)),
             Stage::Vacant => return Ok(None),
         }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::client::{Answered, no_answer_within};
 use super::followed::{Followed, Following};
 use super::retry::Budget;
+use super::store_client::{Answered, no_answer_within};
 use super::task_state::TaskState;
 use super::{Inner, owed};
 use crate::paused::explain;
@@ -85,11 +85,35 @@ async fn release_if_granted(
     }
 }
 
+/// Releases a claim that was granted and is not used. The caller waits for at most
+/// `claim_timeout`, whatever its lease; the background then continues.
+pub(super) async fn release_granted(engine: &Arc<Inner>, claim: &Claim, repeated: bool) {
+    let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);
+    let for_release = engine.clone();
+    let released = Followed::new(&engine.keeper, async move {
+        release_unused(&for_release, release, lease, repeated).await;
+    });
+    tokio::select! {
+        biased;
+        () = released => {}
+        () = engine.clock.sleep(engine.settings.claim_timeout) => {}
+    }
+}
+
+/// Releases a claim that was sent more than once and was not granted: a late try may still acquire
+/// it.
+pub(super) fn release_denied(engine: &Arc<Inner>, claim: &Claim) {
+    let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);
+    let for_release = engine.clone();
+    engine.keeper.spawn(async move { release_unused(&for_release, release, lease, true).await });
+}
+
 /// Releases what the owner may hold, for at most `budget`. If that fails, the release is [owed] to
 /// the store.
 ///
-/// A claim that was `repeated` is released again later: a try that was believed lost may arrive
-/// after the release, and would leave a record without an owner.
+/// A claim that was `repeated` is released again: after `claim_timeout`, and then after pauses that
+/// double. A try that was believed lost may arrive after the release, and would leave a record
+/// without an owner.
 pub(crate) async fn release_unused(
     engine: &Arc<Inner>,
     release: Release,

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::owner::{Owner, leave, put_in_doubt, settle_steps};
+use super::owner::Owner;
 use super::retry::Budget;
 use super::settle::{Cause, Left, Settlement, Steps, settle};
+use super::unknown_outcome::{leave, put_in_doubt, settle_steps};
 use super::{overtaken, owed};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
@@ -53,7 +54,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
     let was_lost = owner.lease.is_lost();
     let steps = owner.what_steps_say(cause).await;
     let may_be_taken_over = owner.lease.may_be_taken_over();
-    let settlement = settle(owner.came_to(), cause, may_be_taken_over, steps);
+    let settlement = settle(owner.progress(), cause, may_be_taken_over, steps);
     match (settlement, ending) {
         (Settlement::Commit, Ending::Answer { state, body, ttl }) => {
             store_answer(owner, state, body, ttl).await
@@ -81,7 +82,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
         }
         (Settlement::Leave(reason, left), _) => {
             let written = owner.leave(reason, left).await;
-            leave_as(owner, cause, was_lost, written).await
+            conclude_left(owner, cause, was_lost, written).await
         }
         // An ending and its cause agree, so this is not reached. It would lose a result.
         (Settlement::Commit | Settlement::AskAgain(_), _) => {
@@ -103,7 +104,7 @@ fn cause_of(ending: &Ending) -> Cause {
 }
 
 /// Ends a body whose record was left to the next call, or in doubt.
-async fn leave_as(
+async fn conclude_left(
     owner: Box<Owner>,
     cause: Cause,
     was_lost: bool,
@@ -147,14 +148,14 @@ async fn store_answer(
             if let Some(near_cache) = near_cache {
                 near_cache.keep(&record, commit.ttl);
             }
-            let verdict = marker.map_or(CallerGets::Own, CallerGets::refused);
-            conclude(&mut owner, verdict, Some(record), own)
+            let gets = marker.map_or(CallerGets::Own, CallerGets::refused);
+            conclude(&mut owner, gets, Some(record), own)
         }
         Ok(_) => {
             let late = overtaken::overtaken(&mut owner, &commit.body, true).await;
-            let verdict = late.verdict;
-            let winner = verdict.winner();
-            conclude(&mut owner, verdict, winner, own)
+            let gets = late.caller_gets;
+            let winner = gets.winner();
+            conclude(&mut owner, gets, winner, own)
         }
         Err(error) => not_stored(owner, commit, error),
     }
@@ -171,14 +172,14 @@ pub(super) async fn conclude_released(
     was_lost: bool,
     written: Option<WriteOutcome>,
 ) -> CallerGets {
-    let mut verdict = CallerGets::Own;
+    let mut gets = CallerGets::Own;
     if (was_lost || owner.lease.is_lost()) && written == Some(WriteOutcome::Lost) {
-        let late = overtaken::without_result(&mut owner).await.verdict;
+        let late = overtaken::without_result(&mut owner).await.caller_gets;
         if matches!(late, CallerGets::Instead(Answer::Stored(_))) {
-            verdict = late;
+            gets = late;
         }
     }
-    conclude_as(owner, verdict, Outcome::Released)
+    conclude_as(owner, gets, Outcome::Released)
 }
 
 /// Ends a body whose error may hide an effect, whose steps had effects, or whose outcome is not
@@ -194,25 +195,25 @@ pub(super) async fn conclude_kept(
         return conclude_as(owner, own, Outcome::Held);
     }
     let late = overtaken::without_result(&mut owner).await;
-    let verdict = if late.is_protected { own } else { late.verdict };
-    conclude_as(owner, verdict, Outcome::Held)
+    let gets = if late.is_protected { own } else { late.caller_gets };
+    conclude_as(owner, gets, Outcome::Held)
 }
 
 /// `own`: how the call ended if no other party decided it.
-fn conclude_as(mut owner: Box<Owner>, verdict: CallerGets, own: Outcome) -> CallerGets {
-    let winner = verdict.winner();
-    conclude(&mut owner, verdict, winner, own)
+fn conclude_as(mut owner: Box<Owner>, gets: CallerGets, own: Outcome) -> CallerGets {
+    let winner = gets.winner();
+    conclude(&mut owner, gets, winner, own)
 }
 
 fn conclude(
     owner: &mut Owner,
-    verdict: CallerGets,
+    gets: CallerGets,
     record: Option<Arc<Record>>,
     own: Outcome,
 ) -> CallerGets {
-    owner.report_end_as(&verdict, own);
-    owner.conclude(record);
-    verdict
+    owner.report_end_as(&gets, own);
+    owner.let_go(record);
+    gets
 }
 
 impl Owner {
@@ -342,8 +343,7 @@ impl Owner {
             }
             Ok(written) => {
                 if self.repeated {
-                    let unused = Release::unused(release.key, release.token);
-                    engine.release_again_later(unused, self.call.lease);
+                    owed::repeat(engine, release);
                 }
                 Some(written)
             }
@@ -361,7 +361,7 @@ fn not_held(mut owner: Box<Owner>, error: &StoreError) -> CallerGets {
     let Some(place) = engine.bounds.ends.place() else {
         tracing::error!(operation = %owner.call.operation, key = %owner.call.key, %error,
             "a record in doubt could not be held; its policy applies when the lease expires");
-        owner.conclude(None);
+        owner.let_go(None);
         return CallerGets::Own;
     };
     tracing::error!(operation = %owner.call.operation, key = %owner.call.key, %error,
@@ -381,7 +381,7 @@ fn not_held(mut owner: Box<Owner>, error: &StoreError) -> CallerGets {
                     "a record in doubt was never held; its policy applies when the lease expires");
             }
         }
-        owner.conclude(None);
+        owner.let_go(None);
     });
     CallerGets::Own
 }
@@ -400,14 +400,14 @@ fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> Calle
     tracing::error!(operation = %call.operation, key = %call.key, %error, "a result could not be stored; {then}");
     let refused =
         call.refused(ErrorKind::NotStored).with_store(engine.store.name()).with_source(error);
-    let verdict = CallerGets::refused(refused);
+    let gets = CallerGets::refused(refused);
     let keeper = engine.keeper.clone();
     let lease = owner.lease.clone();
-    owner.report_end_as(&verdict, Outcome::NotStored);
+    owner.report_end_as(&gets, Outcome::NotStored);
     let Some(place) = place else {
         call.tell(What::NeverStored);
-        owner.conclude(None);
-        return verdict;
+        owner.let_go(None);
+        return gets;
     };
     let ended = engine.clock.monotonic();
     keeper.spawn(async move {
@@ -424,7 +424,7 @@ fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> Calle
                 overtaken::overtaken(&mut owner, &commit.body, true).await;
             }
             Err(error) => {
-                tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left in doubt");
+                tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left as after a crash");
                 call.tell(What::NeverStored);
                 let budget = owner.call.lease;
                 settle_steps(&engine, &lease, budget).await;
@@ -432,7 +432,7 @@ fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> Calle
                 let cause = Cause::Cut(Reason::NotStored);
                 let may_be_taken_over = lease.may_be_taken_over();
                 let settlement =
-                    settle(owner.came_to(), cause, may_be_taken_over, Steps::Silent);
+                    settle(owner.progress(), cause, may_be_taken_over, Steps::Silent);
                 let written = match settlement {
                     Settlement::Leave(reason, left) => {
                         leave(&engine, &lease, (reason, left), budget).await
@@ -445,7 +445,7 @@ fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> Calle
                 }
             }
         }
-        owner.conclude(None);
+        owner.let_go(None);
     });
-    verdict
+    gets
 }

@@ -33,9 +33,9 @@ pub(crate) struct Flight {
     /// Wakes the followers in order of arrival, and not at random as a watch channel would: the
     /// next leader is the one that has waited longest, and a simulation can be repeated.
     changed: Notify,
-    /// The lease under which the leader runs its body, once it does.
+    /// The lease of the leader's claim, once it has one.
     lease: OnceLock<Arc<Lease>>,
-    /// True if the leader has run its body, or has learned of another call with the key.
+    /// True if the leader has had a claim, or has learned about another call with the key.
     has_met: AtomicBool,
 }
 
@@ -58,7 +58,7 @@ impl Flight {
         }
     }
 
-    /// Returns true if the leader knows of another call with the key, or has run its body.
+    /// Returns true if the leader has had a claim, or has learned about another call with the key.
     pub(crate) fn has_met(&self) -> bool {
         self.has_met.load(Ordering::Acquire)
     }
@@ -78,8 +78,8 @@ impl Flight {
 pub(crate) enum Stage {
     /// It queries the store.
     Querying,
-    /// The body runs, here or elsewhere.
-    BodyRuns,
+    /// The call is claimed, by the leader or elsewhere. Its body may not have started yet.
+    Claimed,
     /// It has the answer for all callers.
     Answered(Answer),
     /// It has no answer. One of the followers queries the store itself.
@@ -127,10 +127,10 @@ pub(crate) struct Leader {
 }
 
 impl Leader {
-    /// Records that another caller runs the body.
-    pub(crate) fn busy(&self) {
+    /// Records that another process, or another flight, has claimed the call.
+    pub(crate) fn claimed_elsewhere(&self) {
         self.note_other_call();
-        self.flight.enter(Stage::BodyRuns);
+        self.flight.enter(Stage::Claimed);
     }
 
     /// Records that the store has reported another call with the key.
@@ -138,12 +138,14 @@ impl Leader {
         self.flight.has_met.store(true, Ordering::Release);
     }
 
-    /// Records that the body runs under `lease`. The followers wait no longer than that lasts.
-    pub(crate) fn runs_under(&self, lease: &Arc<Lease>) {
+    /// Records that this leader has claimed the call, under `lease`. The followers wait no longer
+    /// than that lasts.
+    pub(crate) fn claimed(&self, lease: &Arc<Lease>) {
         // A leader has one claim. Set before the stage, so a follower that sees the stage sees the
         // lease.
         let _ = self.flight.lease.set(lease.clone());
-        self.busy();
+        self.note_other_call();
+        self.flight.enter(Stage::Claimed);
     }
 
     pub(crate) fn answer(mut self, answer: Answer) {

@@ -15,10 +15,10 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::busy::{Busy, UnderWay};
-use super::client::StoreClient;
 use super::lease::Lease;
 use super::purge::{Purge, PurgeStats};
 use super::renewals::Renewals;
+use super::store_client::StoreClient;
 use super::user_code;
 use crate::clock::Clock;
 use crate::lock::Mutex;
@@ -28,7 +28,8 @@ pub(super) type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// Runs the background elsewhere than on a thread of its own.
 pub(super) type Spawn = dyn Fn(Task) + Send + Sync;
 
-/// The thread's handle. The thread starts with the first claim and ends after the engine.
+/// The thread's handle. The thread starts with the first call that turns to the store, and ends
+/// after the engine.
 pub(crate) struct Keeper {
     store: StoreClient,
     clock: Arc<dyn Clock>,

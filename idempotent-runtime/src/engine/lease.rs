@@ -46,7 +46,7 @@ pub(crate) struct Lease {
     stage: AtomicU8,
     /// True once the body has ended.
     body_ended: AtomicBool,
-    /// True if no caller may run the call again, whatever the policy.
+    /// True if the record is to be in doubt, whatever the policy.
     held: AtomicBool,
     /// True once observers know that the record is in doubt.
     is_in_doubt: AtomicBool,
@@ -144,7 +144,7 @@ impl Lease {
 
     /// Marks that nothing has happened under the claim yet, although its body exists: it waits for
     /// its turn.
-    pub(crate) fn wait(&self) {
+    pub(crate) fn mark_waiting(&self) {
         // A claim that a shutdown has taken away stays taken away.
         let _ = self.stage.compare_exchange(BEGUN, WAITING, Ordering::AcqRel, Ordering::Acquire);
     }

@@ -6,13 +6,13 @@ mod builder;
 mod busy;
 mod call;
 mod claim;
-mod client;
 mod duplicate;
 mod exit;
 mod extensions;
 mod finish;
 mod flight;
 pub(crate) mod followed;
+mod inner;
 mod instance;
 mod keeper;
 pub(crate) mod lease;
@@ -33,11 +33,14 @@ mod search;
 mod settings;
 mod settle;
 mod shutdown;
+mod store_client;
 pub(crate) mod task_state;
 mod transaction;
 #[cfg(any(feature = "__sql", feature = "testing"))]
 mod transaction_attempts;
 mod transaction_calls;
+mod transaction_end;
+mod unknown_outcome;
 mod user_code;
 pub(crate) mod verify;
 mod view;
@@ -46,8 +49,7 @@ mod window;
 mod without_lease;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 pub(crate) use admission::{Admission, admit};
 pub use builder::Builder;
@@ -75,25 +77,14 @@ pub use verify::{Asked, Cleared, NoVerify, Verification, Verified, Verify, verif
 pub use view::{RecordView, Revision};
 pub(crate) use without_lease::Unprotected;
 
-use background_bounds::Bounds;
-pub(crate) use client::StoreClient;
-use flight::Flights;
-use followed::Followed;
-use keeper::Keeper;
-use operations::Operations;
-use owed::Owed;
-use purge::Purge;
-use settings::Settings;
-use shutdown::OPEN;
-use without_lease::WithoutLease;
+pub(crate) use inner::Inner;
+use inner::Waiting;
+pub(crate) use store_client::StoreClient;
 
-use crate::clock::{Clock, Randomness};
 use crate::error::Error;
-use crate::events::Observers;
 use crate::key::{IntoKey, Key, KeyHash};
-use crate::near_cache::NearCache;
 use crate::registry;
-use crate::store::{Claim, DynStore, Record, Release, Scan, Store, StoreError, Token};
+use crate::store::{Scan, Store};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough. After a
 /// `fork`, the child must create a store and an engine of its own: the parent's engine refuses to
@@ -117,155 +108,6 @@ use crate::store::{Claim, DynStore, Record, Release, Scan, Store, StoreError, To
 #[derive(Clone)]
 pub struct Idempotency {
     pub(crate) inner: Arc<Inner>,
-}
-
-/// The state that all handles of an engine share.
-pub(crate) struct Inner {
-    pub(crate) store: StoreClient,
-    pub(crate) clock: Arc<dyn Clock>,
-    randomness: Arc<dyn Randomness>,
-    pub(crate) settings: Settings,
-    /// The ID of the process that created the engine.
-    home: u32,
-    flights: Arc<Flights>,
-    pub(crate) near_cache: Option<Arc<NearCache>>,
-    operations: Operations,
-    pub(crate) keeper: Arc<Keeper>,
-    owed: Owed,
-    bounds: Bounds,
-    /// How far a shutdown has come: `OPEN`, `DRAINING` or `CLOSED`.
-    closing: AtomicU8,
-    waiters: AtomicUsize,
-    /// Bodies that run without a lease, because their record is in a transaction of the user's or
-    /// because they have none.
-    without_lease: AtomicUsize,
-    duplicates: AtomicU64,
-    observers: Observers,
-}
-
-impl Inner {
-    fn new(
-        store: Arc<dyn DynStore>,
-        clock: Arc<dyn Clock>,
-        randomness: Arc<dyn Randomness>,
-        settings: Settings,
-    ) -> Self {
-        let near_cache = settings.near_cache(&clock);
-        let observers = Observers::new(&settings.namespace, settings.observers.clone());
-        let store =
-            StoreClient::new(store, clock.clone(), settings.claim_timeout, observers.clone());
-        let answers_at_once = store.facets().local_results.is_some();
-        Self {
-            keeper: Arc::new(Keeper::new(
-                store.clone(),
-                clock.clone(),
-                Purge::new(&store, &settings),
-                near_cache.clone(),
-                settings.background.clone(),
-                answers_at_once,
-            )),
-            store,
-            clock,
-            randomness,
-            settings,
-            home: std::process::id(),
-            flights: Arc::default(),
-            near_cache,
-            operations: Operations::default(),
-            owed: Owed::default(),
-            bounds: Bounds::default(),
-            closing: AtomicU8::new(OPEN),
-            waiters: AtomicUsize::new(0),
-            without_lease: AtomicUsize::new(0),
-            duplicates: AtomicU64::new(0),
-            observers,
-        }
-    }
-
-    /// Rejects requests to the store from a fork of the process. The fork has its parent's
-    /// connections, on which the answers of both would be mixed up, and lacks the thread that
-    /// renews leases.
-    fn at_home(&self) -> Result<(), Error> {
-        if std::process::id() == self.home {
-            return Ok(());
-        }
-        Err(Error::config(
-            "this process was forked from the one that created the engine; create a store and an \
-             engine here",
-        ))
-    }
-
-    /// The result of `key` in a store that can be read at once: what a claim would be answered
-    /// with, without its token and its followers.
-    fn local_result(&self, key: &KeyHash) -> Option<Arc<Record>> {
-        self.store.facets().local_results?.local_result(key).map(Arc::new)
-    }
-
-    fn token(&self) -> std::io::Result<Token> {
-        let mut bytes = [0; 16];
-        self.randomness.fill(&mut bytes)?;
-        Ok(Token::from_bits(u128::from_be_bytes(bytes)))
-    }
-
-    /// Returns true if a body whose claim was first sent at `sent` may still start: not if more
-    /// than 80 % of its lease has passed.
-    fn may_start(&self, sent: Duration, lease: Duration) -> bool {
-        self.clock.monotonic().saturating_sub(sent) <= lease / 5 * 4
-    }
-
-    /// Releases a claim that was granted and is not used. The caller waits for at most
-    /// `claim_timeout`, whatever its lease; the background then continues.
-    async fn release_granted(self: &Arc<Self>, claim: &Claim, repeated: bool) {
-        let (engine, release, lease) =
-            (self.clone(), Release::unused(claim.key, claim.token), claim.lease);
-        // The second release is part of what is followed: the caller may go away before the first
-        // has been answered.
-        let released = Followed::new(&self.keeper, async move {
-            claim::release_unused(&engine, release, lease, false).await;
-            if repeated {
-                engine.release_again_later(release, lease);
-            }
-        });
-        tokio::select! {
-            biased;
-            () = released => {}
-            () = self.clock.sleep(self.settings.claim_timeout) => {}
-        }
-    }
-
-    /// Releases a claim that was sent more than once and that is not ours: a late try may still
-    /// take it.
-    fn release_denied(self: &Arc<Self>, claim: &Claim) {
-        self.release_again_later(Release::unused(claim.key, claim.token), claim.lease);
-    }
-
-    pub(super) fn release_again_later(self: &Arc<Self>, release: Release, lease: Duration) {
-        let engine = self.clone();
-        self.keeper
-            .spawn(async move { claim::release_unused(&engine, release, lease, true).await });
-    }
-
-    pub(crate) fn store_error(&self, error: StoreError) -> Error {
-        Error::from_store(error, self.store.name())
-    }
-}
-
-/// A caller that waits. The number of waiting callers is bounded.
-struct Waiting(Arc<Inner>);
-
-impl Waiting {
-    /// Returns `None` if too many are waiting already.
-    fn enter(engine: &Arc<Inner>) -> Option<Self> {
-        let waiting = Self(engine.clone());
-        let before = engine.waiters.fetch_add(1, Ordering::AcqRel);
-        (before < engine.settings.max_waiters).then_some(waiting)
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.waiters.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 impl Idempotency {

@@ -37,14 +37,14 @@ pub(super) fn is_overtaken(owner: &Owner, was_lost: bool, written: Option<WriteO
 
 /// The end of an owner whose last write was refused.
 pub(super) struct Overtaken {
-    pub(super) verdict: CallerGets,
+    pub(super) caller_gets: CallerGets,
     /// True if the record keeps the next call from running the body as if it had not run here.
     pub(super) is_protected: bool,
 }
 
 impl Overtaken {
-    fn with(verdict: CallerGets) -> Self {
-        Self { verdict, is_protected: false }
+    fn with(caller_gets: CallerGets) -> Self {
+        Self { caller_gets, is_protected: false }
     }
 }
 
@@ -65,8 +65,8 @@ pub(super) async fn overtaken(owner: &mut Owner, result: &Bytes, waits: bool) ->
             return Overtaken::with(marker.map_or(CallerGets::Own, CallerGets::refused));
         }
     }
-    if let Ok(Winner::Own) = &found {
-        return Overtaken { verdict: CallerGets::Own, is_protected: true };
+    if let Ok(Winner::OwnDoubt) = &found {
+        return Overtaken { caller_gets: CallerGets::Own, is_protected: true };
     }
     // A verification has no effect of its own: only a body can be a duplicate.
     if owner.has_run {
@@ -82,11 +82,11 @@ pub(super) async fn overtaken(owner: &mut Owner, result: &Bytes, waits: bool) ->
         // A retry waits for the successor. It gets its result, or what the policy makes of the
         // attempts of both.
         Ok(Winner::AtWork { is_successor: true }) if owner.has_run => {
-            return Overtaken { verdict: CallerGets::refused(superseded), is_protected };
+            return Overtaken { caller_gets: CallerGets::refused(superseded), is_protected };
         }
         Ok(Winner::AtWork { .. }) => (BESIDE_ANOTHER, None),
         Ok(Winner::InDoubt) => (IN_DOUBT, None),
-        Ok(Winner::Own | Winner::Nobody) => (WITHOUT_RESULT, None),
+        Ok(Winner::OwnDoubt | Winner::Nobody) => (WITHOUT_RESULT, None),
         Err(error) => (WITHOUT_WORD, Some(error)),
     };
     // A retry finds no result, and may run the body once more.
@@ -99,7 +99,7 @@ pub(super) async fn overtaken(owner: &mut Owner, result: &Bytes, waits: bool) ->
         Some(source) => error.with_source(source),
         None => error,
     };
-    Overtaken { verdict: CallerGets::refused(error), is_protected }
+    Overtaken { caller_gets: CallerGets::refused(error), is_protected }
 }
 
 const WITHOUT_RESULT: (&str, &str) = (
@@ -149,7 +149,7 @@ async fn report_duplicate(call: &CheckedCall, result: &Bytes, winner: Option<&Ar
 /// The party that decided a call whose owner was refused.
 enum Winner {
     /// None: the record is in doubt, and still has its owner.
-    Own,
+    OwnDoubt,
     /// It left a result, or an operator's answer.
     Answered(Arc<Record>),
     /// Another owner, whose body runs. `is_successor`: it took the claim over, so the record keeps
@@ -171,8 +171,8 @@ impl Winner {
         let is_not_rerun = matches!(record.policy, CrashPolicy::Verify | CrashPolicy::Hold);
         match record.state {
             State::Completed | State::Failed => Self::Answered(record),
-            // An observer found the lease expired and put the record in doubt.
-            State::InDoubt if record.owner == token => Self::Own,
+            // Another caller found the lease expired and put the record in doubt.
+            State::InDoubt if record.owner == token => Self::OwnDoubt,
             State::InDoubt => Self::InDoubt,
             State::InProgress if !record.is_orphaned() => {
                 Self::AtWork { is_successor: record.taken_over.is_some() }

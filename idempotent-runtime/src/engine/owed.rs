@@ -131,7 +131,7 @@ pub(super) fn add(engine: &Arc<Inner>, release: Release, repeated: bool, error: 
     let now = engine.clock.monotonic();
     let until = now.saturating_add(engine.settings.background_commit);
     if until == now {
-        give_up(&release, error);
+        log_given_up(&release, error);
         return;
     }
     let again = repeated.then_some(engine.settings.claim_timeout);
@@ -281,7 +281,7 @@ impl Payer {
                     // Each has a last try of its own at the end, however long it has queued behind
                     // others.
                     if owing.until <= now {
-                        give_up(&release, &error);
+                        log_given_up(&release, &error);
                     } else {
                         engine.owed.lock().put(owing, now);
                     }
@@ -292,7 +292,7 @@ impl Payer {
     }
 }
 
-fn give_up(release: &Release, error: &StoreError) {
+fn log_given_up(release: &Release, error: &StoreError) {
     tracing::warn!(key = %release.key, %error,
         "a claim could not be released; it expires with its lease");
 }

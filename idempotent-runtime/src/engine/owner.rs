@@ -17,16 +17,15 @@ use super::followed::Followed;
 use super::lease::Lease;
 use super::request::CheckedCall;
 use super::retry::Budget;
-use super::settle::{self, Cause, Left, Settlement, Steps, settle};
+use super::settle::{Cause, Left, Progress, Settlement, Steps, settle};
 use super::task_state::TaskState;
+use super::unknown_outcome::{leave, put_in_doubt};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, What};
 use crate::outcome::{Answer, Ending, stored};
 use crate::steps::Journal;
-use crate::store::{
-    Abandon, Adoption, Grant, Park, Reason, Record, Release, StoreError, WriteOutcome,
-};
+use crate::store::{Adoption, Grant, Park, Reason, Record, Release};
 
 pub(crate) struct Owner {
     pub(super) call: Arc<CheckedCall>,
@@ -91,7 +90,7 @@ impl Owner {
         );
         let lease = Arc::new(lease);
         engine.keeper.keep(&lease);
-        leader.runs_under(&lease);
+        leader.claimed(&lease);
         if engine.is_closed() {
             // Too late for the shutdown to take the claim away. Its body never begins: `start` will
             // notice, and until then no call needs the lease.
@@ -159,13 +158,14 @@ impl Owner {
         Ok(task_state.of_body(self.context(Some(journal))))
     }
 
-    /// Returns the state of the task and the context for verifying an earlier attempt, if that is
+    /// Returns the state of the task and the context for asking about an earlier attempt, if that is
     /// still possible.
-    pub(super) fn ask(&mut self) -> Result<(TaskState, Context), Error> {
-        self.try_ask().inspect_err(|error| self.report_end(Outcome::Refused(error.kind())))
+    pub(super) fn begin_question(&mut self) -> Result<(TaskState, Context), Error> {
+        self.try_begin_question()
+            .inspect_err(|error| self.report_end(Outcome::Refused(error.kind())))
     }
 
-    fn try_ask(&mut self) -> Result<(TaskState, Context), Error> {
+    fn try_begin_question(&mut self) -> Result<(TaskState, Context), Error> {
         let (engine, task_state) = (&self.call.engine, TaskState::current());
         if task_state.is_shut_out(engine) {
             return Err(self.call.refused(ErrorKind::ShuttingDown));
@@ -187,8 +187,9 @@ impl Owner {
         Context::new(&call.engine, &call.operation, grant, *granted_at, lease.clone(), journal)
     }
 
-    /// Records the verdict that the body may run, under what is left of the lease now.
-    pub(super) fn may_run(&mut self) {
+    /// Records that no earlier attempt had an effect: the body may start, under what is left of the
+    /// lease now.
+    pub(super) fn note_not_executed(&mut self) {
         self.phase = Phase::Granted;
         self.sent = self.lease.term_began();
     }
@@ -197,9 +198,9 @@ impl Owner {
     /// dropped.
     pub(super) async fn give_back(mut self: Box<Self>) {
         let engine = self.call.engine.clone();
-        engine.release_granted(&self.adoption.claim, self.repeated).await;
+        claim::release_granted(&engine, &self.adoption.claim, self.repeated).await;
         self.lease.end_body();
-        self.conclude(None);
+        self.let_go(None);
     }
 
     /// Like [`give_back`](Self::give_back), without waiting for it: nothing follows for which the
@@ -227,10 +228,10 @@ impl Owner {
         }
     }
 
-    /// Reports the end of the call to its caller, who gets `verdict`. `own`: how it ended if no
-    /// other party decided it.
-    pub(super) fn report_end_as(&mut self, verdict: &CallerGets, own: Outcome) {
-        let outcome = match verdict {
+    /// Reports the end of the call. `gets`: what its caller gets. `own`: how it ended if no other
+    /// party decided it.
+    pub(super) fn report_end_as(&mut self, gets: &CallerGets, own: Outcome) {
+        let outcome = match gets {
             CallerGets::Instead(Answer::Stored(stored)) => {
                 if let Some(exit) = &mut self.exit {
                     exit.report.replayed = true;
@@ -268,7 +269,7 @@ impl Owner {
     }
 
     /// Ends the renewals, and passes the record to the followers if it is their answer too.
-    pub(super) fn conclude(&mut self, record: Option<Arc<Record>>) {
+    pub(super) fn let_go(&mut self, record: Option<Arc<Record>>) {
         self.phase = Phase::Concluded;
         self.call.engine.keeper.forget(&self.lease);
         let Some(leader) = self.leader.take() else { return };
@@ -278,13 +279,11 @@ impl Owner {
     }
 
     /// How far the attempt came. Once `finish` has begun this is `Begun`, also for a verification.
-    pub(super) fn came_to(&self) -> settle::Phase {
+    pub(super) fn progress(&self) -> Progress {
         match self.phase {
-            Phase::Granted => settle::Phase::Granted,
-            Phase::Asking => settle::Phase::Asking,
-            Phase::Started | Phase::Panicked | Phase::Ended | Phase::Concluded => {
-                settle::Phase::Begun
-            }
+            Phase::Granted => Progress::Granted,
+            Phase::Asking => Progress::Asking,
+            Phase::Started | Phase::Panicked | Phase::Ended | Phase::Concluded => Progress::Begun,
         }
     }
 
@@ -326,7 +325,7 @@ impl Drop for Owner {
         let leader = self.leader.take();
         let (reason, keeper) = (self.reason(), engine.keeper.clone());
         let may_be_taken_over = lease.may_be_taken_over();
-        match settle(self.came_to(), Cause::Cut(reason), may_be_taken_over, Steps::Silent) {
+        match settle(self.progress(), Cause::Cut(reason), may_be_taken_over, Steps::Silent) {
             Settlement::AskAgain(reason) => {
                 let park = self.parking(reason, self.rest());
                 keeper.finish(async move {
@@ -341,7 +340,20 @@ impl Drop for Owner {
                     drop(leader);
                 });
             }
-            Settlement::Leave(reason, left) => {
+            Settlement::ReleaseUnused => {
+                let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
+                keeper.finish(async move {
+                    drop(kept);
+                    claim::release_unused(&engine, release, budget, repeated).await;
+                    drop(leader);
+                });
+            }
+            settlement => {
+                let (reason, left) = match settlement {
+                    Settlement::Leave(reason, left) => (reason, left),
+                    // Not reached: an attempt that is cut off has no other settlement.
+                    _ => (reason, Left::InDoubt),
+                };
                 tracing::warn!(operation = %self.call.operation, key = %self.call.key, %reason, "the outcome of a body is unknown");
                 let journal = self.journal.take();
                 let waits = journal.as_ref().is_some_and(|journal| !journal.is_settled());
@@ -363,18 +375,6 @@ impl Drop for Owner {
                     keeper.finish(rest);
                 }
             }
-            // `ReleaseUnused`: nothing has begun.
-            _ => {
-                let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
-                keeper.finish(async move {
-                    drop(kept);
-                    claim::release_unused(&engine, release, budget, false).await;
-                    drop(leader);
-                    if repeated {
-                        claim::release_unused(&engine, release, budget, true).await;
-                    }
-                });
-            }
         }
     }
 }
@@ -387,157 +387,5 @@ struct Kept(Arc<super::Inner>, Arc<Lease>);
 impl Drop for Kept {
     fn drop(&mut self) {
         self.0.keeper.forget(&self.1);
-    }
-}
-
-/// Marks the owner's record as in doubt, and reports that to observers. Two ends of one owner, such
-/// as its error and a shutdown, may do it; the first one is reported, whose reason is on the record.
-pub(super) async fn put_in_doubt(
-    engine: &super::Inner,
-    lease: &Lease,
-    budget: Budget,
-    park: Park,
-) -> Result<WriteOutcome, StoreError> {
-    let written = engine.store.park(budget, park).await?;
-    if written.is_done() && lease.note_doubt() {
-        let what = What::InDoubt { reason: park.reason };
-        engine.observers.tell(Some(&lease.operation), Some(&lease.key), what);
-    }
-    Ok(written)
-}
-
-/// Waits for steps that have ended and are being written, so that their results are on the record
-/// before the next caller gets it. No step begins afterwards.
-pub(super) async fn settle_steps(engine: &super::Inner, lease: &Lease, budget: Duration) {
-    if let Some(journal) = lease.journal() {
-        journal.close();
-        journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
-    }
-}
-
-/// Leaves a record whose outcome is unknown to the next call, or in doubt, at once. If that fails,
-/// the lease expires. Returns `None` if the store has not answered.
-///
-/// The steps have been waited for, while the lease was still renewed: otherwise that wait could use
-/// up what is left of it. A shutdown waits without renewals, because a second shutdown must not find
-/// the lease again; if too little is left, the next caller runs the step again.
-pub(super) async fn leave(
-    engine: &super::Inner,
-    lease: &Lease,
-    (reason, left): (Reason, Left),
-    budget: Duration,
-) -> Option<WriteOutcome> {
-    let (key, token) = (lease.key, lease.token);
-    let budget = Budget::of(budget);
-    let park = || put_in_doubt(engine, lease, budget, Park::own(key, token, reason));
-    let written = match left {
-        // Decided again before each try, after the wait for the steps and throughout an outage:
-        // meanwhile the body may have ended in an error that is held, and then no call may run it
-        // again, whatever was decided before.
-        Left::ToTheNextCall => {
-            let abandon = Abandon::new(key, token, reason);
-            match engine.store.abandon(budget, abandon, || lease.may_be_taken_over()).await {
-                Ok(Some(written)) => return Some(written),
-                Ok(None) => park().await,
-                Err(error) => Err(error),
-            }
-        }
-        Left::InDoubt => park().await,
-    };
-    let failed = |error: &StoreError| {
-        tracing::warn!(%key, %error,
-            "an unknown outcome could not be recorded; the policy applies when the lease expires");
-    };
-    written.inspect_err(failed).ok()
-}
-
-#[cfg(all(test, feature = "memory", feature = "testing"))]
-mod tests {
-    use std::future::Future as _;
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Poll;
-    use std::time::Duration;
-
-    use super::{Left, leave};
-    use crate::Idempotency;
-    use crate::engine::Inner;
-    use crate::engine::lease::Lease;
-    use crate::events::{Event, Observer, What};
-    use crate::key::KeyHash;
-    use crate::store::{
-        Claim, ClaimOutcome, CrashPolicy, MemoryStore, Operation, Reason, State, Store, Token,
-    };
-    use crate::testing::{Fault, FaultyStore, ManualClock};
-
-    const LEASE: Duration = Duration::from_secs(30);
-    const KEY: KeyHash = KeyHash::from_bytes([7; 32]);
-
-    /// The lease of a claim under `retry`.
-    async fn granted(store: &impl Store, engine: &Inner) -> Lease {
-        let mut claim = Claim::new(KEY, Token::from_bits(9), "payments.charge".into());
-        (claim.policy, claim.lease) = (CrashPolicy::Retry, LEASE);
-        let owner = (claim.key, claim.token);
-        let granted = store.claim(claim).await.unwrap();
-        assert!(matches!(granted, ClaimOutcome::Granted(_)), "{granted:?}");
-        let (sent, clock) = (engine.clock.monotonic(), engine.clock.clone());
-        Lease::new(owner, "payments.charge".into(), CrashPolicy::Retry, LEASE, sent, LEASE, clock)
-    }
-
-    #[tokio::test]
-    async fn a_record_that_its_owner_holds_is_not_left_to_the_next_call_whatever_was_decided_before()
-     {
-        let store = MemoryStore::new();
-        let engine = Idempotency::new(store.clone()).inner;
-        let lease = granted(&store, &engine).await;
-        // As in a shutdown that decides while the body still runs, and waits for its steps.
-        let decided = (Reason::ShutDown, Left::ToTheNextCall);
-        lease.hold();
-        leave(&engine, &lease, decided, LEASE).await.unwrap();
-        let record = store.read(KEY).await.unwrap().unwrap();
-        assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::ShutDown)));
-    }
-
-    #[tokio::test]
-    async fn a_record_that_its_owner_holds_during_an_outage_is_not_left_to_the_next_call() {
-        let clock = ManualClock::new();
-        let store = FaultyStore::new(MemoryStore::with_clock(clock.clone()));
-        let engine = Idempotency::builder(store.clone()).clock(clock.clone()).build_valid().inner;
-        let lease = granted(&store, &engine).await;
-        store.next(Operation::Abandon, Fault::LostRequest);
-        let decided = (Reason::ShutDown, Left::ToTheNextCall);
-        let mut leaves = std::pin::pin!(leave(&engine, &lease, decided, LEASE));
-        let first = std::future::poll_fn(|cx| Poll::Ready(leaves.as_mut().poll(cx))).await;
-        assert!(first.is_pending(), "it pauses before its second try");
-        lease.hold();
-        clock.advance(Duration::from_secs(1));
-        leaves.await.unwrap();
-        let record = store.read(KEY).await.unwrap().unwrap();
-        assert_eq!((record.state, record.reason), (State::InDoubt, Some(Reason::ShutDown)));
-    }
-
-    /// Counts the records in doubt that are reported to it.
-    #[derive(Default)]
-    struct Doubts(AtomicUsize);
-
-    impl Observer for Doubts {
-        fn observe(&self, event: &Event<'_>) {
-            if let What::InDoubt { .. } = event.what {
-                self.0.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn observers_hear_once_of_a_record_that_two_ends_of_its_owner_put_in_doubt() {
-        let (store, doubts) = (MemoryStore::new(), Arc::new(Doubts::default()));
-        let builder = Idempotency::builder(store.clone()).observer(doubts.clone());
-        let engine = builder.build_valid().inner;
-        let lease = granted(&store, &engine).await;
-        for reason in [Reason::Error, Reason::ShutDown] {
-            let written = leave(&engine, &lease, (reason, Left::InDoubt), LEASE).await.unwrap();
-            assert!(written.is_done(), "{written:?}");
-        }
-        assert_eq!(doubts.0.load(Ordering::Relaxed), 1);
     }
 }

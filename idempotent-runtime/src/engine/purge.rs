@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::client::StoreClient;
 use super::settings::Settings;
+use super::store_client::StoreClient;
 use crate::clock::Clock;
 use crate::events::What;
 use crate::lock::Mutex;

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::Inner;
-use super::client::Tries;
 use super::retry::Budget;
+use super::store_client::Tries;
 use super::view::RecordView;
 use crate::encoding::{NotEncodable, encode_for_any_reader};
 use crate::error::{Error, ErrorKind};

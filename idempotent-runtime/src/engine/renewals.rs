@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::client::StoreClient;
 use super::lease::{Lease, nanos};
+use super::store_client::StoreClient;
 use crate::clock::Clock;
 use crate::events::What;
 use crate::lock::Mutex;
@@ -100,7 +100,12 @@ impl Renewals {
     fn due(&self) -> Vec<Vec<Arc<Lease>>> {
         let mut leases = self.leases();
         let now = self.clock.monotonic();
-        for lease in leases.by_token.values().filter(|lease| lease.max_run_is_over(now)) {
+        let may_not_go_on =
+            |lease: &&Arc<Lease>| lease.due() < u64::MAX && lease.max_run_is_over(now);
+        for lease in leases.by_token.values().filter(may_not_go_on) {
+            tracing::warn!(operation = %lease.operation, key = %lease.key,
+                "a body has run for as long as `max_run` allows: its lease is no longer renewed, and \
+                 its policy decides when that has expired");
             lease.stop_renewal();
         }
         let next = |leases: &Leases| {

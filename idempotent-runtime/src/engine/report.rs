@@ -23,7 +23,7 @@ pub struct Report {
     /// True if the answer came from the record, and is another call's or an operator's: this call
     /// did not run the body, or it was overtaken and its own result is not the answer.
     pub replayed: bool,
-    /// True if this call waited for another caller that was running the body, in this process or
+    /// True if this call waited for another caller that had claimed it, in this process or
     /// elsewhere. A call in a transaction that waited for another transaction does not notice it if
     /// that one rolled back, and then reports false.
     pub waited: bool,

@@ -69,12 +69,12 @@ pub(super) struct Invalid {
 
 impl Invalid {
     /// Reports the end of the call, and returns its error.
-    pub(super) fn refused(self, scope: &TaskState) -> Error {
+    pub(super) fn refused(self, task_state: &TaskState) -> Error {
         let Self { engine, error } = self;
         let (report, outcome) = (Report::of_refusal(&error), Outcome::Refused(error.kind()));
         match engine {
-            Some(engine) => exit::at_once(&engine, scope, report, outcome),
-            None => exit::without_engine(scope, report, outcome),
+            Some(engine) => exit::at_once(&engine, task_state, report, outcome),
+            None => exit::without_engine(task_state, report, outcome),
         }
         error
     }

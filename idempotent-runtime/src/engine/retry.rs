@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 
-use super::client::no_answer_within;
+use super::store_client::no_answer_within;
 use crate::clock::Clock;
 use crate::paused::explain;
 use crate::store::{Operation, StoreError};

@@ -7,7 +7,7 @@ use crate::store::Reason;
 
 /// How far the attempt came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum Progress {
     /// The claim is held, and nothing has begun under it.
     Granted,
     /// The outside world is being asked about an earlier attempt. This one has no effect of its
@@ -80,17 +80,17 @@ pub(super) enum Left {
 ///
 /// `may_be_taken_over`: the policy lets the next call run, and the owner has not excluded that.
 pub(super) const fn settle(
-    phase: Phase,
+    progress: Progress,
     cause: Cause,
     may_be_taken_over: bool,
     steps: Steps,
 ) -> Settlement {
     let left = if may_be_taken_over { Left::ToTheNextCall } else { Left::InDoubt };
-    match (phase, cause) {
+    match (progress, cause) {
         (_, Cause::Unanswered(reason)) => Settlement::AskAgain(reason),
-        (Phase::Granted, _) | (_, Cause::NotBegun) => Settlement::ReleaseUnused,
-        (Phase::Asking, Cause::Cut(_)) => Settlement::AskAgain(Reason::Unverified),
-        (Phase::Begun, Cause::Cut(reason)) => Settlement::Leave(reason, left),
+        (Progress::Granted, _) | (_, Cause::NotBegun) => Settlement::ReleaseUnused,
+        (Progress::Asking, Cause::Cut(_)) => Settlement::AskAgain(Reason::Unverified),
+        (Progress::Begun, Cause::Cut(reason)) => Settlement::Leave(reason, left),
         (_, Cause::Answered) => match steps {
             Steps::LeftOut => Settlement::Leave(Reason::NotStored, left),
             Steps::Silent | Steps::HadEffects => Settlement::Commit,
@@ -108,13 +108,13 @@ pub(super) const fn settle(
 mod tests {
     use super::Cause::{Answered, Cut, Failed, GivenUp, Held, NotBegun, Unanswered};
     use super::Left::{InDoubt, ToTheNextCall};
-    use super::Phase::{Asking, Begun, Granted};
+    use super::Progress::{Asking, Begun, Granted};
     use super::Settlement::{AskAgain, Commit, Hold, Leave, Release, ReleaseUnused};
     use super::Steps::{HadEffects, LeftOut, Silent};
-    use super::{Cause, Left, Phase, Settlement, Steps, settle};
+    use super::{Cause, Left, Progress, Settlement, Steps, settle};
     use crate::store::{CrashPolicy, Reason};
 
-    const PHASES: [Phase; 3] = [Granted, Asking, Begun];
+    const PROGRESS: [Progress; 3] = [Granted, Asking, Begun];
     const STEPS: [Steps; 3] = [Silent, HadEffects, LeftOut];
     const REASONS: [Reason; 5] =
         [Reason::Dropped, Reason::Panicked, Reason::LeaseLost, Reason::NotStored, Reason::ShutDown];
@@ -162,17 +162,17 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_is_settled_by_phase_policy_and_steps() {
+    fn each_cause_is_settled_by_progress_policy_and_steps() {
         for policy in POLICIES {
             // The owner of a record that is held excludes a takeover whatever the policy.
             for is_held in [false, true] {
                 let next = policy.allows_takeover() && !is_held;
-                for (phase, cause, steps) in PHASES
+                for (progress, cause, steps) in PROGRESS
                     .into_iter()
-                    .flat_map(|phase| causes().into_iter().map(move |cause| (phase, cause)))
-                    .flat_map(|(phase, cause)| STEPS.map(|steps| (phase, cause, steps)))
+                    .flat_map(|progress| causes().into_iter().map(move |cause| (progress, cause)))
+                    .flat_map(|(progress, cause)| STEPS.map(|steps| (progress, cause, steps)))
                 {
-                    let expected = match (phase, cause) {
+                    let expected = match (progress, cause) {
                         (_, Unanswered(reason)) => AskAgain(reason),
                         (Granted, _) => ReleaseUnused,
                         (Asking, Cut(_)) => AskAgain(Reason::Unverified),
@@ -182,10 +182,10 @@ mod tests {
                             settlement(row.expect("each pair has a row").2, next)
                         }
                     };
-                    let found = settle(phase, cause, next, steps);
+                    let found = settle(progress, cause, next, steps);
                     assert_eq!(
                         found, expected,
-                        "{phase:?} {cause:?} {policy:?} {is_held} {steps:?}"
+                        "{progress:?} {cause:?} {policy:?} {is_held} {steps:?}"
                     );
                 }
             }

@@ -4,8 +4,9 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::settle::{Cause, Phase, Settlement, Steps, settle};
-use super::{Idempotency, Inner, claim, owner};
+use super::settle::{Cause, Left, Progress, Settlement, Steps, settle};
+use super::unknown_outcome::{leave, settle_steps};
+use super::{Idempotency, Inner, claim};
 use crate::store::{Reason, Release};
 
 /// New calls are accepted.
@@ -73,18 +74,21 @@ impl Idempotency {
             let (keeper, engine) = (&engine.keeper, engine.clone());
             keeper.finish(async move {
                 let budget = engine.settings.claim_timeout;
-                let phase = if has_begun { Phase::Begun } else { Phase::Granted };
+                let progress = if has_begun { Progress::Begun } else { Progress::Granted };
                 let cause = Cause::Cut(Reason::ShutDown);
                 let may_be_taken_over = lease.may_be_taken_over();
-                if let Settlement::Leave(reason, left) =
-                    settle(phase, cause, may_be_taken_over, Steps::Silent)
-                {
-                    owner::settle_steps(&engine, &lease, budget).await;
-                    owner::leave(&engine, &lease, (reason, left), budget).await;
-                } else {
-                    let release = Release::unused(lease.key, lease.token);
-                    claim::release_unused(&engine, release, budget, false).await;
-                }
+                let left = match settle(progress, cause, may_be_taken_over, Steps::Silent) {
+                    Settlement::ReleaseUnused => {
+                        let release = Release::unused(lease.key, lease.token);
+                        claim::release_unused(&engine, release, budget, false).await;
+                        return;
+                    }
+                    Settlement::Leave(reason, left) => (reason, left),
+                    // Not reached: an attempt that is cut off has no other settlement.
+                    _ => (Reason::ShutDown, Left::InDoubt),
+                };
+                settle_steps(&engine, &lease, budget).await;
+                leave(&engine, &lease, left, budget).await;
             });
         }
         // All at once, and no longer than for one: otherwise a store that does not answer would

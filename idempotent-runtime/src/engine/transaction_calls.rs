@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, MutexGuard};
 
-use super::client::StoreClient;
+use super::store_client::StoreClient;
 use crate::key::KeyHash;
 use crate::lock::Mutex;
 

@@ -128,7 +128,7 @@ where
     Q: Verification<R>,
 {
     owner.call.engine.clock.sleep(owner.call.settle).await;
-    let (task_state, context) = match owner.ask() {
+    let (task_state, context) = match owner.begin_question() {
         Ok(asking) => asking,
         Err(error) => return Verified::Answered(codec.reader.answer(Answer::Refused(error))),
     };
@@ -137,7 +137,7 @@ where
     let answer = task_state.clone().wrap(async move { question(context).answer().await }).await;
     let (result, ending) = match answer {
         Ok(Verdict::NotExecuted) => {
-            owner.may_run();
+            owner.note_not_executed();
             return Verified::Mine(Cleared { admission: Admission::Run(owner), codec });
         }
         Ok(Verdict::Completed(value)) => {

@@ -31,8 +31,9 @@ pub enum What<'a> {
     Finished {
         /// How it ended.
         outcome: Outcome,
-        /// The time since the call first turned to the store. `None` if the answer was at hand, or
-        /// was refused before the store was asked.
+        /// The time since the call turned to the store. `None` if the answer was at hand, or the call
+        /// was refused before it could turn to the store. A call with a window, and one in a
+        /// transaction, turns to the store in any case.
         duration: Option<Duration>,
         /// The number of times that the call has been claimed, including the attempt that produced
         /// the answer. Zero if no claim is known.
@@ -50,7 +51,8 @@ pub enum What<'a> {
         /// The state of the record that was taken over, if there was one.
         taken_over: Option<State>,
     },
-    /// This process has marked a record as in doubt.
+    /// An attempt of this process has left its record in doubt. Not reported for what an operator
+    /// or the transaction of a user does.
     #[non_exhaustive]
     InDoubt {
         /// Why.
@@ -58,7 +60,9 @@ pub enum What<'a> {
     },
     /// A body finished after its call had been taken over: its effect may have happened twice.
     Duplicate,
-    /// Another caller may own a claim whose body runs here.
+    /// A renewal was refused: another caller may own a claim whose body runs here. A lease that ends
+    /// because the store does not answer, or because of [`max_run`](crate::Builder::max_run), is
+    /// not reported until then.
     LeaseLost,
     /// A record had vanished and was written again: the store loses records.
     Adopted,
@@ -140,13 +144,15 @@ pub enum Outcome {
     /// The body ran here, and another party decided the call meanwhile.
     Superseded,
     /// The body ran here, and its result could not be stored. The background continues if it has a
-    /// place for it: [`What::StoredLate`] or [`What::NeverStored`] follows.
+    /// place for it: [`What::StoredLate`] or [`What::NeverStored`] follows, except in a
+    /// transaction, where nothing can be stored later.
     NotStored,
     /// The future of the call was dropped before its body, or its verification, had ended.
     Dropped,
-    /// The body panicked.
+    /// The body panicked. In a transaction that is [`Dropped`](Self::Dropped).
     Panicked,
-    /// The body ran without protection, because the operation is disabled.
+    /// The body runs without protection, because the operation is disabled. Reported before the body
+    /// begins: nothing else is known about the call.
     Bypassed,
 }
 

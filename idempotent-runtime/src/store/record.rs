@@ -94,7 +94,8 @@ pub enum Reason {
     Panicked,
     /// The owner could not renew its lease, and gave up.
     LeaseLost,
-    /// The body returned an error that may hide an effect.
+    /// The body returned an error that may hide an effect, or said itself that its outcome is
+    /// unknown.
     Error,
     /// The body finished, but its result could not be stored.
     NotStored,
