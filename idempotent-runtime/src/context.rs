@@ -295,9 +295,12 @@ impl Context {
         }
     }
 
-    /// Marks the body as waiting for its turn: nothing has happened under the claim yet.
+    /// Marks the body as waiting for its turn: nothing has happened under the claim yet. A body that
+    /// has come to a step has begun, whatever it says.
     pub(crate) fn stands_in_line(&self) {
-        if let Held::Claim(_, lease, _) = &self.0.own.claim {
+        if let Held::Claim(_, lease, _) = &self.0.own.claim
+            && !lease.journal().is_some_and(|journal| journal.has_asked())
+        {
             lease.mark_waiting();
         }
     }

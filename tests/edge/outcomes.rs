@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::poll;
+use idempotency::clock::Clock as _;
 use idempotency::edge::{EdgeCall, EdgeOutcome, EdgeResult, End};
 use idempotency::key::{Key, window};
 use idempotency::record::State;
@@ -325,6 +326,24 @@ async fn a_verification_decides_about_an_earlier_attempt() -> Result<(), Error> 
             };
             assert_eq!(world.record().await?.map(|record| record.state), Some(expected));
         }
+    }
+    Ok(())
+}
+
+/// A repetition within the window is one, however short the retention of the result itself is.
+#[tokio::test]
+async fn a_result_is_kept_for_the_window_of_its_key() -> Result<(), Error> {
+    for ttl in [Duration::from_secs(60), HOUR] {
+        let world = World::new();
+        let now = world.clock.now().as_millis();
+        world.clock.advance(HOUR.saturating_sub(Duration::from_micros(now % 3_600_000 * 1000 + 1)));
+        let result = EdgeResult::failed("no such address").with_ttl(ttl);
+        let outcome = hourly(&world).run(async |_| (world.effects.happen(), result.into())).await;
+        assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+        world.clock.advance(HOUR.saturating_sub(Duration::from_nanos(1)));
+        let outcome = hourly(&world).run(async |_| world.effect()).await;
+        assert!(matches!(outcome, EdgeOutcome::Replayed { .. }), "{ttl:?}: {outcome:?}");
+        assert_eq!(world.effects.count(), 1);
     }
     Ok(())
 }

@@ -165,3 +165,23 @@ async fn the_store_s_time_does_not_lag_by_what_came_before_the_body() {
     world.clock.advance(LONG);
     assert!(matches!(call.await, EdgeOutcome::Executed(2)));
 }
+
+#[tokio::test]
+async fn a_body_that_waits_after_a_step_has_begun_for_a_shutdown_too() -> Result<(), Error> {
+    let world = World::new();
+    let waits = async |turn: Turn| {
+        let step =
+            Context::current().step("charge", async || Ok::<_, Error>(world.effects.happen()));
+        step.await.expect("the store works");
+        let waiting = turn.wait();
+        waiting.claim_ended().await;
+        ((), End::NotBegun(waiting.leave()))
+    };
+    let stopped = async {
+        eventually("the step", async || world.effects.count() == 1).await;
+        assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
+    };
+    let (_, ()) = tokio::join!(world.call().run(waits), stopped);
+    assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
+    Ok(())
+}

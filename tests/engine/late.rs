@@ -254,6 +254,42 @@ async fn an_owner_whose_release_is_cut_off_across_the_end_of_its_lease_returns_t
     assert_eq!((here.engine.duplicates(), here.ledger.count()), (1, 2));
 }
 
+/// The first try of the last word is applied, and its answer is lost: the owner of the record comes
+/// after it. A renewal in between meets that owner.
+#[tokio::test]
+async fn an_owner_that_another_one_followed_after_its_last_word_is_no_duplicate() {
+    for (on_error, last_word) in
+        [(ErrorAction::Release, Operation::Release), (ErrorAction::Hold, Operation::Park)]
+    {
+        let here = World::new();
+        let there = here.other_process();
+        let asks = |world: &World| {
+            let question = async |_| anyhow::Ok(Verdict::NotExecuted);
+            world.call(1).settle(Duration::ZERO).on_crash_verify(question)
+        };
+        here.store.next(last_word, Fault::LostAnswer);
+        let owner = asks(&here).on_error(on_error).run(|| async {
+            here.effect(1)?;
+            is_cut_off(&here, &[last_word], true);
+            Err::<String, _>(anyhow::anyhow!("the provider did not answer"))
+        });
+        let other = async {
+            eventually("the first try", async || here.store.requests(last_word) > 0).await;
+            asks(&there).run(|| async { anyhow::Ok(there.effect(1)?) }).await.unwrap();
+            here.clock.advance(LEASE / 2);
+            eventually("a renewal", async || here.store.requests(Operation::Renew) > 0).await;
+            is_cut_off(&here, &[last_word], false);
+            without_renewals(&here, pending::<()>()).await;
+        };
+        let owner = tokio::select! {
+            owner = owner => owner,
+            () = other => unreachable!("time passes for ever"),
+        };
+        is_own(&owner.unwrap_err());
+        assert_eq!((here.engine.duplicates(), here.ledger.count()), (0, 2), "{on_error:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_held_error_that_another_one_was_faster_than_is_a_duplicate_also_after_a_long_outage() {
     let case = (Effect::Held, OnCrash::Retry);

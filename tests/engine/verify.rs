@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use idempotency::call::Verify;
-use idempotency::record::State;
+use idempotency::record::{Resolution, State};
 use idempotency::store::{Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Store as _, Token};
 use idempotency::{Call, Context, Error, ErrorAction, ErrorKind, OnConflict, OnCrash, Verdict};
 
@@ -618,4 +618,41 @@ async fn who_has_a_question_asks_it_behind_a_caller_of_its_process_that_has_none
         |result| result == "receipt of the provider"
     ));
     assert_eq!((provider.questions(), world.ledger.count()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_question_that_is_dropped_after_a_shutdown_is_asked_again_at_once_by_the_next_process() {
+    let (world, provider) = (World::new(), Provider::default());
+    dropped_owner(&world).await;
+    let there = world.other_process();
+    let asked = Gate::new();
+    let call = world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| {
+        asked.open();
+        std::future::pending::<()>().await;
+        Ok(Verdict::NotExecuted)
+    });
+    let mut call = Box::pin(call.run(|| async { world.effect(1) }));
+    assert!(poll_once(&mut call).is_pending());
+    asked.wait().await;
+    let drained = world.while_time_passes(world.engine.shutdown(Duration::from_secs(1))).await;
+    assert_eq!(drained.abandoned, 1);
+    drop(call);
+    let left = world.record(1).await.unwrap();
+    assert_eq!((left.state, left.reason), (State::InProgress, Some(Reason::ShutDown)));
+    let answer = ask(&there, &provider, completed()).await;
+    assert_eq!((answer.unwrap().as_str(), world.ledger.count()), ("receipt of the provider", 1));
+}
+
+/// A caller under `hold` marks the record of a dead owner as in doubt, as the stricter policy wants
+/// it. What an operator saw of it is as true as before.
+#[tokio::test]
+async fn an_operator_s_answer_holds_also_if_a_caller_met_the_record_meanwhile() {
+    let world = World::new();
+    dropped_owner(&world).await;
+    let record = world.engine.record(OPERATION, 1);
+    let view = record.inspect().await.unwrap().unwrap();
+    assert_eq!((view.state, view.reason), (State::InProgress, Some(Reason::Dropped)));
+    assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
+    record.resolve(&view, Resolution::completed("found")).await.unwrap();
+    assert_eq!(world.charge(1).await.unwrap(), "found");
 }

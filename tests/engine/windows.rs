@@ -578,3 +578,49 @@ async fn a_call_with_a_window_waits_no_longer_than_it_was_told_to() {
     second.open();
     assert_eq!(competitor.await.unwrap(), "receipt 1.1");
 }
+
+/// The claim of the window of now is held by a caller that only checks, and that finds the result in
+/// the window before.
+#[tokio::test]
+async fn callers_that_do_not_wait_get_the_result_of_the_window_before_beside_each_other() {
+    for elsewhere in [false, true] {
+        let world = world();
+        assert_eq!(send(&world).await.unwrap(), "receipt 1.1");
+        world.clock.advance(HOUR);
+        let other = world.other_process();
+        let second = if elsewhere { &other } else { &world };
+        let gate = Gate::new();
+        world.store.next(Operation::Read, Fault::Late(gate.clone()));
+        let reject = |world: &World| call(world).on_conflict(OnConflict::Reject);
+        let first = reject(&world).run(|| async { world.effect(1) });
+        let beside = async {
+            eventually("the check", async || world.store.requests(Operation::Read) == 2).await;
+            let beside = reject(second).run(|| async { second.effect(1) }).await;
+            gate.open();
+            beside
+        };
+        let (first, beside) = tokio::join!(first, beside);
+        assert_eq!(beside.unwrap(), "receipt 1.1", "elsewhere: {elsewhere}");
+        assert_eq!(first.unwrap(), "receipt 1.1", "elsewhere: {elsewhere}");
+        assert_eq!(world.ledger.count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_wait_is_refused_beside_a_body_of_its_window() {
+    let (world, gate) = (world(), Gate::new());
+    let runs = call(&world).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let beside = async {
+        eventually("the claim", async || world.store.requests(Operation::Checkpoint) == 1).await;
+        let reject = call(&world).on_conflict(OnConflict::Reject);
+        let beside = reject.run(|| async { world.effect(1) }).await;
+        gate.open();
+        beside
+    };
+    let (first, beside) = tokio::join!(runs, beside);
+    assert_eq!(beside.unwrap_err().kind(), ErrorKind::InProgress);
+    assert_eq!((first.unwrap().as_str(), world.ledger.count()), ("receipt 1.1", 1));
+}

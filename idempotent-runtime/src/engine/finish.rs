@@ -131,7 +131,7 @@ async fn store_answer(
         (None, State::Failed) => Outcome::Failed,
         (None, _) => Outcome::Executed,
     };
-    commit.ttl = ttl.unwrap_or(commit.ttl);
+    commit.ttl = ttl.map_or(commit.ttl, |ttl| ttl.max(owner.call.least_ttl));
     let engine = owner.call.engine.clone();
     // Begun before the commit is sent: if the record is removed or corrected after that, the near
     // cache notices, and does not keep this result.

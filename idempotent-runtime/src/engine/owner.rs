@@ -198,6 +198,10 @@ impl Owner {
     /// dropped.
     pub(super) async fn give_back(mut self: Box<Self>) {
         let engine = self.call.engine.clone();
+        // A shutdown waits for the lease, which is no longer renewed: a renewal that meets the
+        // release would look like a lost lease.
+        let _busy = engine.keeper.busy();
+        engine.keeper.forget(&self.lease);
         claim::release_granted(&engine, &self.adoption.claim, self.repeated).await;
         self.lease.end_body();
         self.let_go(None);
@@ -282,6 +286,8 @@ impl Owner {
     pub(super) fn progress(&self) -> Progress {
         match self.phase {
             Phase::Granted => Progress::Granted,
+            // A shutdown has left the record to the next call, which asks at once.
+            Phase::Asking if self.lease.is_shut_down() => Progress::Begun,
             Phase::Asking => Progress::Asking,
             Phase::Started | Phase::Panicked | Phase::Ended | Phase::Concluded => Progress::Begun,
         }

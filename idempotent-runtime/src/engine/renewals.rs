@@ -170,16 +170,17 @@ impl Renewals {
             lease.stop_renewal();
             // A record that is gone has no owner: the claim stays valid for the rest of the lease.
             let still_owned = self.leases().by_token.contains_key(&lease.token);
-            if written == WriteOutcome::Lost && still_owned {
-                // The owner's own commit gets the same answer.
-                if !lease.has_body_ended() {
-                    tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
-                    self.store.observers().tell(
-                        Some(&lease.operation),
-                        Some(&lease.key),
-                        What::LeaseLost,
-                    );
-                }
+            // After the body, the owner's last write may have been applied while its answer was lost:
+            // then it is that write which has ended the claim, and another owner came after it. The
+            // write is sent again and gets the same answer, and the end of the lease says whose it
+            // is.
+            if written == WriteOutcome::Lost && still_owned && !lease.has_body_ended() {
+                tracing::warn!(key = %lease.key, "the lease was lost: another caller may have taken the call over");
+                self.store.observers().tell(
+                    Some(&lease.operation),
+                    Some(&lease.key),
+                    What::LeaseLost,
+                );
                 lease.give_up();
             }
         }

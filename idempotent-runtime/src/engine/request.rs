@@ -87,6 +87,9 @@ pub(crate) struct CheckedCall {
     pub(crate) operation: Arc<str>,
     pub(crate) key: KeyHash,
     pub(super) windowed: Option<Windowed>,
+    /// The time for which its result is kept at least: the length of the key's window, and a
+    /// millisecond.
+    pub(super) least_ttl: Duration,
     pub(crate) fingerprint: Option<Fingerprint>,
     pub(super) former_fingerprints: Vec<Option<Fingerprint>>,
     pub(crate) ttl: Duration,
@@ -217,10 +220,12 @@ impl Request {
             // Expiry counts from the beginning of the millisecond in which the result is stored. A
             // repetition within the length of a window is promised up to the last fraction of a
             // millisecond.
+            let window = self.key.window().map(|length| whole_millis(length) + MILLI);
             let edge = if windowed.is_some() { MILLI } else { Duration::ZERO };
             let ttl = whole_millis(ttl) + edge;
             Ok((
                 ttl,
+                window.unwrap_or_default(),
                 whole_millis(after_expiry),
                 lease,
                 key,
@@ -229,7 +234,7 @@ impl Request {
                 self.former_fingerprints?,
             ))
         };
-        let (ttl, after_expiry, lease, key, windowed, fingerprint, former_fingerprints) =
+        let (ttl, least_ttl, after_expiry, lease, key, windowed, fingerprint, former_fingerprints) =
             checked().map_err(|error| named(error, &operation))?;
         let on_conflict = match self.on_conflict {
             None => settings.on_conflict,
@@ -242,6 +247,7 @@ impl Request {
             operation,
             key,
             windowed,
+            least_ttl,
             fingerprint,
             former_fingerprints,
             ttl,

@@ -292,7 +292,9 @@ where
                     || Error::new(ErrorKind::InDoubt),
                     |call| call.refused(ErrorKind::InDoubt),
                 );
-                refusals.answer(Answer::Refused(error.with_detail("the runtime of its task ended")))
+                refusals.answer(Answer::Refused(error.with_detail(
+                    "the runtime of its task ended: its record says what became of it",
+                )))
             }
         }
     }

@@ -69,10 +69,13 @@ impl Idempotency {
             // a vanished record again. A verification counts as begun too: the next call verifies at
             // once.
             let has_begun = lease.shut_down();
+            // Another shutdown must not find the engine idle in between.
+            let busy = engine.keeper.busy();
             engine.keeper.forget(&lease);
             abandoned += usize::from(has_begun);
             let (keeper, engine) = (&engine.keeper, engine.clone());
             keeper.finish(async move {
+                let _busy = busy;
                 let budget = engine.settings.claim_timeout;
                 let progress = if has_begun { Progress::Begun } else { Progress::Granted };
                 let cause = Cause::Cut(Reason::ShutDown);

@@ -73,9 +73,9 @@ impl Revision {
     /// Returns true if `record` is as it was seen, or has only been marked in doubt since then, as
     /// the first part of an answer does.
     pub(super) fn shows(&self, record: &Record) -> bool {
-        let is_marked = record.state == State::InDoubt && record.reason == Some(Reason::Crashed);
+        let is_in_doubt = record.state == State::InDoubt;
         Self::of(record, shown(record)) == *self
-            || is_marked && Self::of(record, (State::InProgress, record.reason)) == *self
+            || is_in_doubt && Self::of(record, (State::InProgress, record.reason)) == *self
     }
 
     /// The owner that was seen.

@@ -68,9 +68,24 @@ pub(super) async fn seek_in_windows(
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
         let current = windowed.call_in(call, number)?;
-        let mut owner = match sought(&current, deadlines, task_state, report, has_met).await? {
-            Sought::Owner(owner) if owner.is_still_choosing_window() => owner,
-            found => return Ok((current, found)),
+        let mut owner = match sought(&current, deadlines, task_state, report, has_met).await {
+            Ok(Sought::Owner(owner)) if owner.is_still_choosing_window() => owner,
+            Ok(found) => return Ok((current, found)),
+            // The claim that this call does not wait for may belong to one that only checks, because
+            // the call has an answer in the previous window.
+            Err(error) if error.kind() == ErrorKind::InProgress && call.patience().is_none() => {
+                let Some(before) = number.checked_sub(1) else { return Err(error) };
+                let previous = windowed.call_in(call, before)?;
+                if !matches!(has_record(&previous, given_up).await, Ok(true)) {
+                    return Err(error);
+                }
+                match seek_in_previous(&previous, deadlines, task_state, report, has_met).await? {
+                    Previous::Found(found) => return Ok((previous, found)),
+                    Previous::GivenUp(token) => given_up = Some(token),
+                }
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         if let Some(before) = number.checked_sub(1) {
             let previous = windowed.call_in(call, before)?;
@@ -84,14 +99,9 @@ pub(super) async fn seek_in_windows(
             if has_record {
                 *has_met = true;
                 owner.give_back().await;
-                match sought(&previous, deadlines, task_state, report, has_met).await? {
-                    // The record that was there is gone: the call belongs to its own window after
-                    // all.
-                    Sought::Owner(owner) if owner.is_still_choosing_window() => {
-                        given_up = Some(owner.lease.token);
-                        owner.give_back().await;
-                    }
-                    found => return Ok((previous, found)),
+                match seek_in_previous(&previous, deadlines, task_state, report, has_met).await? {
+                    Previous::Found(found) => return Ok((previous, found)),
+                    Previous::GivenUp(token) => given_up = Some(token),
                 }
                 continue;
             }
@@ -110,6 +120,31 @@ pub(super) async fn seek_in_windows(
     }
     let detail = "the records of its windows appear and disappear faster than they can be read";
     Err(call.refused(ErrorKind::InProgress).with_detail(detail))
+}
+
+/// What a call finds in its previous window, where there was a record.
+enum Previous {
+    Found(Sought),
+    /// The record that was there is gone: the call belongs to its own window after all. Its claim
+    /// with this token is given up.
+    GivenUp(Token),
+}
+
+async fn seek_in_previous(
+    call: &Arc<CheckedCall>,
+    deadlines: Deadlines,
+    task_state: &TaskState,
+    report: &mut Report,
+    has_met: &mut bool,
+) -> Result<Previous, Error> {
+    match sought(call, deadlines, task_state, report, has_met).await? {
+        Sought::Owner(owner) if owner.is_still_choosing_window() => {
+            let token = owner.lease.token;
+            owner.give_back().await;
+            Ok(Previous::GivenUp(token))
+        }
+        found => Ok(Previous::Found(found)),
+    }
 }
 
 async fn sought(
