@@ -32,7 +32,17 @@ pub(crate) const AREAS: &[Area] = &[
                 "near_cache.rs",
                 "runtime.rs",
             ],
-            tests: &[UNIT, "engine", "detach", "redis", "simulation", "transactions", "http"],
+            tests: &[
+                UNIT,
+                "engine",
+                "edge",
+                "detach",
+                "signatures",
+                "redis",
+                "transactions",
+                "http",
+                "simulation",
+            ],
         }],
     },
     Area {

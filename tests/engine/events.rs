@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use idempotency::events::{Event, Interest, Observer, Outcome, Source, What};
-use idempotency::store::{Operation, StoreErrorKind};
+use idempotency::store::{Operation, Release, Store as _, StoreErrorKind};
 use idempotency::{Error, ErrorAction, ErrorKind, Idempotency, OnConflict, OnCrash, OnError};
 
 use crate::faults::{Fault, Gate};
@@ -289,4 +289,18 @@ async fn a_hit_in_memory_names_its_source() {
         ends(&log),
         ["Executed 1".to_owned(), format!("{:?} 1", Outcome::Replayed(Source::Memory))]
     );
+}
+
+#[tokio::test]
+async fn a_record_that_vanished_and_is_written_again_is_reported() {
+    let (world, log) = observed();
+    let call = world.call(1).run(|| async {
+        // What an eviction does: the record goes, and leaves no tombstone.
+        let record = world.record(1).await.unwrap();
+        world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+        world.effect(1)
+    });
+    call.await.unwrap();
+    let called = format!("{CALLED} Executed 1");
+    assert_eq!(log.taken(), ["claimed 1 None", "adopted", &called]);
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::Debug;
 use std::time::Duration;
 
+use idempotency::events::Outcome;
 use idempotency::record::State;
 use idempotency::store::MemoryStore;
 use idempotency::{Error, ErrorKind, Idempotency, WithEngine as _, with_report};
@@ -146,6 +147,17 @@ async fn the_task_s_engine_is_the_one_that_the_future_was_given() {
     .await;
     assert_eq!(state(&inner).await, Some(State::Completed));
     assert_eq!(state(&outer).await, None);
+}
+
+#[tokio::test]
+async fn a_call_without_an_engine_is_reported_too() {
+    use idempotency::__private::{Key, Site, call};
+    static SITE: Site = Site::new("shop::charge", file!(), line!());
+    let run = call(&SITE, Key::of(&1)).ttl(DAY).run(async || Ok::<_, Error>(()));
+    let (result, report) = with_report(run).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::NotInstalled);
+    let report = report.expect("the call was refused");
+    assert_eq!(report.outcome, Outcome::Refused(ErrorKind::NotInstalled));
 }
 
 #[tokio::test]
