@@ -11,7 +11,7 @@ use idempotency::record::Resolution;
 use idempotency::{Context, Error, ErrorKind, OnConflict, OnCrash, Verdict, with_report};
 
 use crate::faults::{Fault, Gate};
-use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
+use crate::world::{DAY, LEASE, OPERATION, World, eventually, in_time, poll_once};
 
 #[tokio::test]
 async fn sixty_four_callers_cost_one_claim_and_one_effect() {
@@ -182,6 +182,26 @@ async fn a_follower_that_refuses_to_wait_still_gets_a_replay_that_is_on_its_way(
     gate.open();
     let (leader, follower) = tokio::join!(leader, follower);
     assert_eq!((leader.unwrap(), follower.unwrap()), ("receipt 1.1".into(), "receipt 1.1".into()));
+}
+
+#[tokio::test]
+async fn a_follower_that_refuses_to_wait_is_refused_while_its_leader_waits_for_another_process() {
+    let (world, gate) = (World::new(), Gate::new());
+    let there = world.other_process();
+    let mut runs = Box::pin(there.call(1).run(|| async {
+        gate.wait().await;
+        there.effect(1)
+    }));
+    assert!(poll_once(&mut runs).is_pending());
+    let mut leader = Box::pin(world.charge(1));
+    assert!(poll_once(&mut leader).is_pending());
+    let follower = world.call(1).on_conflict(OnConflict::Reject).run(|| async { world.effect(1) });
+    let refused = in_time("the refusal", follower).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InProgress);
+    assert_eq!(world.store.requests(Operation::Claim), 1, "the leader has asked for both");
+    gate.open();
+    assert_eq!(runs.await.unwrap(), "receipt 1.1");
+    assert_eq!(leader.await.unwrap(), "receipt 1.1");
 }
 
 #[tokio::test]

@@ -277,6 +277,19 @@ async fn a_result_whose_late_commit_meets_another_owner_was_never_stored() {
 }
 
 #[tokio::test]
+async fn a_result_that_the_store_did_not_take_in_all_the_time_was_never_stored() {
+    let log = Log::default();
+    let world = World::with(|builder| builder.observer(log.clone()).background_commit(LEASE));
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
+    let error = without_renewals(&world, world.charge(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotStored);
+    assert!(!log.has("never stored"), "the background goes on");
+    let told = eventually("the end of the result", async || log.has("never stored"));
+    without_renewals(&world, told).await;
+}
+
+#[tokio::test]
 async fn a_hit_in_memory_names_its_source() {
     let log = Log::default();
     let memory = idempotency::store::MemoryStore::new();
