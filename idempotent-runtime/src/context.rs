@@ -298,10 +298,11 @@ impl Context {
     /// Marks the body as waiting for its turn: nothing has happened under the claim yet. A body that
     /// has come to a step has begun, whatever it says.
     pub(crate) fn stands_in_line(&self) {
-        if let Held::Claim(_, lease, _) = &self.0.own.claim
-            && !lease.journal().is_some_and(|journal| journal.has_asked())
-        {
-            lease.mark_waiting();
+        if let Held::Claim(_, lease, _) = &self.0.own.claim {
+            match lease.journal() {
+                Some(journal) => journal.stands_in_line(),
+                None => lease.mark_waiting(),
+            }
         }
     }
 

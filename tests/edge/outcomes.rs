@@ -137,6 +137,27 @@ async fn a_store_that_has_reported_the_record_of_the_window_before_may_not_be_le
     Ok(())
 }
 
+/// It follows a caller that only checks, and looks at the window before by itself.
+#[tokio::test]
+async fn a_follower_that_does_not_wait_knows_of_the_record_of_the_window_before()
+-> Result<(), Error> {
+    let (world, gate) = (World::new(), Gate::new());
+    let before = hourly(&world).record().hash()?;
+    let outcome = hourly(&world).run(async |_| world.effect()).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+    world.clock.advance(HOUR);
+    world.store.next(Operation::Read, Fault::Late(gate.clone()));
+    let mut leader = Box::pin(hourly(&world).run(async |_| world.effect()));
+    assert!(poll!(&mut leader).is_pending(), "it checks");
+    world.store.always_at(Operation::Claim, before, Some(refused()));
+    let follower = hourly(&world).on_conflict(OnConflict::Reject).run(async |_| world.effect());
+    let outcome = while_time_passes(&world, follower).await;
+    assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::StoreUnavailable), "{outcome:?}");
+    assert!(!outcome.may_fail_open(), "{outcome:?}");
+    assert_eq!(world.effects.count(), 1);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_store_that_fails_while_a_call_looks_at_its_windows_may_be_left_out_if_it_was_the_first()
 -> Result<(), Error> {

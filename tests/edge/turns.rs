@@ -8,11 +8,11 @@ use idempotency::edge::{Attempt, EdgeCall, EdgeOutcome, End, NotBegun, Turn};
 use idempotency::key::{Key, window};
 use idempotency::record::State;
 use idempotency::store::Operation;
-use idempotency::testing::Fault;
+use idempotency::testing::{Fault, Gate};
 use idempotency::{Context, Error, ErrorKind, OnCrash, Verdict};
 use tokio::sync::Notify;
 
-use crate::world::{DAY, World, call, eventually};
+use crate::world::{DAY, World, call, eventually, while_time_passes};
 
 #[tokio::test]
 async fn a_shutdown_releases_the_claim_of_a_body_that_waits() -> Result<(), Error> {
@@ -166,14 +166,50 @@ async fn the_store_s_time_does_not_lag_by_what_came_before_the_body() {
     assert!(matches!(call.await, EdgeOutcome::Executed(2)));
 }
 
+/// Its wait ended with the body, which never said that its turn had come.
+#[tokio::test]
+async fn a_shutdown_does_not_release_a_claim_whose_body_has_ended() -> Result<(), Error> {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.next(Operation::Park, Fault::Late(gate.clone()));
+    let never_begins = async |turn: Turn| {
+        drop(turn.wait());
+        (world.effects.happen(), End::Held)
+    };
+    let stopped = async {
+        eventually("the end", async || world.store.requests(Operation::Park) == 1).await;
+        let shutdown = world.engine.shutdown(Duration::ZERO);
+        assert_eq!(while_time_passes(&world, shutdown).await.abandoned, 1);
+        gate.open();
+    };
+    let (outcome, ()) = tokio::join!(world.call().run(never_begins), stopped);
+    assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+    assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_body_that_waits_after_a_step_has_begun_for_a_shutdown_too() -> Result<(), Error> {
+    for waits_first in [false, true] {
+        waits_around_a_step(waits_first).await?;
+    }
+    Ok(())
+}
+
+async fn waits_around_a_step(waits_first: bool) -> Result<(), Error> {
     let world = World::new();
     let waits = async |turn: Turn| {
-        let step =
-            Context::current().step("charge", async || Ok::<_, Error>(world.effects.happen()));
-        step.await.expect("the store works");
-        let waiting = turn.wait();
+        let charge = || async {
+            let charge = async || Ok::<_, Error>(world.effects.happen());
+            Context::current().step("charge", charge).await.expect("the store works");
+        };
+        let waiting = if waits_first {
+            let waiting = turn.wait();
+            charge().await;
+            waiting
+        } else {
+            charge().await;
+            turn.wait()
+        };
         waiting.claim_ended().await;
         ((), End::NotBegun(waiting.leave()))
     };

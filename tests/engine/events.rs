@@ -122,7 +122,7 @@ async fn a_call_that_is_refused_is_told_of_wherever_that_happens() {
         world.record_is(2, |record| record.is_some()).await;
         let call = world.call(2).on_conflict(OnConflict::Reject);
         call.run(async || world.effect(2)).await.unwrap_err();
-        assert_eq!(ends(&log), ["Refused(InProgress) 0"]);
+        assert_eq!(ends(&log), ["Refused(InProgress) 1"]);
         gate.open();
     };
     let (running, ()) = tokio::join!(running, refused);
@@ -316,4 +316,49 @@ async fn a_record_that_vanished_and_is_written_again_is_reported() {
     call.await.unwrap();
     let called = format!("{CALLED} Executed 1");
     assert_eq!(log.taken(), ["claimed 1 None", "adopted", &called]);
+}
+
+/// A store that stalls would otherwise be one of which nothing is heard.
+#[tokio::test]
+async fn a_request_that_is_given_up_is_reported_too() {
+    #[derive(Clone, Default)]
+    struct GivenUp(Arc<Mutex<Vec<Operation>>>);
+    impl Observer for GivenUp {
+        fn observe(&self, event: &Event<'_>) {
+            if let What::Store { request, result: Err(StoreErrorKind::Unavailable), .. } =
+                event.what
+            {
+                self.0.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+            }
+        }
+    }
+    let given_up = GivenUp::default();
+    let world = World::with(|builder| builder.observer(given_up.clone()).background_commit(LEASE));
+    let gate = Gate::new();
+    world.store.next(Operation::Claim, Fault::Late(gate.clone()));
+    let error = without_renewals(&world, world.charge(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    let reported = eventually("the report", async || {
+        given_up.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&Operation::Claim)
+    });
+    without_renewals(&world, reported).await;
+}
+
+#[tokio::test]
+async fn an_adoption_in_the_background_is_reported_and_refusals_name_the_attempt() {
+    let (world, log) = observed();
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
+    let call = world.call(1).run(|| async { world.effect(1) });
+    assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::NotStored);
+    let reject = world.other_process_with(|builder| {
+        builder.on_conflict(OnConflict::Reject).observer(log.clone())
+    });
+    assert_eq!(reject.charge(1).await.unwrap_err().kind(), ErrorKind::InProgress);
+    assert!(log.has(&format!("{CALLED} Refused(InProgress) 1")));
+    let record = world.record(1).await.unwrap();
+    world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+    world.store.always(Operation::Complete, None);
+    let stored = eventually("the result", async || log.has("stored late"));
+    world.while_time_passes(stored).await;
+    assert!(log.has("adopted"));
 }

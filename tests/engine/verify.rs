@@ -400,7 +400,11 @@ async fn a_late_owner_is_superseded_by_a_question_without_an_answer() {
 
 #[tokio::test]
 async fn who_loses_its_lease_while_it_asks_starts_no_body_and_gets_the_answer_of_the_next() {
-    for answer in [Ok(Verdict::Completed("too late".to_owned())), Ok(Verdict::NotExecuted)] {
+    for answer in [
+        Ok(Verdict::Completed("too late".to_owned())),
+        Ok(Verdict::NotExecuted),
+        Ok(Verdict::Unknown),
+    ] {
         let not_executed = matches!(answer, Ok(Verdict::NotExecuted));
         let (world, provider) = (World::new(), Provider::default());
         dropped_owner(&world).await;
@@ -621,22 +625,34 @@ async fn who_has_a_question_asks_it_behind_a_caller_of_its_process_that_has_none
 }
 
 #[tokio::test]
-async fn a_question_that_is_dropped_after_a_shutdown_is_asked_again_at_once_by_the_next_process() {
+async fn a_question_that_a_shutdown_cuts_off_is_asked_again_at_once_by_the_next_process() {
+    for is_dropped in [true, false] {
+        cut_off_by_a_shutdown(is_dropped).await;
+    }
+}
+
+/// The call is dropped after the shutdown, or its question fails.
+async fn cut_off_by_a_shutdown(is_dropped: bool) {
     let (world, provider) = (World::new(), Provider::default());
     dropped_owner(&world).await;
     let there = world.other_process();
-    let asked = Gate::new();
+    let (asked, open) = (Gate::new(), Gate::new());
     let call = world.call(1).settle(Duration::ZERO).on_crash_verify(async |_| {
         asked.open();
-        std::future::pending::<()>().await;
-        Ok(Verdict::NotExecuted)
+        open.wait().await;
+        Ok(Verdict::Unknown)
     });
     let mut call = Box::pin(call.run(|| async { world.effect(1) }));
     assert!(poll_once(&mut call).is_pending());
     asked.wait().await;
     let drained = world.while_time_passes(world.engine.shutdown(Duration::from_secs(1))).await;
     assert_eq!(drained.abandoned, 1);
-    drop(call);
+    if is_dropped {
+        drop(call);
+    } else {
+        open.open();
+        call.await.unwrap_err();
+    }
     let left = world.record(1).await.unwrap();
     assert_eq!((left.state, left.reason), (State::InProgress, Some(Reason::ShutDown)));
     let answer = ask(&there, &provider, completed()).await;
@@ -655,4 +671,14 @@ async fn an_operator_s_answer_holds_also_if_a_caller_met_the_record_meanwhile() 
     assert_eq!(world.charge(1).await.unwrap_err().kind(), ErrorKind::InDoubt);
     record.resolve(&view, Resolution::completed("found")).await.unwrap();
     assert_eq!(world.charge(1).await.unwrap(), "found");
+}
+
+#[tokio::test]
+async fn a_question_that_no_lease_would_ever_reach_is_refused() {
+    let world = World::with(|builder| builder.max_run(LEASE * 2));
+    for (settle, is_refused) in [(LEASE * 2, true), (LEASE, false)] {
+        let call = world.call(1).settle(settle).on_crash_verify(async |_| Ok(Verdict::Unknown));
+        let result = call.run(|| async { world.effect(1) }).await;
+        assert_eq!(result.is_err_and(|error| error.kind() == ErrorKind::Config), is_refused);
+    }
 }

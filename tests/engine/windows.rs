@@ -606,6 +606,33 @@ async fn callers_that_do_not_wait_get_the_result_of_the_window_before_beside_eac
     }
 }
 
+/// A claim of the window before that arrives after the body has begun in this one belongs to nobody:
+/// its caller had gone.
+#[tokio::test]
+async fn a_caller_that_does_not_wait_does_not_look_back_beside_a_body_that_has_begun() {
+    for elsewhere in [false, true] {
+        let (world, gate) = (world(), Gate::new());
+        let before = world.engine.record(OPERATION, ("ada", window(HOUR))).hash().unwrap();
+        world.clock.advance(HOUR);
+        let mut runs = Box::pin(call(&world).run(|| async {
+            gate.wait().await;
+            world.effect(1)
+        }));
+        assert!(poll_once(&mut runs).is_pending());
+        let mut late = Claim::new(before, Token::from_bits(9), OPERATION.into());
+        late.lease = MILLI;
+        assert!(matches!(world.memory.claim(late).await, Ok(ClaimOutcome::Granted(_))));
+        world.clock.advance(MILLI * 2);
+        let other = world.other_process();
+        let beside = if elsewhere { &other } else { &world };
+        let reject = call(beside).on_conflict(OnConflict::Reject);
+        let refused = reject.run(|| async { beside.effect(1) }).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InProgress, "elsewhere: {elsewhere}");
+        gate.open();
+        assert_eq!((runs.await.unwrap().as_str(), world.ledger.count()), ("receipt 1.1", 1));
+    }
+}
+
 #[tokio::test]
 async fn a_caller_that_does_not_wait_is_refused_beside_a_body_of_its_window() {
     let (world, gate) = (world(), Gate::new());

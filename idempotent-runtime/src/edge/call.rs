@@ -300,7 +300,7 @@ impl EdgeCall {
     /// is dropped. A call that waits for another one, or is refused or replayed, spawns no task.
     ///
     /// `settled` is called in that task with the outcome once that is decided, so also if the
-    /// caller is gone. It is not called if the call got no claim.
+    /// caller is gone. It is not called if the body was not to run.
     ///
     /// # Panics
     /// If the body panics. Its outcome is unknown.

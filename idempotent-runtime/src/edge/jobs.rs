@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 pub struct Job {
     pub id: String,
     pub payload: Vec<u8>,
-    pub reply: oneshot::Sender<Result<Vec<u8>, Error>>,
+    /// Gets the answer; `None` if the job was not done, and may be sent again.
+    pub reply: oneshot::Sender<Result<Option<Vec<u8>>, Error>>,
 }
 
 /// Does each job once. `work` returns `None` if it has done nothing.
@@ -29,16 +30,16 @@ async fn answer(
     id: &str,
     payload: Vec<u8>,
     work: impl AsyncFn(Vec<u8>) -> Option<Vec<u8>>,
-) -> Result<Vec<u8>, Error> {
+) -> Result<Option<Vec<u8>>, Error> {
     let call = EdgeCall::new(engine, "jobs", Key::of(id), Duration::from_secs(86_400))
         .fingerprint(Fingerprint::of(&payload)?);
     let body = async |_| match work(payload).await {
-        Some(answer) => (answer.clone(), EdgeResult::completed(answer).into()),
-        None => (Vec::new(), End::Released),
+        Some(answer) => (Some(answer.clone()), EdgeResult::completed(answer).into()),
+        None => (None, End::Released),
     };
     match call.run(body).await {
         EdgeOutcome::Executed(answer) | EdgeOutcome::Unprotected(answer) => Ok(answer),
-        EdgeOutcome::Replayed { result, .. } => Ok(result.into_bytes().into()),
+        EdgeOutcome::Replayed { result, .. } => Ok(Some(result.into_bytes().into())),
         EdgeOutcome::Lost { error, .. } | EdgeOutcome::Refused { error, .. } => Err(error),
     }
 }

@@ -24,7 +24,7 @@
 //! #     for _ in 0..2 {
 //! #         let (reply, replied) = oneshot::channel();
 //! #         sender.send(Job { id: "7".into(), payload: b"a".into(), reply }).await.unwrap();
-//! #         assert_eq!(replied.await.unwrap().unwrap(), b"done");
+//! #         assert_eq!(replied.await.unwrap().unwrap().unwrap(), b"done");
 //! #     }
 //! #     drop(sender);
 //! # };
@@ -39,7 +39,7 @@
 //! | end | the record | the next call |
 //! |---|---|---|
 //! | [`Finished`](End::Finished) | has the result | gets it |
-//! | [`Released`](End::Released) | is gone | runs the body |
+//! | [`Released`](End::Released) | is gone, but for the count of attempts | runs the body |
 //! | [`Held`](End::Held) | is in doubt | is refused until an operator decides; under `verify`, asks |
 //! | [`Unknown`](End::Unknown), a panic, a dropped future | by the policy | by the policy |
 //! | [`NotBegun`](End::NotBegun) | is gone, but for the count of earlier attempts | runs the body |
@@ -69,7 +69,8 @@
 //! stored and the policy is [`OnCrash::Hold`](crate::OnCrash::Hold).
 //!
 //! A protocol in which an answer acknowledges something, so that it is never sent again, does so
-//! for `Executed` and `Replayed`. A refusal that is
+//! for `Replayed`, and for `Executed` if its body ended in [`Finished`](End::Finished): the value of
+//! the body says so. A refusal that is
 //! [stored late](EdgeOutcome::is_stored_late), and one because another caller is at work
 //! ([`InProgress`](crate::ErrorKind::InProgress)), acknowledge nothing.
 

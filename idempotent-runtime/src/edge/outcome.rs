@@ -189,7 +189,8 @@ impl End {
 #[derive(Debug)]
 #[must_use = "an edge decides about each outcome"]
 pub enum EdgeOutcome<T> {
-    /// The body ran here, and the record ends as it decided.
+    /// The body ran here, and no other party decided the call: the record ends as the body decided,
+    /// or as unknown where its recorded steps or the store do not allow that.
     Executed(T),
     /// The body ran here without a claim, because the operation is
     /// [disabled](crate::Idempotency::disable). Nothing was recorded, whatever its end.
@@ -216,7 +217,8 @@ pub enum EdgeOutcome<T> {
         error: Error,
         /// The value of this call's body. It ran, and its result is not what the next caller gets:
         /// it is [stored late](EdgeOutcome::is_stored_late) or never, it is larger than the limit
-        /// ([`TooLarge`](ErrorKind::TooLarge)), or the call was taken over
+        /// ([`TooLarge`](ErrorKind::TooLarge)), it leaves out a recorded step
+        /// ([`Decode`](ErrorKind::Decode)), or the call was taken over
         /// ([`Superseded`](ErrorKind::Superseded)).
         own: Option<T>,
     },
@@ -247,8 +249,8 @@ impl<T> EdgeOutcome<T> {
     }
 
     /// Returns true if the body ran here and its result could not be stored yet
-    /// ([`NotStored`](ErrorKind::NotStored)). The background goes on trying; if it never succeeds,
-    /// the policy decides.
+    /// ([`NotStored`](ErrorKind::NotStored)). The background goes on trying if it has a place for it;
+    /// if it never succeeds, the policy decides.
     ///
     /// An edge that acknowledges something on the strength of the result does not do so now. The
     /// next call learns what became of it.

@@ -9,7 +9,7 @@ use super::flight::{Flight, Leader, Seat, Stage};
 use super::owner::Owner;
 use super::report::Report;
 use super::request::{CheckedCall, Request};
-use super::store_client::Answered;
+use super::store_client::ClaimReply;
 use super::task_state::TaskState;
 use super::transaction_calls::is_in_body_of;
 use super::window::seek_in_windows;
@@ -103,13 +103,13 @@ async fn admit_by_store(
 ) -> Admission {
     let mut exit = Exit::new(&call, &task_state, report);
     let report = &mut exit.report;
-    let (deadlines, mut has_met) = (Deadlines::of(&call), false);
+    let (deadlines, mut met) = (Deadlines::of(&call), Met::default());
     let sought = match &call.windowed {
-        None => seek_in_store(&call, deadlines, &task_state, report, &mut has_met)
+        None => seek_in_store(&call, deadlines, &task_state, report, &mut met)
             .await
             .map(|sought| (call.clone(), sought)),
         Some(windowed) => {
-            seek_in_windows(&call, windowed, deadlines, &task_state, report, &mut has_met).await
+            seek_in_windows(&call, windowed, deadlines, &task_state, report, &mut met).await
         }
     };
     match sought {
@@ -123,21 +123,23 @@ async fn admit_by_store(
         Ok((call, Sought::Owner(owner)))
             if owner.must_ask() && call.policy != CrashPolicy::Verify =>
         {
+            // The exit stays here: the end of the call is this refusal.
             let left = Record { reason: Some(Reason::Crashed), ..owner.grant.record.clone() };
             let ending =
                 Ending::Unknown { reason: Reason::Crashed, ask_again_after: Duration::ZERO };
             owner.finish(ending).await;
             let error = in_doubt(&call, &left);
+            exit.report.attempt = left.attempts;
             exit.end(Outcome::Refused(error.kind()));
             Admission::Answer(Answer::Refused(error))
         }
         Ok((_, Sought::Owner(mut owner))) => {
-            owner.enter(exit);
+            owner.take_exit(exit);
             Admission::Run(owner)
         }
         Err(error) => {
             exit.end(Outcome::Refused(error.kind()));
-            Admission::Answer(Answer::Refused(error.after_another(has_met)))
+            Admission::Answer(Answer::Refused(error.after_another(met.another)))
         }
     }
 }
@@ -169,25 +171,33 @@ impl Deadlines {
     }
 }
 
+/// What a caller has learned about other calls with its key.
+#[derive(Default)]
+pub(super) struct Met {
+    /// There is one, here or elsewhere: no later failure of the store is one of which this caller
+    /// knows nothing else.
+    pub(super) another: bool,
+    /// It was refused for a call whose body may have begun: one that has looked at its windows.
+    pub(super) begun: bool,
+}
+
 pub(super) enum Sought {
     Found(Arc<Record>, Source),
     Owner(Box<Owner>),
 }
 
 /// Finds an answer or acquires a claim. Waits for other callers until their deadline, or not at
-/// all. Sets `has_met` once this caller has waited for another call, here or elsewhere, or learned
-/// of one, in whichever of its records: no later failure of the store is one of which it knows
-/// nothing else.
+/// all. Notes in `met` what this caller learns about other calls, in whichever of its records.
 pub(super) async fn seek(
     call: &Arc<CheckedCall>,
     deadlines: Deadlines,
     task_state: &TaskState,
     report: &mut Report,
-    has_met: &mut bool,
+    met: &mut Met,
 ) -> Result<Sought, Error> {
     match at_hand(call, task_state)? {
         Some((record, source)) => Ok(Sought::Found(record, source)),
-        None => seek_in_store(call, deadlines, task_state, report, has_met).await,
+        None => seek_in_store(call, deadlines, task_state, report, met).await,
     }
 }
 
@@ -220,7 +230,7 @@ fn at_hand(
     match judge(call, &record) {
         Judged::Final => Ok(Some((record, source))),
         Judged::Refused(error) => Err(error),
-        // The record is not a result that can be returned: query the store.
+        // Not reached: what is at hand are answers.
         Judged::NoAnswerYet => Ok(None),
     }
 }
@@ -231,7 +241,7 @@ async fn seek_in_store(
     deadlines: Deadlines,
     task_state: &TaskState,
     report: &mut Report,
-    has_met: &mut bool,
+    met: &mut Met,
 ) -> Result<Sought, Error> {
     let engine = &call.engine;
     engine.at_home().map_err(|error| error.of_record(Some(&call.operation), &call.key))?;
@@ -252,7 +262,7 @@ async fn seek_in_store(
             asks,
         )) {
             Seat::Leader(leader) => {
-                match lead(call, &leader, deadline, task_state, report, has_met).await {
+                match lead(call, &leader, deadline, task_state, report, met).await {
                     Led::Granted(granted) => {
                         let owner = Owner::new(call.clone(), *granted, deadline, leader);
                         return Ok(Sought::Owner(Box::new(owner)));
@@ -269,17 +279,18 @@ async fn seek_in_store(
                 }
             }
             Seat::Follower(flight) => {
-                let answer = follow(call, &flight, deadlines, report).await?;
+                let answer = follow(call, &flight, deadlines, report).await;
                 // Also if this follower did not see the stage in which the leader met another call.
-                *has_met |= report.waited || flight.has_met();
-                match answer {
+                met.another |= report.waited || flight.has_met();
+                met.begun = flight.has_begun();
+                match answer? {
                     Some(Answer::Stored(answer)) => {
                         return Ok(Sought::Found(answer.record, Source::Joined));
                     }
                     // A leader that knows of no other call may run without the store. This caller
                     // knows of the leader.
                     Some(Answer::Refused(error)) => {
-                        *has_met = true;
+                        met.another = true;
                         return Err(error);
                     }
                     None => {}
@@ -296,10 +307,10 @@ async fn lead(
     deadline: Option<Duration>,
     task_state: &TaskState,
     report: &mut Report,
-    has_met: &mut bool,
+    met: &mut Met,
 ) -> Led {
     let engine = &call.engine;
-    if *has_met {
+    if met.another {
         leader.note_other_call();
     }
     let mut late = 0;
@@ -330,17 +341,17 @@ async fn lead(
             // in its place. That record does not identify this call: it would match every other
             // request that had the same fingerprint in the former release. So it is released, and
             // the claim is sent again.
-            Ok(Answered { claimed: ClaimOutcome::Granted(grant), repeated })
+            Ok(ClaimReply { claimed: ClaimOutcome::Granted(grant), repeated })
                 if claim.fingerprint != call.fingerprint && grant.taken_over.is_none() =>
             {
                 claim::release_granted(engine, &claim, repeated).await;
                 continue;
             }
-            Ok(Answered { claimed: ClaimOutcome::Granted(grant), repeated })
+            Ok(ClaimReply { claimed: ClaimOutcome::Granted(grant), repeated })
                 if engine.may_start(sent, call.lease) =>
             {
                 // The body may not start yet: another window may be looked at first.
-                *has_met |= grant.taken_over.is_some();
+                met.another |= grant.taken_over.is_some();
                 return Led::Granted(Box::new(Granted {
                     claim,
                     grant,
@@ -349,9 +360,9 @@ async fn lead(
                     _busy: busy,
                 }));
             }
-            Ok(Answered { claimed: ClaimOutcome::Granted(grant), repeated }) => {
+            Ok(ClaimReply { claimed: ClaimOutcome::Granted(grant), repeated }) => {
                 if grant.taken_over.is_some() {
-                    *has_met = true;
+                    met.another = true;
                     leader.note_other_call();
                 }
                 // Released before the next claim, which would otherwise wait for this one.
@@ -367,8 +378,9 @@ async fn lead(
                 continue;
             }
             // Also a finished result: every replay from the store comes through here.
-            Ok(Answered { claimed: ClaimOutcome::Existing(record), repeated }) => {
-                *has_met = true;
+            Ok(ClaimReply { claimed: ClaimOutcome::Existing(record), repeated }) => {
+                met.another = true;
+                report.attempt = record.attempts;
                 leader.note_other_call();
                 if repeated {
                     claim::release_denied(engine, &claim);
@@ -385,7 +397,7 @@ async fn lead(
             }
         };
         drop(busy);
-        if let Some(led) = wait_for_other(call, leader, deadline, report, record).await {
+        if let Some(led) = wait_for_other(call, leader, deadline, report, met, record).await {
             return led;
         }
     }
@@ -398,6 +410,7 @@ async fn wait_for_other(
     leader: &Leader,
     deadline: Option<Duration>,
     report: &mut Report,
+    met: &mut Met,
     mut record: Arc<Record>,
 ) -> Option<Led> {
     let engine = &call.engine;
@@ -407,7 +420,8 @@ async fn wait_for_other(
             Judged::Refused(error) => return Some(Led::Refused(error)),
             Judged::NoAnswerYet => {}
         }
-        leader.claimed_elsewhere();
+        met.begun = record.checkpoints > 0;
+        leader.claimed_elsewhere(met.begun);
         let give_up_waiting = || {
             let left = record.lease_until.saturating_duration_since(record.read_at);
             Some(Led::OwnRefusal(in_progress(call, Some(left))))

@@ -117,10 +117,10 @@ mod tests {
                 .run(async || Ok::<_, Error>("charged".to_owned()))
         };
         assert_eq!(call(1).await.unwrap_err().kind(), ErrorKind::NotStored);
-        assert_eq!(engine.inner.keeper.held().len(), 1, "it is stored in the background");
+        assert_eq!(engine.inner.keeper.leases().len(), 1, "it is stored in the background");
         let _all = engine.inner.bounds.ends.fill();
         assert_eq!(call(2).await.unwrap_err().kind(), ErrorKind::NotStored);
-        assert_eq!(engine.inner.keeper.held().len(), 1);
+        assert_eq!(engine.inner.keeper.leases().len(), 1);
         assert_eq!(engine.inner.bounds.ends.left_out(), 1);
     }
 
@@ -133,7 +133,7 @@ mod tests {
         let call = engine.call("payments.charge", 1).ttl(DAY).on_error(ErrorAction::Hold);
         let error = call.run(async || Err::<String, _>(Error::config("no answer"))).await;
         assert_eq!(error.unwrap_err().kind(), ErrorKind::Config);
-        assert!(engine.inner.keeper.held().is_empty());
+        assert!(engine.inner.keeper.leases().is_empty());
         engine.inner.keeper.idle().await;
         assert_eq!(
             store.requests(Operation::Park),

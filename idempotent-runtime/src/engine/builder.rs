@@ -122,7 +122,8 @@ impl Builder {
     /// Sets the time that the store may take to answer a claim before the call fails with
     /// [`StoreUnavailable`](crate::ErrorKind::StoreUnavailable). The default is 5 seconds: more
     /// than twice the time that the stores wait for one answer (`response_timeout`), so that a lost
-    /// answer does not fail a call. It also bounds each try of the engine's other requests.
+    /// answer does not fail a call. It also bounds each try of the other requests of calls and
+    /// operators.
     pub fn claim_timeout(mut self, timeout: Duration) -> Self {
         self.settings.claim_timeout = timeout;
         self
@@ -138,7 +139,8 @@ impl Builder {
     /// Sets the time for which the background continues to store, and to renew the lease, after
     /// `commit_timeout`; with zero it tries once more. Then the record is left to its policy, as
     /// after a crash. For the same time, the background tries to hold errors that the operation
-    /// holds, and to release unused claims. The default is 10 minutes.
+    /// holds, and to release claims whose release has failed, of which it tries none again with
+    /// zero. The default is 10 minutes.
     pub fn background_commit(mut self, duration: Duration) -> Self {
         self.settings.background_commit = duration;
         self
@@ -247,9 +249,9 @@ impl Builder {
         self
     }
 
-    /// Sets a hook that is called when a body finishes after its call had been taken over: its
-    /// effect may have happened twice. The hook may take its time: the caller of that body waits
-    /// for it, and no lease does.
+    /// Sets a hook that is called when a body finishes after its call had been taken over, or after
+    /// its record had been removed: its effect may have happened twice. The hook may take its time:
+    /// the caller of that body waits for it, if it does not have its answer yet, and no lease does.
     pub fn on_duplicate(mut self, hook: impl Fn(&DuplicateRun) + Send + Sync + 'static) -> Self {
         self.settings.on_duplicate = Some(Arc::new(hook));
         self

@@ -102,7 +102,7 @@ impl<P, V> Call<P, V> {
         Call { request: self.request, policy, question: self.question }
     }
 
-    /// Sets the retention of the result, counted from the end of the body; required. It ranges from
+    /// Sets the retention of the result, counted from when it is stored; required. It ranges from
     /// a millisecond to the engine's ceiling of 400 days, otherwise the call fails with
     /// [`Config`](crate::ErrorKind::Config). It is counted in whole milliseconds of the store's
     /// clock, rounded up.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::followed::{Followed, Following};
 use super::retry::Budget;
-use super::store_client::{Answered, no_answer_within};
+use super::store_client::{ClaimReply, no_answer_within};
 use super::task_state::TaskState;
 use super::{Inner, owed};
 use crate::paused::explain;
@@ -21,7 +21,7 @@ pub(crate) async fn send(
     engine: &Arc<Inner>,
     claim: Claim,
     task_state: &TaskState,
-) -> Result<Answered, StoreError> {
+) -> Result<ClaimReply, StoreError> {
     let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);
     let for_release = engine.clone();
     let (sender, task_state) = (engine.clone(), task_state.clone());
@@ -53,7 +53,7 @@ pub(crate) async fn send(
 /// Releases the claim that `claiming` acquires, because its caller is gone.
 async fn release_if_granted(
     engine: &Arc<Inner>,
-    mut claiming: Following<Result<Answered, StoreError>>,
+    mut claiming: Following<Result<ClaimReply, StoreError>>,
     release: Release,
     lease: Duration,
 ) {
@@ -79,8 +79,8 @@ async fn release_if_granted(
         }
     };
     match answer {
-        Ok(Answered { claimed: ClaimOutcome::Existing(_), repeated: false }) => {}
-        Ok(Answered { repeated, .. }) => release_unused(engine, release, lease, repeated).await,
+        Ok(ClaimReply { claimed: ClaimOutcome::Existing(_), repeated: false }) => {}
+        Ok(ClaimReply { repeated, .. }) => release_unused(engine, release, lease, repeated).await,
         Err(_) => release_unused(engine, release, lease, true).await,
     }
 }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use crate::key::KeyHash;
 
-/// A body that finished here after another caller had taken the call over: its effect may have
-/// happened twice. Passed to the hook that [`Builder::on_duplicate`](super::Builder::on_duplicate)
+/// A body that finished here after another caller had taken the call over, or after its record had
+/// been removed: its effect may have happened twice. Passed to the hook that [`Builder::on_duplicate`](super::Builder::on_duplicate)
 /// sets. `Debug` shows the sizes of the results instead of their contents.
 #[derive(Clone)]
 #[non_exhaustive]

@@ -6,9 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::owner::Owner;
+use super::request::CheckedCall;
 use super::retry::Budget;
 use super::settle::{Cause, Left, Settlement, Steps, settle};
-use super::unknown_outcome::{leave, put_in_doubt, settle_steps};
+use super::unknown_outcome::{close_steps, leave, put_in_doubt};
 use super::{overtaken, owed};
 use crate::encoding::NotEncodable;
 use crate::error::{Error, ErrorKind};
@@ -42,7 +43,14 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
     // A shutdown waits for the lease, which is forgotten before the last word of some ends is
     // written. Without this, it would return in between, and the process could end.
     let _busy = owner.call.engine.keeper.busy();
-    let cause = cause_of(&ending);
+    let cause = match cause_of(&ending) {
+        // The journal is closed. A step in another task may have been faster than the word of the
+        // body.
+        Cause::NotBegun if owner.has_come_to_a_step() => Cause::GivenUp,
+        // The shutdown has left the record to the next call, which asks at once.
+        Cause::Unanswered(_) if owner.lease.is_shut_down() => Cause::Cut(Reason::ShutDown),
+        cause => cause,
+    };
     match cause {
         Cause::NotBegun => owner.has_run = false,
         // From here on, a shutdown puts the record in doubt too, whatever the policy.
@@ -60,15 +68,24 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
             store_answer(owner, state, body, ttl).await
         }
         (Settlement::AskAgain(reason), Ending::Unknown { ask_again_after, .. }) => {
-            if let Err(error) = owner.park(reason, ask_again_after).await {
+            let written = owner.park(reason, ask_again_after).await;
+            if let Err(error) = &written {
                 tracing::warn!(operation = %owner.call.operation, key = %owner.call.key, %error, %reason,
                     "a record could not be marked as in doubt; its policy applies when the lease \
                      expires");
             }
-            conclude(&mut owner, CallerGets::Own, None, Outcome::Held)
+            let mut gets = CallerGets::Own;
+            // Another party has decided the call, and may have an answer for this caller too.
+            if written.is_ok_and(|written| !written.is_done()) {
+                let late = overtaken::without_result(&mut owner).await.caller_gets;
+                if matches!(late, CallerGets::Instead(Answer::Stored(_))) {
+                    gets = late;
+                }
+            }
+            conclude_as(owner, gets, Outcome::Held)
         }
         (Settlement::Hold, _) => match owner.park(Reason::Error, Duration::ZERO).await {
-            Ok(written) => conclude_kept(owner, CallerGets::Own, was_lost, Some(written)).await,
+            Ok(written) => conclude_unknown(owner, CallerGets::Own, was_lost, Some(written)).await,
             Err(error) => not_held(owner, &error),
         },
         (Settlement::Release, _) => {
@@ -87,7 +104,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
         // An ending and its cause agree, so this is not reached. It would lose a result.
         (Settlement::Commit | Settlement::AskAgain(_), _) => {
             let written = owner.leave(Reason::NotStored, Left::InDoubt).await;
-            conclude_kept(owner, CallerGets::Own, was_lost, written).await
+            conclude_unknown(owner, CallerGets::Own, was_lost, written).await
         }
     }
 }
@@ -115,7 +132,7 @@ async fn conclude_left(
         _ => None,
     };
     let own = left_out.map_or(CallerGets::Own, CallerGets::refused);
-    conclude_kept(owner, own, was_lost, written).await
+    conclude_unknown(owner, own, was_lost, written).await
 }
 
 /// Stores the answer of the body.
@@ -139,11 +156,7 @@ async fn store_answer(
         engine.near_cache.as_ref().map(|near_cache| near_cache.begin_lookup(commit.key));
     match owner.store(&commit).await {
         Ok(written) if written.is_done() => {
-            if written == WriteOutcome::Adopted {
-                tracing::warn!(operation = %owner.call.operation, key = %owner.call.key,
-                    "the record had vanished and was written again: the store loses records");
-                owner.call.tell(What::Adopted);
-            }
+            report_adoption(&owner.call, written);
             let record = Arc::new(owner.answered(&commit));
             if let Some(near_cache) = near_cache {
                 near_cache.keep(&record, commit.ttl);
@@ -158,6 +171,15 @@ async fn store_answer(
             conclude(&mut owner, gets, winner, own)
         }
         Err(error) => not_stored(owner, commit, error),
+    }
+}
+
+/// Reports that a record had vanished, if the commit has found none.
+fn report_adoption(call: &CheckedCall, written: WriteOutcome) {
+    if written == WriteOutcome::Adopted {
+        tracing::warn!(operation = %call.operation, key = %call.key,
+            "the record had vanished and was written again: the store loses records");
+        call.tell(What::Adopted);
     }
 }
 
@@ -185,7 +207,7 @@ pub(super) async fn conclude_released(
 /// Ends a body whose error may hide an effect, whose steps had effects, or whose outcome is not
 /// known. Its caller gets `own`, which says so, as long as the record keeps the next call from
 /// running all of it again as if nothing had happened.
-pub(super) async fn conclude_kept(
+pub(super) async fn conclude_unknown(
     mut owner: Box<Owner>,
     own: CallerGets,
     was_lost: bool,
@@ -217,6 +239,10 @@ fn conclude(
 }
 
 impl Owner {
+    fn has_come_to_a_step(&self) -> bool {
+        self.journal.as_ref().is_some_and(|journal| journal.has_asked())
+    }
+
     /// Returns what the recorded steps say about an attempt that ended for `cause`. Waits for those
     /// that are being written, where that could change it or where nothing waits for them later.
     async fn what_steps_say(&self, cause: Cause) -> Steps {
@@ -409,14 +435,15 @@ fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> Calle
         owner.let_go(None);
         return gets;
     };
-    let ended = engine.clock.monotonic();
+    let answered = engine.clock.monotonic();
     keeper.spawn(async move {
         let _place = place;
         let budget = Budget::until_done(engine.settings.background_commit);
         match engine.store.complete(budget, || owner.to_store(&commit)).await {
             Ok(written) if written.is_done() => {
+                report_adoption(&call, written);
                 tracing::info!(key = %lease.key, "a result was stored in the background");
-                let after = engine.clock.monotonic().saturating_sub(ended);
+                let after = engine.clock.monotonic().saturating_sub(answered);
                 call.tell(What::StoredLate { after });
             }
             Ok(_) => {
@@ -427,7 +454,7 @@ fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> Calle
                 tracing::error!(key = %lease.key, %error, "a result was never stored: the record is left as after a crash");
                 call.tell(What::NeverStored);
                 let budget = owner.call.lease;
-                settle_steps(&engine, &lease, budget).await;
+                close_steps(&engine, &lease, budget).await;
                 engine.keeper.forget(&lease);
                 let cause = Cause::Cut(Reason::NotStored);
                 let may_be_taken_over = lease.may_be_taken_over();

@@ -37,6 +37,8 @@ pub(crate) struct Flight {
     lease: OnceLock<Arc<Lease>>,
     /// True if the leader has had a claim, or has learned about another call with the key.
     has_met: AtomicBool,
+    /// True if the leader waits for a call elsewhere whose body may have begun.
+    begun_elsewhere: AtomicBool,
 }
 
 impl Flight {
@@ -61,6 +63,14 @@ impl Flight {
     /// Returns true if the leader has had a claim, or has learned about another call with the key.
     pub(crate) fn has_met(&self) -> bool {
         self.has_met.load(Ordering::Acquire)
+    }
+
+    /// Returns true if a body may have begun under the claim for which the followers wait: it no
+    /// longer looks at its windows.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.lease
+            .get()
+            .map_or_else(|| self.begun_elsewhere.load(Ordering::Acquire), |lease| lease.has_begun())
     }
 
     fn is_forsaken(&self) -> bool {
@@ -104,6 +114,7 @@ impl Flights {
             changed: Notify::new(),
             lease: OnceLock::new(),
             has_met: AtomicBool::new(false),
+            begun_elsewhere: AtomicBool::new(false),
         });
         // This may replace a forsaken flight. Its leader notices that when it ends, see
         // `Leader::end`. Its followers join again by themselves: the first of them leads, and the
@@ -127,9 +138,11 @@ pub(crate) struct Leader {
 }
 
 impl Leader {
-    /// Records that another process, or another flight, has claimed the call.
-    pub(crate) fn claimed_elsewhere(&self) {
+    /// Records that another process, or another flight, has claimed the call. `begun`: it has looked
+    /// at its windows.
+    pub(crate) fn claimed_elsewhere(&self, begun: bool) {
         self.note_other_call();
+        self.flight.begun_elsewhere.store(begun, Ordering::Release);
         self.flight.enter(Stage::Claimed);
     }
 

@@ -61,7 +61,7 @@ impl<T: Send + 'static> Drop for Followed<T> {
     fn drop(&mut self) {
         let Some(future) = self.future.take() else { return };
         let afterwards = self.afterwards.take();
-        self.keeper.finish(async move {
+        self.keeper.finish_left_behind(async move {
             match afterwards {
                 Some(afterwards) => afterwards(future).await,
                 None => drop(future.await),

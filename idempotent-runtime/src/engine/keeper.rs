@@ -111,7 +111,7 @@ impl Keeper {
     /// Finishes what a caller has left behind: `task`, which waits only for the store. It runs on
     /// the thread, unless the store is in this process's memory. Then it is done when this returns,
     /// even in a test that has paused Tokio's clock and so leaves a thread no time.
-    pub(crate) fn finish(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn finish_left_behind(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut task = self.task(task);
         if !self.answers_at_once || !self.is_over_at_once(&mut task) {
             self.send(task);
@@ -172,8 +172,8 @@ impl Keeper {
         self.under_way.notify();
     }
 
-    /// The claims that this process holds.
-    pub(crate) fn held(&self) -> Vec<Arc<Lease>> {
+    /// The leases of the claims that this process holds.
+    pub(crate) fn leases(&self) -> Vec<Arc<Lease>> {
         self.renewals.all()
     }
 

@@ -156,6 +156,12 @@ impl Lease {
         has_begun
     }
 
+    /// Returns true if something may have happened under the claim, and no shutdown has taken it
+    /// away.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == BEGUN
+    }
+
     pub(crate) fn is_shut_down(&self) -> bool {
         self.stage.load(Ordering::Acquire) == SHUT_DOWN
     }

@@ -263,7 +263,8 @@ impl Idempotency {
         self.inner.operations.enable(operation);
     }
 
-    /// The number of bodies of this engine that finished after their call had been taken over.
+    /// The number of bodies of this engine that finished after their call had been taken over, or
+    /// after their record had been removed.
     pub fn duplicates(&self) -> u64 {
         self.inner.duplicates.load(Ordering::Relaxed)
     }

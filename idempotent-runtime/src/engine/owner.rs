@@ -1,9 +1,10 @@
 //! The owner of a claim in this process, from its grant to its end. `finish`, `verify` and `window`
 //! have more of its methods.
 //!
-//! If it is dropped before the body started, it is released. If it is dropped afterwards, the
-//! outcome is unknown: the record goes in doubt or to the next caller, by its policy, and is never
-//! deleted.
+//! If it is dropped before the body started, it is released. If it is dropped while an earlier
+//! attempt is asked about, the question is open: the record is in doubt until it may be asked again.
+//! If it is dropped afterwards, the outcome is unknown: the record goes in doubt or to the next
+//! caller, by its policy, and is never deleted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +33,8 @@ pub(crate) struct Owner {
     pub(super) grant: Grant,
     pub(super) lease: Arc<Lease>,
     pub(super) adoption: Adoption,
-    /// Monotonic time at which the claim was first sent.
+    /// Monotonic time at which the claim was first sent, or at which the lease was last renewed when
+    /// a verification let the body run.
     sent: Duration,
     /// Monotonic time at which the grant was known. It may be long before the body starts: the
     /// outside world may be asked first, or another window looked at.
@@ -61,7 +63,7 @@ enum Phase {
     Started,
     /// The body panicked.
     Panicked,
-    /// The body ended; `finish` handles the rest.
+    /// The body or the verification ended, or the claim is not to be used; `finish` handles the rest.
     Ended,
     /// The store has the outcome, or it was sent for as long as that made sense.
     Concluded,
@@ -114,8 +116,9 @@ impl Owner {
         }
     }
 
-    /// Records that the call belongs to this claim, whose end is that of the call from now on.
-    pub(super) fn enter(&mut self, mut exit: Exit) {
+    /// Takes the exit of the call that belongs to this claim, whose end is that of the call from now
+    /// on.
+    pub(super) fn take_exit(&mut self, mut exit: Exit) {
         let record = &self.grant.record;
         exit.report.attempt = record.attempts;
         self.exit = Some(exit);
@@ -211,13 +214,18 @@ impl Owner {
     /// claim would be in the way.
     pub(super) fn give_back_later(self: Box<Self>) {
         let keeper = self.call.engine.keeper.clone();
-        keeper.finish(self.give_back());
+        keeper.finish_left_behind(self.give_back());
     }
 
     /// Stores the result, releases the claim or marks the record in doubt, depending on the body's
     /// end. Continues in the background if it is dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<CallerGets> {
         self.phase = Phase::Ended;
+        if !matches!(ending, Ending::NotBegun) {
+            // Its wait for its turn is over, if it was still in one: a shutdown must not release the
+            // claim while the end of the body is on its way to the store.
+            self.lease.begin();
+        }
         self.end_body();
         let keeper = self.call.engine.keeper.clone();
         Followed::new(&keeper, finish::finish(self, ending))
@@ -334,7 +342,7 @@ impl Drop for Owner {
         match settle(self.progress(), Cause::Cut(reason), may_be_taken_over, Steps::Silent) {
             Settlement::AskAgain(reason) => {
                 let park = self.parking(reason, self.rest());
-                keeper.finish(async move {
+                keeper.finish_left_behind(async move {
                     drop(kept);
                     if let Err(error) =
                         put_in_doubt(&engine, &lease, Budget::of(budget), park).await
@@ -348,7 +356,7 @@ impl Drop for Owner {
             }
             Settlement::ReleaseUnused => {
                 let (release, repeated) = (Release::unused(lease.key, lease.token), self.repeated);
-                keeper.finish(async move {
+                keeper.finish_left_behind(async move {
                     drop(kept);
                     claim::release_unused(&engine, release, budget, repeated).await;
                     drop(leader);
@@ -370,6 +378,7 @@ impl Drop for Owner {
                     // Dropped before the lease is given up: otherwise a renewal could bring it
                     // back.
                     drop(kept);
+                    // Without a place nothing is written, and the lease expires.
                     if let Some(_place) = engine.bounds.ends.place() {
                         leave(&engine, &lease, (reason, left), budget).await;
                     }
@@ -378,7 +387,7 @@ impl Drop for Owner {
                 if waits {
                     keeper.spawn(rest);
                 } else {
-                    keeper.finish(rest);
+                    keeper.finish_left_behind(rest);
                 }
             }
         }

@@ -183,6 +183,12 @@ impl Request {
             let lease = self.lease.unwrap_or(settings.lease);
             check_time("lease", lease)?;
             check_pause("settle", self.settle)?;
+            if self.settle >= settings.max_run {
+                return Err(Error::config(format!(
+                    "`settle` ({:?}) is not shorter than `max_run` ({:?}): no call would ever ask",
+                    self.settle, settings.max_run
+                )));
+            }
             if let Some(Conflict::As(on_conflict)) = self.on_conflict {
                 check_conflict(on_conflict)?;
             }

@@ -5,7 +5,8 @@
 
 use crate::store::Reason;
 
-/// How far the attempt came.
+/// How far the attempt came. A verification that ends by itself counts as `Begun` here: `Asking` is
+/// for one that is cut off. Nothing but a cut ends an attempt that is `Granted`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
     /// The claim is held, and nothing has begun under it.

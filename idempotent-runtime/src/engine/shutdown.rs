@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::settle::{Cause, Left, Progress, Settlement, Steps, settle};
-use super::unknown_outcome::{leave, settle_steps};
+use super::unknown_outcome::{close_steps, leave};
 use super::{Idempotency, Inner, claim};
 use crate::store::{Reason, Release};
 
@@ -20,9 +20,9 @@ const CLOSED: u8 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ShutdownReport {
-    /// The number of calls that had begun and had not ended when the time was up: their body ran,
-    /// or their result was not stored yet. They were given up: in doubt under `hold`, and left to
-    /// the next caller under the other policies. The outcome of a call in a transaction is that of
+    /// The number of calls that had begun and had not ended when the time was up: their body or their
+    /// verification ran, or their result was not stored yet. They were given up: in doubt under
+    /// `hold` and where the body's error is held, and otherwise left to the next caller. The outcome of a call in a transaction is that of
     /// the transaction, and a call without protection leaves no record. A store that does not
     /// answer learns of it when their leases expire. Zero if all had ended.
     pub abandoned: usize,
@@ -64,7 +64,7 @@ impl Idempotency {
         // by the last `idle`. If it checks afterwards, it sends nothing.
         engine.closing.store(CLOSED, Ordering::SeqCst);
         let mut abandoned = engine.without_lease.load(Ordering::SeqCst);
-        for lease in engine.keeper.held() {
+        for lease in engine.keeper.leases() {
             // The lease counts as lost from here on, so a commit that is under way no longer writes
             // a vanished record again. A verification counts as begun too: the next call verifies at
             // once.
@@ -74,7 +74,7 @@ impl Idempotency {
             engine.keeper.forget(&lease);
             abandoned += usize::from(has_begun);
             let (keeper, engine) = (&engine.keeper, engine.clone());
-            keeper.finish(async move {
+            keeper.finish_left_behind(async move {
                 let _busy = busy;
                 let budget = engine.settings.claim_timeout;
                 let progress = if has_begun { Progress::Begun } else { Progress::Granted };
@@ -90,7 +90,7 @@ impl Idempotency {
                     // Not reached: an attempt that is cut off has no other settlement.
                     _ => (Reason::ShutDown, Left::InDoubt),
                 };
-                settle_steps(&engine, &lease, budget).await;
+                close_steps(&engine, &lease, budget).await;
                 leave(&engine, &lease, left, budget).await;
             });
         }

@@ -32,7 +32,7 @@ pub(crate) struct StoreClient {
 }
 
 /// The answer to a claim.
-pub(crate) struct Answered {
+pub(crate) struct ClaimReply {
     pub(crate) claimed: ClaimOutcome,
     /// True if an earlier try may still be on its way, and be applied after a release.
     pub(crate) repeated: bool,
@@ -80,7 +80,7 @@ impl StoreClient {
         &self,
         claim: Claim,
         stops: impl Fn() -> bool,
-    ) -> Result<Answered, StoreError> {
+    ) -> Result<ClaimReply, StoreError> {
         let mut request = Measured::new(self, Operation::Claim);
         let start = self.clock.monotonic();
         let end = start.saturating_add(self.patience);
@@ -105,7 +105,8 @@ impl StoreClient {
                     return request.answered(Err(explain(error, slept, real)));
                 }
                 Ok(claimed) => {
-                    return request.answered(Ok(Answered { claimed, repeated: unknown.is_some() }));
+                    return request
+                        .answered(Ok(ClaimReply { claimed, repeated: unknown.is_some() }));
                 }
             }
         }
@@ -277,8 +278,7 @@ impl StoreClient {
     }
 }
 
-/// A request on its way, for those who count and time requests. One that is dropped is not
-/// reported: its outcome is not known here.
+/// A request on its way, for those who count and time requests. One that is dropped was given up.
 struct Measured<'client> {
     client: &'client StoreClient,
     operation: Operation,
@@ -294,15 +294,26 @@ impl<'client> Measured<'client> {
         Self { client, operation, since, tries: 0 }
     }
 
-    fn answered<T>(self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
-        if let Some(since) = self.since {
-            let duration = self.client.clock.monotonic().saturating_sub(since);
-            let result = answer.as_ref().map(drop).map_err(StoreError::kind);
-            let (store, request, tries) = (self.client.name(), self.operation, self.tries);
-            let what = What::Store { store, request, result, duration, tries };
-            self.client.observers.tell(None, None, what);
-        }
+    fn answered<T>(mut self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.report(answer.as_ref().map(drop).map_err(StoreError::kind));
         answer
+    }
+
+    /// Reports the end of the request, once.
+    fn report(&mut self, result: Result<(), StoreErrorKind>) {
+        let Some(since) = self.since.take() else { return };
+        let duration = self.client.clock.monotonic().saturating_sub(since);
+        let (store, request, tries) = (self.client.name(), self.operation, self.tries);
+        let what = What::Store { store, request, result, duration, tries };
+        self.client.observers.tell(None, None, what);
+    }
+}
+
+impl Drop for Measured<'_> {
+    fn drop(&mut self) {
+        if self.tries > 0 {
+            self.report(Err(StoreErrorKind::Unavailable));
+        }
     }
 }
 

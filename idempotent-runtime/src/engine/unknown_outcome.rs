@@ -28,7 +28,7 @@ pub(super) async fn put_in_doubt(
 
 /// Waits for steps that have ended and are being written, so that their results are on the record
 /// before the next caller gets it. No step begins afterwards.
-pub(super) async fn settle_steps(engine: &Inner, lease: &Lease, budget: Duration) {
+pub(super) async fn close_steps(engine: &Inner, lease: &Lease, budget: Duration) {
     if let Some(journal) = lease.journal() {
         journal.close();
         journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;

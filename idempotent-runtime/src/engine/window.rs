@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::admission::{Deadlines, Sought, seek};
+use super::admission::{Deadlines, Met, Sought, seek};
 use super::followed::Followed;
 use super::owner::Owner;
 use super::report::Report;
@@ -60,7 +60,7 @@ pub(super) async fn seek_in_windows(
     deadlines: Deadlines,
     task_state: &TaskState,
     report: &mut Report,
-    has_met: &mut bool,
+    met: &mut Met,
 ) -> Result<(Arc<CheckedCall>, Sought), Error> {
     // The token under which this call has given up a claim that was only checking, in the previous
     // window.
@@ -68,18 +68,23 @@ pub(super) async fn seek_in_windows(
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
         let current = windowed.call_in(call, number)?;
-        let mut owner = match sought(&current, deadlines, task_state, report, has_met).await {
+        let mut owner = match sought(&current, deadlines, task_state, report, met).await {
             Ok(Sought::Owner(owner)) if owner.is_still_choosing_window() => owner,
             Ok(found) => return Ok((current, found)),
             // The claim that this call does not wait for may belong to one that only checks, because
             // the call has an answer in the previous window.
-            Err(error) if error.kind() == ErrorKind::InProgress && call.patience().is_none() => {
+            Err(error)
+                if error.kind() == ErrorKind::InProgress
+                    && call.patience().is_none()
+                    && !met.begun =>
+            {
                 let Some(before) = number.checked_sub(1) else { return Err(error) };
                 let previous = windowed.call_in(call, before)?;
                 if !matches!(has_record(&previous, given_up).await, Ok(true)) {
                     return Err(error);
                 }
-                match seek_in_previous(&previous, deadlines, task_state, report, has_met).await? {
+                met.another = true;
+                match seek_in_previous(&previous, deadlines, task_state, report, met).await? {
                     Previous::Found(found) => return Ok((previous, found)),
                     Previous::GivenUp(token) => given_up = Some(token),
                 }
@@ -97,9 +102,9 @@ pub(super) async fn seek_in_windows(
                 }
             };
             if has_record {
-                *has_met = true;
+                met.another = true;
                 owner.give_back().await;
-                match seek_in_previous(&previous, deadlines, task_state, report, has_met).await? {
+                match seek_in_previous(&previous, deadlines, task_state, report, met).await? {
                     Previous::Found(found) => return Ok((previous, found)),
                     Previous::GivenUp(token) => given_up = Some(token),
                 }
@@ -135,9 +140,9 @@ async fn seek_in_previous(
     deadlines: Deadlines,
     task_state: &TaskState,
     report: &mut Report,
-    has_met: &mut bool,
+    met: &mut Met,
 ) -> Result<Previous, Error> {
-    match sought(call, deadlines, task_state, report, has_met).await? {
+    match sought(call, deadlines, task_state, report, met).await? {
         Sought::Owner(owner) if owner.is_still_choosing_window() => {
             let token = owner.lease.token;
             owner.give_back().await;
@@ -152,10 +157,10 @@ async fn sought(
     deadlines: Deadlines,
     task_state: &TaskState,
     report: &mut Report,
-    has_met: &mut bool,
+    met: &mut Met,
 ) -> Result<Sought, Error> {
     report.key = call.key;
-    seek(call, deadlines, task_state, report, has_met).await
+    seek(call, deadlines, task_state, report, met).await
 }
 
 /// Returns true if there is a record that concerns the call, other than a claim that was only

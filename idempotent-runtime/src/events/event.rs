@@ -26,17 +26,17 @@ pub struct Event<'a> {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum What<'a> {
-    /// A call has ended. Reported once for each call whose future was polled.
+    /// A call has ended. Reported once for each call whose future was polled and that has an engine.
     #[non_exhaustive]
     Finished {
         /// How it ended.
         outcome: Outcome,
         /// The time since the call turned to the store. `None` if the answer was at hand, or the call
-        /// was refused before it could turn to the store. A call with a window, and one in a
-        /// transaction, turns to the store in any case.
+        /// was refused or let through before it could turn to the store. A valid call with a
+        /// window, or in a transaction, turns to the store in any case.
         duration: Option<Duration>,
         /// The number of times that the call has been claimed, including the attempt that produced
-        /// the answer. Zero if no claim is known.
+        /// the answer, or for which the call was refused. Zero if no claim is known.
         attempt: u32,
         /// True if it waited for another caller.
         waited: bool,
@@ -58,11 +58,12 @@ pub enum What<'a> {
         /// Why.
         reason: Reason,
     },
-    /// A body finished after its call had been taken over: its effect may have happened twice.
+    /// A body finished after its call had been taken over, or after its record had been removed: its
+    /// effect may have happened twice.
     Duplicate,
-    /// A renewal was refused: another caller may own a claim whose body runs here. A lease that ends
-    /// because the store does not answer, or because of [`max_run`](crate::Builder::max_run), is
-    /// not reported until then.
+    /// A renewal was refused before the body had ended: another caller may own the claim. A lease that
+    /// ends because the store does not answer is reported when a renewal gets an answer, and one
+    /// that ends because of [`max_run`](crate::Builder::max_run) is not reported.
     LeaseLost,
     /// A record had vanished and was written again: the store loses records.
     Adopted,
@@ -70,12 +71,13 @@ pub enum What<'a> {
     /// [`NotStored`](ErrorKind::NotStored).
     #[non_exhaustive]
     StoredLate {
-        /// The time since the body ended.
+        /// The time since its caller got that error.
         after: Duration,
     },
-    /// A result was never stored: the record is left to its policy, as after a crash.
+    /// A result was never stored: the record is left to its policy, as after a crash, or another
+    /// party has decided the call.
     NeverStored,
-    /// The store has answered a request, after as many tries as it took, or did not.
+    /// The store has answered a request, after as many tries as it took, or the request was given up.
     #[non_exhaustive]
     Store {
         /// The name of the store.
@@ -126,7 +128,8 @@ pub enum Outcome {
     /// The body ran here, or the outside world knew the result, and it is stored. In the user's own
     /// transaction it is stored once that is committed.
     Executed,
-    /// The body ran here, and its error is stored as the result.
+    /// The body ran here, or the outside world knew that it had failed, and the error is stored as
+    /// the result.
     Failed,
     /// The body ran here and its error releases the claim, or the body of an edge never had its turn:
     /// nothing of this attempt keeps the next call from running. If the store does not answer, the
@@ -135,19 +138,22 @@ pub enum Outcome {
     /// The body ran here, or the outside world was asked, and the record is left in doubt or to the
     /// next attempt: because of the error, of the steps, or of an answer that is not known yet.
     Held,
-    /// The body ran here, and its result could not be kept: it is too large, or cannot be encoded.
+    /// The body ran here, or the outside world knew the result, and it could not be kept: it is too
+    /// large, or cannot be encoded.
     Unkept,
     /// The call got the answer of another one.
     Replayed(Source),
     /// The call was refused, and its body did not run.
     Refused(ErrorKind),
-    /// The body ran here, and another party decided the call meanwhile.
+    /// The body ran here, or the outside world was asked, and another party decided the call
+    /// meanwhile.
     Superseded,
-    /// The body ran here, and its result could not be stored. The background continues if it has a
+    /// The body ran here, or the outside world knew the result, and it could not be stored. The background continues if it has a
     /// place for it: [`What::StoredLate`] or [`What::NeverStored`] follows, except in a
     /// transaction, where nothing can be stored later.
     NotStored,
-    /// The future of the call was dropped before its body, or its verification, had ended.
+    /// The future of the call was dropped before its body, or its verification, had ended, or a
+    /// destructor or the store's client panicked.
     Dropped,
     /// The body panicked. In a transaction that is [`Dropped`](Self::Dropped).
     Panicked,

@@ -1,13 +1,13 @@
 //! What happens in an engine, for those who count, trace or audit it.
 //!
 //! An [`Observer`] is given to the [builder](crate::Builder::observer). It is called at the place
-//! where something happens, in the order in which a call meets it, and with no lock of the engine
-//! held. What an observer does has no influence on a call: if it panics, the panic is logged once
+//! where something happens, in the order in which a call meets it, and with no lock that
+//! another call needs. What an observer does has no influence on a call: if it panics, the panic is logged once
 //! and counted ([`Idempotency::observer_panics`](crate::Idempotency::observer_panics)). It must not
 //! block, because a renewal of leases may wait for it.
 //!
-//! Exactly one [`Finished`](What::Finished) is reported for each call whose future was polled,
-//! however it ends: with a result, with an error, dropped or panicked. Nothing is allocated for an
+//! Exactly one [`Finished`](What::Finished) is reported for each call that has an engine and whose
+//! future was polled, however it ends: with a result, with an error, dropped or panicked. Nothing is allocated for an
 //! event. Events have no keys, bodies, results or texts of the user's in them, only the name of the
 //! record and names of the program.
 //!

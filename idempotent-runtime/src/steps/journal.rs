@@ -162,6 +162,11 @@ impl Journal {
     pub(super) fn ask(&self, step: &StepId) -> Result<Option<Recorded>, Error> {
         let mut steps = self.steps();
         self.check(&steps, step)?;
+        // Under the lock, as in `stands_in_line`: a body that waits for its turn has begun when it
+        // comes to a step, in whichever task. A shutdown was faster only if the lease is lost too.
+        if !self.lease.begin() {
+            return Err(self.refused(ErrorKind::Superseded, step).would_repeat());
+        }
         if !steps.asked.insert(step.clone()) {
             return Err(self
                 .refused(ErrorKind::Config, step)
@@ -239,6 +244,15 @@ impl Journal {
         let steps = self.steps();
         let runs = steps.running.values().any(|progress| *progress != Progress::Asked);
         steps.unsettled || runs || !steps.recorded.is_empty()
+    }
+
+    /// Marks that nothing has happened under the claim yet: its body waits for its turn. A body that
+    /// has come to a step has begun, whatever it says.
+    pub(crate) fn stands_in_line(&self) {
+        let steps = self.steps();
+        if steps.asked.is_empty() {
+            self.lease.mark_waiting();
+        }
     }
 
     /// Returns true if this attempt has come to a step, of its own or of an earlier attempt.
