@@ -169,6 +169,14 @@ pub struct Problem {
     retry_after: Option<Duration>,
 }
 
+/// An extension of a response that is the plain form of this problem: problem details. A layer
+/// around the handler gives it the form of the layer's own refusals (R66).
+#[derive(Clone)]
+pub(super) struct Plain(pub(super) Problem);
+
+/// The media type of problem details.
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
+
 #[derive(Serialize)]
 struct Document<'a> {
     r#type: String,
@@ -242,11 +250,21 @@ impl Problem {
     }
 
     /// Sets the address at which the service explains its problems: the `type` is this address,
-    /// `#`, and the kind's [name](ProblemKind::name).
+    /// `#`, and the kind's [name](ProblemKind::name). A [layer](super::IdempotencyLayer) around the
+    /// handler leaves it as it is.
     #[must_use]
     pub fn with_documentation(mut self, address: impl Into<Cow<'static, str>>) -> Self {
         self.documentation = address.into();
         self
+    }
+
+    /// Sets that address unless another one than the default is set.
+    pub(super) fn or_documentation(self, address: &str) -> Self {
+        if self.documentation == DOCUMENTATION {
+            self.with_documentation(address.to_owned())
+        } else {
+            self
+        }
     }
 
     /// The reason for the refusal.
@@ -275,7 +293,8 @@ impl Problem {
     ///
     /// Its extensions contain the [`ProblemKind`], and the [`ErrorKind`] of the error that it was
     /// created from. They show a [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside)
-    /// around the handler that this is not a result.
+    /// around the handler that this is not a result. That layer also gives it the form of its own
+    /// refusals.
     pub fn to_response(&self) -> Response<Full<Bytes>> {
         self.response().map(Full::new)
     }
@@ -291,13 +310,14 @@ impl Problem {
         let body = serde_json::to_vec(&document).unwrap_or_default();
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.kind.status();
+        response.extensions_mut().insert(Plain(self.clone()));
         response.extensions_mut().insert(self.kind);
         if let Some(error) = self.error {
             response.extensions_mut().insert(error);
         }
         let headers = response.headers_mut();
         // R48.
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(IDEMPOTENCY_PROBLEM, HeaderValue::from_static(self.kind.name()));
         if let Some(retry_after) = self.retry_after {
