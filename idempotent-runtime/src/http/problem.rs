@@ -44,7 +44,7 @@ pub enum ProblemKind {
     /// The body of the request could not be read.
     Unreadable,
     /// The store of records is not available, or the service is shutting down. The handler did not
-    /// run.
+    /// run, or its transaction was rolled back.
     Unavailable,
     /// The service is at fault.
     Internal,
@@ -164,6 +164,8 @@ pub struct Problem {
     kind: ProblemKind,
     /// The kind of the error that it was created from.
     error: Option<ErrorKind>,
+    /// The action that the client can take, where that of the kind would be wrong.
+    advice: Option<&'static str>,
     detail: Option<&'static str>,
     documentation: Cow<'static, str>,
     retry_after: Option<Duration>,
@@ -191,6 +193,7 @@ impl Problem {
         Self {
             kind,
             error: None,
+            advice: None,
             detail: None,
             documentation: Cow::Borrowed(DOCUMENTATION),
             retry_after: kind.retry_after(),
@@ -208,6 +211,10 @@ impl Problem {
             ErrorKind::InDoubt | ErrorKind::NotStored | ErrorKind::StepInterrupted => {
                 ProblemKind::Uncertain
             }
+            // Nothing of it is kept, not even a marker.
+            ErrorKind::TooLarge if error.is_rolled_back() => ProblemKind::Internal,
+            // The database refuses the transaction each time, and 503 would invite a retry.
+            ErrorKind::StoreUnavailable if !error.is_retryable() => ProblemKind::Internal,
             ErrorKind::MissingKey => ProblemKind::Missing,
             ErrorKind::InvalidKey => ProblemKind::Malformed,
             ErrorKind::StoreUnavailable | ErrorKind::Full | ErrorKind::ShuttingDown => {
@@ -224,6 +231,7 @@ impl Problem {
         };
         let mut problem = Self::new(kind);
         problem.error = Some(error.kind());
+        problem.advice = advice_of(error, kind);
         // R36: the rest of the lease says nothing about the end of the handler, after which a retry
         // succeeds.
         if kind != ProblemKind::InProgress {
@@ -279,7 +287,7 @@ impl Problem {
 
     /// The action that the client can take.
     pub fn detail(&self) -> String {
-        let (_, advice) = self.kind.text();
+        let advice = self.advice.unwrap_or(self.kind.text().1);
         self.detail.map_or_else(|| advice.to_owned(), |detail| format!("{advice} Here {detail}."))
     }
 
@@ -329,6 +337,21 @@ impl Problem {
         }
         response
     }
+}
+
+/// Returns the advice about `error` where that of the problem's kind would be wrong.
+fn advice_of(error: &Error, kind: ProblemKind) -> Option<&'static str> {
+    if error.is_rolled_back() {
+        return Some(if error.is_retryable() {
+            "It was run, and its transaction was rolled back. Retry later with the same key."
+        } else {
+            "It was run, and its transaction was rolled back."
+        });
+    }
+    // The kind's own says that nothing was run. That is known of a call that was refused, and not
+    // of one whose step was, nor of an operator's answer.
+    let is_of_a_call = error.step().is_none() && error.own_text().is_none();
+    (kind == ProblemKind::Unavailable && !is_of_a_call).then_some("Retry later with the same key.")
 }
 
 impl From<&Error> for Problem {
