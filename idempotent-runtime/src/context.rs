@@ -281,6 +281,11 @@ impl Context {
         }
     }
 
+    /// The number of the try of the step of this call that runs here.
+    pub(crate) fn try_of_step(&self) -> Option<u32> {
+        TaskState::current().try_of(self)
+    }
+
     /// Returns true if the lease has expired as far as this process knows: another caller may have
     /// taken the call over. Always false in the user's transaction, where there is no lease.
     pub fn lease_lost(&self) -> bool {

@@ -38,7 +38,8 @@ pub enum ErrorKind {
     MissingKey,
     /// The key or the scope cannot be used.
     InvalidKey,
-    /// The store did not return a usable answer. The body did not run.
+    /// The store did not return a usable answer. The body did not run, or it ran in a transaction
+    /// that was rolled back.
     StoreUnavailable,
     /// The body ran, and its result could not be stored. Within a body: its
     /// [fence](crate::Context::fence) could not be read. For an operator: it is not known whether
@@ -230,6 +231,9 @@ struct Parts {
     retry_after: Option<Duration>,
     /// The body ran here, and the next call would run it again.
     would_repeat: bool,
+    /// The body ran in a transaction that was rolled back. True if it can be committed when it is
+    /// run again.
+    rolled_back: Option<bool>,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -269,6 +273,7 @@ impl Error {
             met_another: false,
             retry_after: None,
             would_repeat: false,
+            rolled_back: None,
             source: None,
         }))
     }
@@ -344,6 +349,18 @@ impl Error {
         self
     }
 
+    /// The body ran in a transaction that was rolled back. `is_passing`: it can be committed when it
+    /// is run again.
+    pub(crate) fn rolled_back(mut self, is_passing: bool) -> Self {
+        self.0.rolled_back = Some(is_passing);
+        self
+    }
+
+    /// The message, what happened and what to do, where the kind's own would be wrong.
+    pub(crate) fn own_text(&self) -> Option<(&'static str, &'static str)> {
+        self.0.text
+    }
+
     /// Returns true if the body ran here, and what it did may be done again by the next call.
     #[cfg(any(feature = "__sql", feature = "testing"))]
     pub(crate) fn has_repeated_effects(&self) -> bool {
@@ -404,7 +421,8 @@ impl Error {
     /// [`Superseded`](ErrorKind::Superseded) is not retryable if the body ran here, unless another
     /// caller has taken the call over and is running it: the next call may repeat what it did.
     /// Nor is [`NotStored`](ErrorKind::NotStored) of a body in a transaction of the user, or of a
-    /// [fence](crate::Context::fence). Otherwise the same call after `NotStored` learns the outcome;
+    /// [fence](crate::Context::fence), nor [`StoreUnavailable`](ErrorKind::StoreUnavailable) of a
+    /// transaction whose commit the database refuses, by a constraint for example. Otherwise the same call after `NotStored` learns the outcome;
     /// if nothing has reached the store by the end of the lease, [`OnCrash`](crate::OnCrash)
     /// decides, and for a step its kind.
     pub fn is_retryable(&self) -> bool {
@@ -418,7 +436,14 @@ impl Error {
                 | ErrorKind::Full
                 | ErrorKind::ShuttingDown
         );
-        will_ask || (passes && !self.0.would_repeat)
+        let is_refused = self.0.rolled_back == Some(false);
+        will_ask || (passes && !self.0.would_repeat && !is_refused)
+    }
+
+    /// Returns true if the body ran in a transaction of the user, and what it wrote there was rolled
+    /// back. Nothing of it is kept, and the next call runs the body again.
+    pub fn is_rolled_back(&self) -> bool {
+        self.0.rolled_back.is_some()
     }
 
     /// Finds this crate's error in a chain of sources, also inside `anyhow::Error`, `Box`, `Arc`
@@ -486,7 +511,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text_of_step = || self.0.step.as_ref().and_then(|_| self.0.kind.text_of_step());
         let (happened, advice) =
-            self.0.text.or_else(text_of_step).unwrap_or_else(|| self.0.kind.text());
+            self.own_text().or_else(text_of_step).unwrap_or_else(|| self.0.kind.text());
         if let Some(operation) = self.operation() {
             write!(f, "{operation}")?;
             if let Some(key) = self.key() {

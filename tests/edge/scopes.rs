@@ -1,12 +1,15 @@
 //! What the body of an edge finds around it.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use idempotency::edge::{Attempt, EdgeOutcome, EdgeResult, Extensions};
+use idempotency::edge::{Attempt, EdgeOutcome, EdgeResult, End, Extensions};
+use idempotency::step::StepRetry;
 use idempotency::store::MemoryStore;
-use idempotency::{Error, Idempotency, InCurrentCall as _, WithEngine as _, idempotent};
+use idempotency::{Context, Error, Idempotency, InCurrentCall as _, WithEngine as _, idempotent};
 
-use crate::world::{World, call};
+use crate::world::{DAY, World, call};
 
 #[derive(Clone, Debug, PartialEq)]
 struct Subject(&'static str);
@@ -29,8 +32,7 @@ async fn an_extension_is_in_scope_of_the_body_its_calls_and_its_tasks() {
         let task = tokio::spawn(async { subject() }.in_current_call());
         assert_eq!(task.await.ok().flatten(), Some(Subject("outer")));
         let inner = idempotency::key::Key::of("8");
-        let inner =
-            idempotency::edge::EdgeCall::new(&world.engine, "mail", inner, crate::world::DAY);
+        let inner = idempotency::edge::EdgeCall::new(&world.engine, "mail", inner, DAY);
         let inner = inner.extension(Subject("inner")).run(async |_| {
             assert_eq!(subject(), Some(Subject("inner")), "it hides the outer one");
             assert_eq!(Extensions::current().get(), Some(&7_u32));
@@ -51,7 +53,7 @@ async fn functions_that_name_no_engine_use_the_one_in_scope_or_else_the_edges() 
     let run = || {
         edges.call().run(async |_| {
             find(1).await.expect("there is an engine");
-            ((), idempotency::edge::End::Released)
+            ((), End::Released)
         })
     };
     assert!(matches!(run().with_engine(&scoped).await, EdgeOutcome::Executed(())));
@@ -60,6 +62,34 @@ async fn functions_that_name_no_engine_use_the_one_in_scope_or_else_the_edges() 
     assert!(matches!(run().await, EdgeOutcome::Executed(())));
     assert!(found(&edges.engine).await?.is_some());
     Ok(())
+}
+
+/// In tasks of the step too, and not in a call that it makes.
+#[tokio::test]
+async fn an_attempt_knows_the_try_of_its_step() {
+    fn step_try() -> Option<u32> {
+        Attempt::current().and_then(|attempt| attempt.step_try())
+    }
+    let world = World::new();
+    let outcome = call(&world.engine).run(async |_| {
+        let tries = Mutex::new(Vec::new());
+        let step = || async {
+            let in_task = tokio::spawn(async { step_try() }.in_current_call()).await?;
+            let inner = world.engine.call("addresses.find", 1).ttl(DAY);
+            let inside = inner.run(async || Ok::<_, Error>(step_try())).await?;
+            let mut tries = tries.lock().unwrap();
+            tries.push((step_try(), in_task, inside));
+            anyhow::ensure!(tries.len() == 3, "it is tried again");
+            Ok(())
+        };
+        let retry = StepRetry::tries(3).first_pause(Duration::ZERO);
+        let outcome = Context::current().step("find", step).retry(retry).await;
+        assert!(outcome.is_ok() && step_try().is_none());
+        (tries.into_inner().unwrap(), End::Released)
+    });
+    let numbers = [Some(1), Some(2), Some(3)];
+    let expected = numbers.map(|number| (number, number, None));
+    assert!(matches!(outcome.await, EdgeOutcome::Executed(tries) if tries == expected));
 }
 
 #[tokio::test]
@@ -72,8 +102,7 @@ async fn an_attempt_keeps_values_of_its_own() {
     };
     let world = World::new();
     for _ in 0..2 {
-        let outcome =
-            call(&world.engine).run(async |_| ([next(), next()], idempotency::edge::End::Released));
+        let outcome = call(&world.engine).run(async |_| ([next(), next()], End::Released));
         assert!(matches!(outcome.await, EdgeOutcome::Executed([0, 1])));
     }
 }

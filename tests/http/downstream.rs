@@ -1,10 +1,13 @@
 //! The client's side inside of a guarded call: keys that are the same in every attempt of the body.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::bail;
 use idempotency::http::client::{ClientError, ClientService, RequestKey, RequestLabel};
+use idempotency::step::StepRetry;
 use idempotency::store::MemoryStore;
 use idempotency::testing::ManualClock;
 use idempotency::{
@@ -173,6 +176,66 @@ async fn each_step_has_keys_of_its_own() -> anyhow::Result<()> {
     caller.order(1).on_crash(OnCrash::Resume).run(body).await?;
     let keys = caller.service.keys();
     assert_eq!(keys.iter().collect::<HashSet<_>>().len(), 3, "{keys:?}");
+    Ok(())
+}
+
+/// As a new attempt of the body does.
+#[tokio::test]
+async fn a_new_try_of_a_step_sends_its_request_again_with_its_key() -> anyhow::Result<()> {
+    let caller = Caller::new([answer(500), answer(500)]).await?;
+    let body = || async {
+        let charge = || async {
+            let status = caller.send("/charge", None).await??.status;
+            let refused = refusal(caller.send("/charge", None).await?);
+            assert!(refused.is_some(), "in one try a second request is another one");
+            if status == 500 {
+                bail!("the service failed");
+            }
+            Ok(status)
+        };
+        let retry = StepRetry::tries(3).first_pause(Duration::from_millis(1));
+        assert_eq!(Context::current().step("charge", charge).retry(retry).await?, 201);
+        // Outside of the step it is another one.
+        caller.send("/charge", None).await??;
+        assert!(refusal(caller.send("/charge", None).await?).is_some());
+        anyhow::Ok(())
+    };
+    caller.order(1).on_crash(OnCrash::Resume).run(body).await?;
+    let keys = caller.service.keys();
+    assert_eq!((keys.len(), &keys[0], &keys[0]), (4, &keys[1], &keys[2]), "{keys:?}");
+    assert_ne!(keys[0], keys[3]);
+    Ok(())
+}
+
+/// Its request may still be on its way when the next try sends it again, and its end frees nothing.
+#[tokio::test]
+async fn a_task_of_an_earlier_try_does_not_free_the_place_of_a_later_one() -> anyhow::Result<()> {
+    let caller = Arc::new(Caller::new([Step::Hang, answer(201)]).await?);
+    let body = || async {
+        let tries = AtomicU32::new(0);
+        let earlier = Mutex::new(None);
+        let charge = || async {
+            if tries.fetch_add(1, Ordering::SeqCst) == 0 {
+                let hanging = caller.clone();
+                let task = async move { hanging.send("/charge", None).await.is_ok() };
+                *earlier.lock().unwrap() = Some(tokio::spawn(task.in_current_call()));
+                caller.service.has_received(1).await?;
+                bail!("the step gives up");
+            }
+            let status = caller.send("/charge", None).await??.status;
+            let task = earlier.lock().unwrap().take();
+            let task = task.expect("the first try has left it");
+            task.abort();
+            assert!(task.await.is_err());
+            assert!(refusal(caller.send("/charge", None).await?).is_some());
+            Ok(status)
+        };
+        let retry = StepRetry::tries(2).first_pause(Duration::from_millis(1));
+        anyhow::Ok(Context::current().step("charge", charge).retry(retry).await?)
+    };
+    assert_eq!(caller.order(1).on_crash(OnCrash::Resume).run(body).await?, 201);
+    let keys = caller.service.keys();
+    assert_eq!((keys.len(), &keys[0]), (2, &keys[1]));
     Ok(())
 }
 

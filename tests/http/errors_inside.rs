@@ -12,10 +12,12 @@ use bytes::Bytes;
 use idempotency::http::client::ClientError;
 use idempotency::http::{IdempotencyLayer, Scope};
 use idempotency::record::{Resolution, State as RecordState};
-use idempotency::store::{MemoryStore, Operation, StoreError, StoreErrorKind};
+use idempotency::store::{MemoryStore, Operation, SqliteStore, StoreError, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
-use idempotency::{Error, ErrorKind, Idempotency, OnConflict};
+use idempotency::tx::in_transaction;
+use idempotency::{Context, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
+use sqlx::sqlite::SqlitePoolOptions;
 
 use crate::client::Reply;
 use crate::scripted::{Scripted, client, layer, send};
@@ -235,10 +237,112 @@ async fn rule_65_an_operators_answer_that_may_have_been_given_holds_the_key_of_i
     );
     // Where it was not given for certain, the retry gives it.
     inner.doubt("refused").await?;
-    order(&world, "/resolved", "refused").await?.assert_problem(503, "unavailable")?;
+    let refused = order(&world, "/resolved", "refused").await?;
+    refused.assert_problem(503, "unavailable")?;
+    assert_eq!(refused.json()?["detail"], "Retry later with the same key.", "an attempt has run");
     inner.store.always(Operation::Resolve, None);
     let done = order(&world, "/resolved", "refused").await?;
     assert_eq!((done.status, world.effects("handled-refused")), (200, 2));
+    Ok(())
+}
+
+/// A handler that adds a line to a basket, in a transaction.
+async fn baskets() -> anyhow::Result<(sqlx::SqlitePool, Router<Shop>)> {
+    let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
+    let store = SqliteStore::from_pool(pool.clone());
+    store.migrate().await?;
+    // The database looks at the rule when everything is there.
+    let tables = "CREATE TABLE baskets (id INTEGER PRIMARY KEY);
+        CREATE TABLE lines (basket INT REFERENCES baskets (id) DEFERRABLE INITIALLY DEFERRED)";
+    sqlx::raw_sql(tables).execute(&pool).await?;
+    let engine = Idempotency::new(store);
+    let baskets = pool.clone();
+    let add = move |State(shop): State<Shop>, order: String| async move {
+        let (engine, order, shop) = (&engine, order.as_str(), &shop);
+        let added = in_transaction(&baskets, |mut transaction| async move {
+            let call = engine.call("baskets.add", order).ttl(DAY);
+            call.run_in(&mut transaction, async |connection| {
+                shop.effect(&format!("ran-{order}"));
+                let line = sqlx::query("INSERT INTO lines VALUES (7)").execute(connection).await;
+                line.expect("the rule is looked at later");
+                // Larger than a result may be.
+                let large = if order == "large" { "x".repeat(300_000) } else { String::new() };
+                Ok::<_, Error>(format!("added{large}"))
+            })
+            .await
+        });
+        added.await
+    };
+    Ok((pool, Router::new().route("/baskets", post(add))))
+}
+
+#[tokio::test]
+async fn rule_65_a_call_whose_transaction_was_rolled_back_is_not_said_not_to_have_run()
+-> anyhow::Result<()> {
+    let (pool, routes) = baskets().await?;
+    let world = World::setup().routes(routes).start().await?;
+    // The rule refuses it each time: nothing invites to send it again.
+    for runs in 1..=2 {
+        let refused = order(&world, "/baskets", "refused").await?;
+        refused.assert_problem(500, "internal")?;
+        let ran = "It was run, and its transaction was rolled back.";
+        assert_eq!(
+            (&refused.json()?["detail"], refused.header("retry-after")),
+            (&ran.into(), None)
+        );
+        assert_eq!((world.state("refused").await?, world.effects("ran-refused")), (None, runs));
+    }
+    // Its record cannot be written now.
+    sqlx::raw_sql("INSERT INTO baskets VALUES (7)").execute(&pool).await?;
+    let full = "CREATE TRIGGER full BEFORE UPDATE ON idempotency_records
+        BEGIN SELECT RAISE(ABORT, 'no room'); END";
+    sqlx::raw_sql(full).execute(&pool).await?;
+    let unwritten = order(&world, "/baskets", "unwritten").await?;
+    unwritten.assert_problem(503, "unavailable")?;
+    let ran = "It was run, and its transaction was rolled back. Retry later with the same key.";
+    assert_eq!(
+        (&unwritten.json()?["detail"], unwritten.header("retry-after")),
+        (&ran.into(), Some("1"))
+    );
+    assert_eq!((world.state("unwritten").await?, world.effects("ran-unwritten")), (None, 1));
+    sqlx::raw_sql("DROP TRIGGER full").execute(&pool).await?;
+    assert_eq!(order(&world, "/baskets", "unwritten").await?.status, 200);
+    // Nothing of it is kept either, not even a marker.
+    let large = order(&world, "/baskets", "large").await?;
+    large.assert_problem(500, "internal")?;
+    assert_eq!(large.json()?["detail"], "It was run, and its transaction was rolled back.");
+    let (lines,): (i64,) = sqlx::query_as("SELECT count(*) FROM lines").fetch_one(&pool).await?;
+    assert_eq!((lines, world.effects("ran-unwritten")), (1, 2));
+    Ok(())
+}
+
+/// An earlier step of it may have run.
+#[tokio::test]
+async fn rule_65_a_step_that_did_not_run_does_not_say_so_of_its_handler() -> anyhow::Result<()> {
+    let charge = async |State(shop): State<Shop>| {
+        let context = Context::current();
+        context.step("reserve", async || Ok::<_, Error>(())).await?;
+        shop.effect("reserved");
+        shop.gate.wait().await;
+        context.step("charge", async || Ok::<_, Error>(())).at_most_once().await?;
+        Ok::<_, Error>("charged")
+    };
+    let brief = Duration::from_millis(50);
+    let world = World::setup()
+        .engine(move |builder| builder.commit_timeout(brief))
+        .layer(|layer| layer.with_on_crash(OnCrash::Resume))
+        .routes(Router::new().route("/steps", post(charge)))
+        .start()
+        .await?;
+    let first = world.client.post("/steps").key("abc").spawn();
+    eventually("the first step", || world.effects("reserved") == 1).await?;
+    world.store.always(Operation::Checkpoint, Some(Fault::Refused(StoreErrorKind::Full)));
+    world.shop.gate.open();
+    let refused = first.reply().await?;
+    refused.assert_problem(503, "unavailable")?;
+    assert_eq!(refused.json()?["detail"], "Retry later with the same key.");
+    world.store.always(Operation::Checkpoint, None);
+    assert_eq!(world.client.post("/steps").key("abc").send().await?.status, 200);
     Ok(())
 }
 

@@ -147,20 +147,21 @@ async fn an_unprotected_response_without_room_for_its_mark_is_a_refusal_that_has
 
 #[tokio::test]
 async fn a_form_of_refusals_without_room_for_markers_is_not_taken() -> anyhow::Result<()> {
-    for headers in [full_but(0), full_but(1)] {
+    for (headers, of_stripe) in [(full_but(0), false), (full_but(1), false), (full_but(1), true)] {
         let mut scene = Scene::new(StatusCode::OK, HeaderMap::new());
-        scene.layer =
-            scene.layer.with_problem(move |_: &Problem, mut response: Response<Bytes>| {
-                *response.headers_mut() = headers.clone();
-                response
-            });
+        let layer = if of_stripe { scene.layer.stripe() } else { scene.layer };
+        scene.layer = layer.with_problem(move |_: &Problem, mut response: Response<Bytes>| {
+            *response.headers_mut() = headers.clone();
+            response
+        });
         let mut service = scene.layer.layer(service_fn(async |_: Request<RequestBody<Body>>| {
             Ok::<_, Infallible>(Response::new(Body::empty()))
         }));
         let response = service.ready().await?.call(Request::post("/").body(Body::empty())?).await?;
         let told = ["cache-control", "idempotency-problem", "content-type"]
             .map(|name| response.headers().get(name));
-        let expected = [&b"no-store"[..], b"missing", b"application/problem+json"];
+        let form = if of_stripe { "application/json" } else { "application/problem+json" };
+        let expected = [&b"no-store"[..], b"missing", form.as_bytes()];
         assert_eq!(told.map(|value| value.map(HeaderValue::as_bytes)), expected.map(Some));
         assert_eq!(response.status(), StatusCode::BAD_REQUEST);
     }

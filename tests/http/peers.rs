@@ -5,20 +5,24 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request as AxumRequest, State};
 use axum::http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, map_response};
+use axum::response::IntoResponse as _;
 use axum::routing::post;
 use axum::{Json, Router};
-use idempotency::Error;
 use idempotency::http::client::Sent;
-use idempotency::http::{HeaderNames, IdempotencyLayer, Problem, ProblemKind};
-use idempotency::store::{Operation, StoreErrorKind};
+use idempotency::http::{
+    HeaderNames, IdempotencyKey, IdempotencyLayer, Problem, ProblemKind, Scope,
+};
+use idempotency::record::State as RecordState;
+use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, ManualClock};
+use idempotency::{Error, Idempotency};
 use idempotency_test_support::deadline::within;
 use serde_json::Value;
 
 use crate::client::{Reply, raw_post};
 use crate::scripted::{Drawn, Scripted, answer, answer_with, client, layer, send};
-use crate::world::{NO_PATIENCE, PATIENCE, Shop, World};
+use crate::world::{DAY, NO_PATIENCE, PATIENCE, Shop, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -126,10 +130,18 @@ async fn rule_66_the_form_of_a_refusal_never_makes_a_result_of_it() -> anyhow::R
         },
         |_, _| panic!("the test asked for it"),
     ];
-    for shape in shapes {
-        let world = World::with(move |layer| layer.with_problem(shape)).await?;
+    for (shape, of_stripe) in shapes.into_iter().flat_map(|shape| [(shape, false), (shape, true)]) {
+        let world = World::with(move |layer| {
+            let layer = if of_stripe { layer.stripe() } else { layer };
+            layer.with_problem(shape)
+        })
+        .await?;
         for (kind, reply) in refusals(&world).await? {
-            reply.assert_problem(kind.status().as_u16(), kind.name())?;
+            if of_stripe {
+                assert_of_stripe(kind, &reply)?;
+            } else {
+                reply.assert_problem(kind.status().as_u16(), kind.name())?;
+            }
         }
         assert_eq!((world.effects("abc"), world.effects("new")), (1, 0));
         assert_eq!(
@@ -187,6 +199,214 @@ async fn rule_66_layers_in_front_see_which_refusal_it_is_and_the_error_behind_it
     Ok(())
 }
 
+/// A refusal in the form that clients of Stripe's API expect.
+fn assert_of_stripe(kind: ProblemKind, reply: &Reply) -> anyhow::Result<()> {
+    let (status, name, code, again) = match kind {
+        ProblemKind::Missing | ProblemKind::Malformed => (400, "invalid_request_error", None, None),
+        ProblemKind::Mismatch => (400, "idempotency_error", None, Some("false")),
+        ProblemKind::InProgress => {
+            (409, "idempotency_error", Some("idempotency_key_in_use"), Some("true"))
+        }
+        ProblemKind::Uncertain => (409, "api_error", None, Some("false")),
+        ProblemKind::Unavailable => (503, "api_error", None, Some("true")),
+        ProblemKind::TooLarge => (413, "invalid_request_error", None, None),
+        _ => (500, "api_error", None, None),
+    };
+    let error = &reply.json()?["error"];
+    assert_eq!(
+        (reply.status, &error["type"], error["code"].as_str()),
+        (status, &Value::from(name), code),
+        "{reply:?}"
+    );
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
+    let page = error["doc_url"].as_str().unwrap_or_default();
+    assert!(page.ends_with(&format!("#{}", kind.name())), "{page}");
+    assert_eq!(
+        (reply.header("stripe-should-retry"), reply.header("content-type")),
+        (again, Some("application/json"))
+    );
+    assert_eq!(
+        (reply.header("cache-control"), reply.header("idempotency-problem")),
+        (Some("no-store"), Some(kind.name()))
+    );
+    assert_eq!(reply.header("retry-after").is_some(), again == Some("true"), "{reply:?}");
+    Ok(())
+}
+
+/// The function adds to the form of those clients, and does not go back to ours.
+#[tokio::test]
+async fn rule_66_a_form_after_stripe_begins_with_the_form_of_stripe() -> anyhow::Result<()> {
+    let shape = |_: &Problem, mut response: Response<Bytes>| {
+        response.headers_mut().insert("x-support", HeaderValue::from_static("yes"));
+        response
+    };
+    let world = World::with(move |layer| layer.stripe().with_problem(shape)).await?;
+    for (kind, reply) in refusals(&world).await? {
+        assert_of_stripe(kind, &reply)?;
+        assert_eq!(reply.header("x-support"), Some("yes"), "{reply:?}");
+    }
+    // The last one counts, as with the other options that it sets.
+    let world = World::with(move |layer| layer.with_problem(shape).stripe()).await?;
+    let missing = world.client.post("/pay").send().await?;
+    assert_of_stripe(ProblemKind::Missing, &missing)?;
+    assert_eq!(missing.header("x-support"), None);
+    Ok(())
+}
+
+/// Handlers that refuse in our words: with the error of a guarded call, with a problem, and by the
+/// extractor. A layer between them and ours adds a header.
+fn refusing() -> Router<Shop> {
+    async fn mismatch(State(shop): State<Shop>) -> Result<&'static str, Error> {
+        shop.effect("handled");
+        let engine = Idempotency::new(MemoryStore::new());
+        for amount in [1, 2] {
+            let call = engine.call("charge", "order").fingerprint(&amount).ttl(DAY);
+            call.run(|| async { Ok::<_, Error>(()) }).await?;
+        }
+        Ok("charged twice")
+    }
+    async fn mark(mut response: Response<Body>) -> Response<Body> {
+        response.headers_mut().append("x-served-by", HeaderValue::from_static("shop"));
+        response.headers_mut().append("x-served-by", HeaderValue::from_static("till"));
+        response
+    }
+    async fn reword(response: Response<Body>) -> Response<Body> {
+        let (mut head, _) = response.into_parts();
+        head.headers.insert("content-type", HeaderValue::from_static("text/plain"));
+        Response::from_parts(head, Body::from("own words"))
+    }
+    let uncertain = async || Problem::new(ProblemKind::Uncertain).into_response();
+    let explained = async || {
+        Problem::new(ProblemKind::Mismatch).with_documentation("https://shop/help").into_response()
+    };
+    let reworded = post(async || Problem::new(ProblemKind::Mismatch).into_response());
+    Router::new()
+        .route("/mismatch", post(mismatch))
+        .route("/uncertain", post(uncertain))
+        .route("/explained", post(explained))
+        .route("/reworded", reworded.layer(map_response(reword)))
+        .route("/key", post(async |key: IdempotencyKey| key.as_str().to_owned()))
+        .layer(map_response(mark))
+}
+
+#[tokio::test]
+async fn rule_66_problems_that_handlers_answer_with_have_the_form_of_the_layer()
+-> anyhow::Result<()> {
+    let layer = |layer: IdempotencyLayer| layer.stripe().with_optional_key();
+    let world = World::setup().layer(layer).routes(refusing()).start().await?;
+    let post = |path| world.client.post(path).key(path).send();
+    // What they say about the effect is as before: the one frees the key, the other holds it.
+    for handled in 1..=2 {
+        let mismatch = post("/mismatch").await?;
+        assert_of_stripe(ProblemKind::Mismatch, &mismatch)?;
+        let marks: Vec<_> = mismatch.headers.get_all("x-served-by").iter().collect();
+        assert_eq!(marks, ["shop", "till"]);
+        assert_eq!((world.state("/mismatch").await?, world.effects("handled")), (None, handled));
+    }
+    for _ in 0..2 {
+        assert_of_stripe(ProblemKind::Uncertain, &post("/uncertain").await?)?;
+        assert_eq!(world.state("/uncertain").await?, Some(RecordState::InDoubt));
+    }
+    let explained = post("/explained").await?;
+    assert_of_stripe(ProblemKind::Mismatch, &explained)?;
+    assert_eq!(explained.json()?["error"]["doc_url"], "https://shop/help#mismatch");
+    // Without a key the layer passes the request on, whether keys are in headers or in bodies.
+    assert_of_stripe(ProblemKind::Missing, &world.client.post("/key").send().await?)?;
+    let in_body = World::setup()
+        .layer(|layer| layer.stripe().with_optional_key().with_key_from_body("/id"))
+        .routes(refusing())
+        .start()
+        .await?;
+    assert_of_stripe(ProblemKind::Missing, &in_body.client.post("/key").body("{}").send().await?)?;
+
+    // What the service has reworded is its own.
+    let reworded = post("/reworded").await?;
+    assert_eq!((reworded.status, &reworded.body[..]), (422, &b"own words"[..]));
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_66_problems_that_handlers_answer_with_have_the_form_that_the_service_gives_refusals()
+-> anyhow::Result<()> {
+    let shape = |problem: &Problem, response: Response<Bytes>| {
+        response.map(|_| Bytes::from(format!("{} in own form", problem.kind().name())))
+    };
+    let layer = move |layer: IdempotencyLayer| layer.with_optional_key().with_problem(shape);
+    let world = World::setup().layer(layer).routes(refusing()).start().await?;
+    let post = |path| world.client.post(path).key(path).send();
+    let missing = world.client.post("/key").send().await?;
+    for (name, reply) in [
+        ("mismatch", post("/mismatch").await?),
+        ("uncertain", post("/uncertain").await?),
+        ("missing", missing),
+    ] {
+        assert_eq!(reply.body, format!("{name} in own form"), "{reply:?}");
+        assert_eq!(reply.header("idempotency-problem"), Some(name));
+    }
+    assert_eq!(world.state("/mismatch").await?, None);
+    assert_eq!(world.state("/uncertain").await?, Some(RecordState::InDoubt));
+    // Without a form of its own the layer leaves a handler's response as it is.
+    let plain = World::setup().routes(refusing()).start().await?;
+    let explained = plain.client.post("/explained").key("abc").send().await?;
+    explained.assert_problem(422, "mismatch")?;
+    assert_eq!(explained.json()?["type"], "https://shop/help#mismatch");
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_66_problems_that_handlers_answer_with_have_the_form_of_the_layer_without_protection()
+-> anyhow::Result<()> {
+    for is_disabled in [true, false] {
+        let world = World::setup()
+            .engine(|builder| builder.claim_timeout(NO_PATIENCE))
+            .layer(|layer| layer.stripe().with_fail_open())
+            .routes(refusing())
+            .start()
+            .await?;
+        if is_disabled {
+            world.engine.disable("http");
+        } else {
+            world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
+        }
+        let mismatch = world.client.post("/mismatch").key("abc").send().await?;
+        assert_of_stripe(ProblemKind::Mismatch, &mismatch)?;
+        assert_eq!(
+            (mismatch.header("idempotency-bypassed"), world.effects("handled")),
+            (Some("true"), 1)
+        );
+    }
+    Ok(())
+}
+
+/// The form that a layer inside has given its refusals stays. Its problem details do not.
+#[tokio::test]
+async fn rule_66_the_plain_refusal_of_a_layer_inside_has_the_form_of_the_one_around_it()
+-> anyhow::Result<()> {
+    for is_shaped in [false, true] {
+        let engine = Idempotency::new(MemoryStore::new());
+        let nobody = Scope::of(|_| None::<u32>);
+        let inside = IdempotencyLayer::new(engine, nobody).with_operation("inside");
+        let inside = if is_shaped {
+            inside.with_problem(|_, response| response.map(|_| Bytes::from_static(b"own words")))
+        } else {
+            inside
+        };
+        let routes = Router::new().route("/inside", post(async || "paid").layer(inside));
+        let world = World::setup().layer(IdempotencyLayer::stripe).routes(routes).start().await?;
+        let refused = world.client.post("/inside").key("abc").send().await?;
+        assert_eq!(
+            (refused.status, refused.header("idempotency-problem")),
+            (401, Some("no-principal"))
+        );
+        if is_shaped {
+            assert_eq!(&refused.body[..], b"own words");
+        } else {
+            assert_eq!(refused.json()?["error"]["type"], "invalid_request_error");
+        }
+    }
+    Ok(())
+}
+
 /// With the official clients: `tests/stripe`.
 #[tokio::test]
 async fn rule_66_stripe_refuses_as_clients_of_stripe_expect() -> anyhow::Result<()> {
@@ -196,31 +416,7 @@ async fn rule_66_stripe_refuses_as_clients_of_stripe_expect() -> anyhow::Result<
     let large = world.pay("large").body("x".repeat(3 << 20)).send().await?;
     refusals.push((ProblemKind::TooLarge, large));
     for (kind, reply) in refusals {
-        let (status, name, code, again) = match kind {
-            ProblemKind::Missing | ProblemKind::Malformed => {
-                (400, "invalid_request_error", None, None)
-            }
-            ProblemKind::Mismatch => (400, "idempotency_error", None, Some("false")),
-            ProblemKind::InProgress => {
-                (409, "idempotency_error", Some("idempotency_key_in_use"), Some("true"))
-            }
-            ProblemKind::Unavailable => (503, "api_error", None, Some("true")),
-            ProblemKind::TooLarge => (413, "invalid_request_error", None, None),
-            _ => (500, "api_error", None, None),
-        };
-        let error = &reply.json()?["error"];
-        assert_eq!(
-            (reply.status, &error["type"], error["code"].as_str()),
-            (status, &Value::from(name), code)
-        );
-        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
-        let page = error["doc_url"].as_str().unwrap_or_default();
-        assert!(page.ends_with(&format!("#{}", kind.name())), "{page}");
-        assert_eq!(
-            (reply.header("stripe-should-retry"), reply.header("content-type")),
-            (again, Some("application/json"))
-        );
-        assert_eq!(reply.header("retry-after").is_some(), again == Some("true"), "{reply:?}");
+        assert_of_stripe(kind, &reply)?;
     }
     let replay = world.pay("abc").send().await?;
     let marks = ["idempotent-replayed", "stripe-should-retry", "idempotency-replayed"]

@@ -13,9 +13,10 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{Method, Response};
 use axum::middleware::{Next, from_fn};
+use axum::response::IntoResponse as _;
 use axum::{Router, routing::any};
 use idempotency::Idempotency;
-use idempotency::http::{IdempotencyLayer, Scope};
+use idempotency::http::{IdempotencyLayer, Problem, ProblemKind, Scope};
 use idempotency::store::{MemoryStore, Operation, StoreErrorKind};
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
 use idempotency_test_support::deadline::{eventually, within};
@@ -71,6 +72,7 @@ async fn charge(counts: Counts, gate: Gate, request: Request) -> Response<Body> 
     let word = key.split('-').next().unwrap_or_default();
     match word {
         "panics" => panic!("the test asked for it"),
+        "refuses" => return Problem::new(ProblemKind::Mismatch).into_response(),
         "waits" => gate.wait().await,
         _ => {}
     }
@@ -182,6 +184,9 @@ async fn the_client_takes_each_refusal_for_an_error_and_a_charge_for_a_charge() 
     // Without retries, so that the refusal itself is seen.
     let mismatch = shop.order(json!({"key": "abc", "amount": 200})).await?;
     assert_eq!(error(&mismatch), ("StripeIdempotencyError", 400), "{mismatch}");
+    // The handler refuses it, as with the error of a guarded call.
+    let inside = shop.order(json!({"key": "refuses-1"})).await?;
+    assert_eq!(error(&inside), ("StripeIdempotencyError", 400), "{inside}");
     let malformed = shop.order(json!({"key": "k".repeat(300)})).await?;
     assert_eq!(error(&malformed), ("StripeInvalidRequestError", 400), "{malformed}");
     let nobody = shop.order(json!({"key": "abc", "secret": "sk_test_nobody"})).await?;

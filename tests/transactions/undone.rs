@@ -200,6 +200,7 @@ macro_rules! a_commit_that_a_rule_refuses_is_made_once {
             "{error}"
         );
         assert_eq!(runs.get(), 1, "it is no use to make it again");
+        assert!(!error.is_retryable(), "{error}");
         assert!(scene.effects().await?.is_empty());
         assert!(engine.record(OPERATION, "a").inspect().await?.is_none());
         assert_eq!(charge(true).await?, "first");

@@ -60,6 +60,17 @@ impl Attempt {
         self.0.is_question()
     }
 
+    /// The number of the try of the [step](Context::step) that runs here: 1 in the first, and one
+    /// more in each that [`retry`](crate::step::Step::retry) adds. `None` outside of a step of this
+    /// attempt.
+    ///
+    /// A try repeats the one before, as an attempt of the body repeats an earlier one. What an edge
+    /// keeps with the attempt to distinguish things that a body does once is to be forgotten with
+    /// the try.
+    pub fn step_try(&self) -> Option<u32> {
+        self.0.try_of_step()
+    }
+
     /// The store's time, or slightly earlier: the time of the claim, and what has passed since on
     /// this machine. `None` if the engine is gone.
     ///

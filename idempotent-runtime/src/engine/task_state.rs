@@ -30,8 +30,16 @@ struct Parts {
     receiver: Option<Receiver>,
     /// The steps that the code is in, the innermost last. There are several if a step makes a call
     /// that has steps itself.
-    steps: Vec<(Context, StepId)>,
+    steps: Vec<RunningStep>,
     extensions: Extensions,
+}
+
+#[derive(Clone)]
+struct RunningStep {
+    context: Context,
+    id: StepId,
+    /// The number of the try, from one.
+    number_of_try: u32,
 }
 
 impl TaskState {
@@ -60,14 +68,32 @@ impl TaskState {
     pub(crate) fn of_step(&self, context: &Context, step: StepId) -> Self {
         let mut parts = self.parts();
         // Tasks that endlessly spawn one another would otherwise keep all earlier steps.
-        parts.steps.retain(|(of, _)| !of.is_over());
-        parts.steps.push((context.clone(), step));
+        parts.steps.retain(|step| !step.context.is_over());
+        parts.steps.push(RunningStep { context: context.clone(), id: step, number_of_try: 1 });
         Self::of(parts)
+    }
+
+    /// The state for the next try of the step for which this one was made.
+    pub(crate) fn of_next_try(&self) -> Self {
+        let mut parts = self.parts();
+        if let Some(step) = parts.steps.last_mut() {
+            step.number_of_try = step.number_of_try.saturating_add(1);
+        }
+        Self::of(parts)
+    }
+
+    fn running_step_of(&self, context: &Context) -> Option<&RunningStep> {
+        self.0.as_ref()?.steps.iter().rev().find(|step| step.context.is(context))
     }
 
     /// The step of the call of `context` that runs here, also around calls that it makes.
     pub(crate) fn step_of(&self, context: &Context) -> Option<&StepId> {
-        self.0.as_ref()?.steps.iter().rev().find(|(of, _)| of.is(context)).map(|(_, step)| step)
+        self.running_step_of(context).map(|step| &step.id)
+    }
+
+    /// The number of the try of that step.
+    pub(crate) fn try_of(&self, context: &Context) -> Option<u32> {
+        self.running_step_of(context).map(|step| step.number_of_try)
     }
 
     pub(crate) fn with_receiver(&self, receiver: Receiver) -> Self {

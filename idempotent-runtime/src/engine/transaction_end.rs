@@ -155,6 +155,12 @@ const UNWRITTEN: (&str, &str) = (
 /// The same message where there is no record.
 const BROKEN: &str = "the body ran, and the transaction is broken, so what it wrote is not kept";
 
+/// The message of the kind is about a body that leaves a marker. Here it leaves nothing.
+const TOO_LARGE: (&str, &str) = (
+    "the body ran and its result is larger than the limit",
+    "return a smaller result or raise `max_result_size`",
+);
+
 /// For a transaction that had ended before the body did: what the body wrote since was committed at
 /// once.
 const OVER: (&str, &str) = (
@@ -178,7 +184,7 @@ fn broken(
             .would_repeat()
             .with_source(error);
     }
-    call.store_error(error).with_text(happened, advice)
+    call.store_error(error).with_text(happened, advice).rolled_back(true)
 }
 
 impl Unclaimed {
@@ -212,14 +218,14 @@ fn end_of(call: &CheckedCall, record: &Record, ending: Ending) -> (End, Option<E
         Ok(body) => {
             let detail =
                 format!("it takes {} bytes and the limit is {limit}; {undone}", body.len());
-            return (End::Undo, Some(call.refused(ErrorKind::TooLarge).with_detail(detail)));
+            let (happened, advice) = TOO_LARGE;
+            let error = call.refused(ErrorKind::TooLarge).with_text(happened, advice);
+            return (End::Undo, Some(error.with_detail(detail).rolled_back(false)));
         }
         Err(error) => {
             let detail = format!("{error}; {undone}");
-            return (
-                End::Undo,
-                Some(call.refused(ErrorKind::Encode).with_detail(detail).with_source(error)),
-            );
+            let error = call.refused(ErrorKind::Encode).with_detail(detail).with_source(error);
+            return (End::Undo, Some(error.rolled_back(false)));
         }
     };
     let mut commit = Commit::new(record.key, record.owner, body, call.ttl);

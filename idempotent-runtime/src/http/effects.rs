@@ -71,7 +71,8 @@ pub(super) fn blames_the_key(extensions: &Extensions) -> Option<ErrorKind> {
 /// replayed for as long as the record is kept.
 const fn of_error(kind: ErrorKind) -> OnStatus {
     match kind {
-        // The call did not run, and can run later or for another request.
+        // The call did not run, or ran in a transaction that was rolled back: it has left nothing,
+        // and can run later or for another request.
         ErrorKind::InProgress
         | ErrorKind::StoreUnavailable
         | ErrorKind::Full

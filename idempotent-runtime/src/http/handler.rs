@@ -220,15 +220,16 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
     }
 
     async fn answer(self, response: Response<R>, attempt: &Attempt) -> End {
-        let (mut head, body) = response.into_parts();
-        let blamed = blames_the_key(&head.extensions);
+        let blamed = blames_the_key(response.extensions());
         if !attempt.is_protected() {
+            let (mut head, body) = self.options.in_form(response).into_parts();
             if blamed.is_some() || !self.options.markers.bypassed(&mut head.headers) {
                 let failure = self.options.unprotected_failure().map(ResponseBody::full);
                 return self.deliver(failure, End::Released);
             }
-            return self.settle(head, ResponseBody::untouched(body), End::Released);
+            return self.settle(head, body, End::Released);
         }
+        let (mut head, body) = response.into_parts();
         if let Some(kind) = blamed {
             // A layer around this one still learns that the call did not run.
             let problem = Problem::new(ProblemKind::Internal).with_error_kind(kind);
@@ -244,12 +245,8 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             .unwrap_or_else(|| self.options.on_status(head.status, &self.request))
         {
             OnStatus::Store => {}
-            OnStatus::Release => {
-                return self.settle(head, ResponseBody::untouched(body), End::Released);
-            }
-            OnStatus::Hold => {
-                return self.settle(head, ResponseBody::untouched(body), End::Unknown);
-            }
+            OnStatus::Release => return self.pass_unstored(head, body, End::Released),
+            OnStatus::Hold => return self.pass_unstored(head, body, End::Unknown),
         }
         let ttl = self.options.ttl_of(&head);
         let Some(mut recording) = self.recording(&head, ttl) else {
@@ -307,6 +304,12 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
             Unreplayable::Mark => end_not_kept(response.status, ttl),
             Unreplayable::Release => End::Released,
         }
+    }
+
+    /// Delivers a response that is not a result. A problem among them gets the form of the layer.
+    fn pass_unstored(self, head: response::Parts, body: R, end: End) -> End {
+        let response = self.options.in_form(Response::from_parts(head, body));
+        self.deliver(response, end)
     }
 
     fn settle(self, head: response::Parts, body: ResponseBody<R>, end: End) -> End {

@@ -15,10 +15,10 @@ use super::key::KeyFormat;
 use super::names::HeaderNames;
 use super::options::{Crash, OnStatus, Options, Unreplayable};
 use super::problem::Problem;
+use super::refusal::BaseForm;
 use super::scope::Scope;
 use super::service::IdempotencyService;
 use super::status::StatusService;
-use super::stripe;
 use crate::error::Error;
 use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 
@@ -41,17 +41,18 @@ use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 /// [`Problem::of`](super::Problem::of), or by inserting an [`ErrorKind`](crate::ErrorKind) itself.
 /// The kind then decides instead of the status, and the response is never stored:
 /// - `InProgress`, `StoreUnavailable`, `Full`, `ShuttingDown`, `Mismatch`, `MissingKey` and
-///   `InvalidKey` release the key: the guarded call did not run.
+///   `InvalidKey` release the key: the guarded call did not run, or its transaction was rolled back.
 /// - All other kinds hold it: there may be an effect, or an operator has to look in any case.
 ///
-/// A kind that releases means that the *call* did not run, not that the handler did nothing before
+/// A kind that releases means that the *call* left nothing, not that the handler did nothing before
 /// it. **Whatever a handler does before must go through a guarded call or a
 /// [step](crate::Context::step) too, or the retry does it again.** A handler that cannot do this
 /// answers 500 without the kind, which is held. Refusals of a layer inside this one count in the
 /// same way, by their [`ProblemKind`](super::ProblemKind).
 ///
 /// A problem made of `MissingKey` or `InvalidKey` becomes 500 `internal`: the client would relate it
-/// to the key that it sent.
+/// to the key that it sent. All problems get the form of the layer's refusals, which
+/// [`stripe`](Self::stripe) and [`with_problem`](Self::with_problem) set.
 ///
 /// A response that a handler builds from an error itself, without the kind, is judged by its status
 /// like any other.
@@ -318,19 +319,27 @@ impl IdempotencyLayer {
     ///
     /// It stores what Stripe's API stores: the [default](OnStatus::standard) and 500. Refusals have
     /// the form that those clients treat as errors, with `Stripe-Should-Retry` where the status
-    /// alone does not decide. Replays are marked `Idempotent-Replayed`. Later calls of
-    /// [`with_on_status`](Self::with_on_status), [`with_problem`](Self::with_problem) and
-    /// [`with_header_names`](Self::with_header_names) override it.
+    /// alone does not decide. Replays are marked `Idempotent-Replayed`.
+    ///
+    /// It replaces earlier calls of [`with_on_status`](Self::with_on_status) and
+    /// [`with_problem`](Self::with_problem). Later calls of `with_on_status` and
+    /// [`with_header_names`](Self::with_header_names) override it. A later `with_problem` receives
+    /// refusals in this form, which is also sent where that function's response cannot be used.
     pub fn stripe(self) -> Self {
-        self.with_on_status(|status, _| OnStatus::stripe(status)).with_problem(stripe::refusal).set(
-            |options| {
-                options.markers = Markers::new(options.markers.names.clone().of_stripe(), true);
-            },
-        )
+        self.with_on_status(|status, _| OnStatus::stripe(status)).set(|options| {
+            (options.form, options.shape) = (BaseForm::Stripe, None);
+            options.markers = Markers::new(options.markers.names.clone().of_stripe(), true);
+        })
     }
 
     /// The form of refusals, as a function of the problem and its standard response. By default
-    /// that response is sent: problem details (RFC 9457).
+    /// that response is sent: problem details (RFC 9457), or, after [`stripe`](Self::stripe), an
+    /// error in the form of Stripe's API.
+    ///
+    /// Problems that a handler answers with get this form too: a [`Problem`], the error of a guarded
+    /// call, and the rejection of the extractor [`IdempotencyKey`](super::IdempotencyKey). If
+    /// something behind the layer has given such a response another `Content-Type`, it stays as it
+    /// is.
     ///
     /// ```
     /// # use idempotency::{Idempotency, store::MemoryStore};
@@ -352,7 +361,7 @@ impl IdempotencyLayer {
     /// It changes the form of a refusal, not the decision: no handler runs, nothing is recorded,
     /// and the response is a 4xx or 5xx with `Cache-Control: no-store` and the kind in
     /// `Idempotency-Problem`. If the function panics, returns another status or leaves no room for
-    /// these headers, the default response is sent.
+    /// these headers, the standard response is sent.
     pub fn with_problem(
         self,
         shape: impl Fn(&Problem, Response<Bytes>) -> Response<Bytes> + Send + Sync + 'static,

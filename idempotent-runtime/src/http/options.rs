@@ -16,7 +16,7 @@ use super::hook;
 use super::key::KeyRules;
 use super::names::HeaderNames;
 use super::problem::DOCUMENTATION;
-use super::refusal::Shape;
+use super::refusal::{BaseForm, Shape};
 use super::scope::Scope;
 use super::stored::FORMAT;
 use crate::clock::Clock;
@@ -162,6 +162,8 @@ pub(super) struct Options {
     pub(super) fail_open: bool,
     pub(super) documentation: Arc<str>,
     pub(super) markers: Markers,
+    pub(super) form: BaseForm,
+    /// The service's function that changes the form.
     pub(super) shape: Option<Arc<Shape>>,
 }
 
@@ -191,6 +193,7 @@ impl Options {
             fail_open: false,
             documentation: DOCUMENTATION.into(),
             markers: Markers::new(HeaderNames::new(), false),
+            form: BaseForm::ProblemDetails,
             shape: None,
         }
     }

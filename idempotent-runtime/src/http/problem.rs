@@ -44,7 +44,7 @@ pub enum ProblemKind {
     /// The body of the request could not be read.
     Unreadable,
     /// The store of records is not available, or the service is shutting down. The handler did not
-    /// run.
+    /// run, or its transaction was rolled back.
     Unavailable,
     /// The service is at fault.
     Internal,
@@ -164,10 +164,20 @@ pub struct Problem {
     kind: ProblemKind,
     /// The kind of the error that it was created from.
     error: Option<ErrorKind>,
+    /// The action that the client can take, where that of the kind would be wrong.
+    advice: Option<&'static str>,
     detail: Option<&'static str>,
     documentation: Cow<'static, str>,
     retry_after: Option<Duration>,
 }
+
+/// An extension of a response that is the plain form of this problem: problem details. A layer
+/// around the handler gives it the form of the layer's own refusals (R66).
+#[derive(Clone)]
+pub(super) struct Plain(pub(super) Problem);
+
+/// The media type of problem details.
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -183,6 +193,7 @@ impl Problem {
         Self {
             kind,
             error: None,
+            advice: None,
             detail: None,
             documentation: Cow::Borrowed(DOCUMENTATION),
             retry_after: kind.retry_after(),
@@ -200,6 +211,10 @@ impl Problem {
             ErrorKind::InDoubt | ErrorKind::NotStored | ErrorKind::StepInterrupted => {
                 ProblemKind::Uncertain
             }
+            // Nothing of it is kept, not even a marker.
+            ErrorKind::TooLarge if error.is_rolled_back() => ProblemKind::Internal,
+            // The database refuses the transaction each time, and 503 would invite a retry.
+            ErrorKind::StoreUnavailable if !error.is_retryable() => ProblemKind::Internal,
             ErrorKind::MissingKey => ProblemKind::Missing,
             ErrorKind::InvalidKey => ProblemKind::Malformed,
             ErrorKind::StoreUnavailable | ErrorKind::Full | ErrorKind::ShuttingDown => {
@@ -216,6 +231,7 @@ impl Problem {
         };
         let mut problem = Self::new(kind);
         problem.error = Some(error.kind());
+        problem.advice = advice_of(error, kind);
         // R36: the rest of the lease says nothing about the end of the handler, after which a retry
         // succeeds.
         if kind != ProblemKind::InProgress {
@@ -242,11 +258,21 @@ impl Problem {
     }
 
     /// Sets the address at which the service explains its problems: the `type` is this address,
-    /// `#`, and the kind's [name](ProblemKind::name).
+    /// `#`, and the kind's [name](ProblemKind::name). A [layer](super::IdempotencyLayer) around the
+    /// handler leaves it as it is.
     #[must_use]
     pub fn with_documentation(mut self, address: impl Into<Cow<'static, str>>) -> Self {
         self.documentation = address.into();
         self
+    }
+
+    /// Sets that address unless another one than the default is set.
+    pub(super) fn or_documentation(self, address: &str) -> Self {
+        if self.documentation == DOCUMENTATION {
+            self.with_documentation(address.to_owned())
+        } else {
+            self
+        }
     }
 
     /// The reason for the refusal.
@@ -261,7 +287,7 @@ impl Problem {
 
     /// The action that the client can take.
     pub fn detail(&self) -> String {
-        let (_, advice) = self.kind.text();
+        let advice = self.advice.unwrap_or(self.kind.text().1);
         self.detail.map_or_else(|| advice.to_owned(), |detail| format!("{advice} Here {detail}."))
     }
 
@@ -275,7 +301,8 @@ impl Problem {
     ///
     /// Its extensions contain the [`ProblemKind`], and the [`ErrorKind`] of the error that it was
     /// created from. They show a [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside)
-    /// around the handler that this is not a result.
+    /// around the handler that this is not a result. That layer also gives it the form of its own
+    /// refusals.
     pub fn to_response(&self) -> Response<Full<Bytes>> {
         self.response().map(Full::new)
     }
@@ -291,13 +318,14 @@ impl Problem {
         let body = serde_json::to_vec(&document).unwrap_or_default();
         let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.kind.status();
+        response.extensions_mut().insert(Plain(self.clone()));
         response.extensions_mut().insert(self.kind);
         if let Some(error) = self.error {
             response.extensions_mut().insert(error);
         }
         let headers = response.headers_mut();
         // R48.
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(IDEMPOTENCY_PROBLEM, HeaderValue::from_static(self.kind.name()));
         if let Some(retry_after) = self.retry_after {
@@ -309,6 +337,21 @@ impl Problem {
         }
         response
     }
+}
+
+/// Returns the advice about `error` where that of the problem's kind would be wrong.
+fn advice_of(error: &Error, kind: ProblemKind) -> Option<&'static str> {
+    if error.is_rolled_back() {
+        return Some(if error.is_retryable() {
+            "It was run, and its transaction was rolled back. Retry later with the same key."
+        } else {
+            "It was run, and its transaction was rolled back."
+        });
+    }
+    // The kind's own says that nothing was run. That is known of a call that was refused, and not
+    // of one whose step was, nor of an operator's answer.
+    let is_of_a_call = error.step().is_none() && error.own_text().is_none();
+    (kind == ProblemKind::Unavailable && !is_of_a_call).then_some("Retry later with the same key.")
 }
 
 impl From<&Error> for Problem {

@@ -4,19 +4,81 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::Response;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName,
+    HeaderValue, TRANSFER_ENCODING,
+};
 use http_body_util::Full;
 
 use super::effects::NothingHappened;
-use super::hook;
 use super::options::Options;
-use super::problem::{Problem, ProblemKind};
+use super::problem::{PROBLEM_JSON, Plain, Problem, ProblemKind};
+use super::response_body::ResponseBody;
+use super::{hook, stripe};
 use crate::error::{Error, ErrorKind};
 
 /// A function that changes the form of a refusal.
 pub(super) type Shape = dyn Fn(&Problem, Response<Bytes>) -> Response<Bytes> + Send + Sync;
 
+/// The form of refusals before the service's function changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BaseForm {
+    ProblemDetails,
+    Stripe,
+}
+
+impl BaseForm {
+    fn of(self, problem: &Problem) -> Response<Bytes> {
+        match self {
+            Self::ProblemDetails => problem.response(),
+            Self::Stripe => stripe::response(problem),
+        }
+    }
+}
+
+/// Headers that describe a body, beside those that a refusal has itself.
+const OF_BODY: [HeaderName; 3] = [CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING];
+
+/// Returns the problem of which `response` is the plain form. If something behind the layer has
+/// given it another type, its form is that one's.
+fn plain<B>(response: &Response<B>) -> Option<&Problem> {
+    let Plain(problem) = response.extensions().get()?;
+    let is_plain = response.headers().get(CONTENT_TYPE).is_some_and(|value| value == PROBLEM_JSON);
+    is_plain.then_some(problem)
+}
+
 impl Options {
+    /// Returns the response of a handler, in the form of the layer if it is a problem in the plain
+    /// one (R66).
+    ///
+    /// Clients of the layer know one form of refusals, and those of Stripe's API take another one
+    /// for a result. The decision about the key stays: it is made from the extensions, and so is
+    /// the one of a layer around this one. Headers of other layers stay too.
+    pub(super) fn in_form<B>(&self, response: Response<B>) -> Response<ResponseBody<B>> {
+        let has_form = self.form != BaseForm::ProblemDetails || self.shape.is_some();
+        let problem = plain(&response).filter(|_| has_form).cloned();
+        let Some(problem) = problem else { return response.map(ResponseBody::untouched) };
+        let replaced = problem.response();
+        let (refusal, body) = self.refusal(problem, None).into_parts();
+        let (mut head, _) = response.into_parts();
+        let mut headers = refusal.headers.clone();
+        let is_replaced = |name: &HeaderName| {
+            OF_BODY.contains(name)
+                || replaced.headers().contains_key(name)
+                || refusal.headers.contains_key(name)
+        };
+        for (name, value) in head.headers.iter().filter(|(name, _)| !is_replaced(name)) {
+            if headers.try_append(name, value.clone()).is_err() {
+                // What the refusal has itself is more important.
+                break;
+            }
+        }
+        head.headers = headers;
+        head.status = refusal.status;
+        head.extensions.remove::<Plain>();
+        Response::from_parts(head, ResponseBody::full(body))
+    }
+
     /// Returns the response that reports `problem`, and the `error` behind it to the layers in
     /// front.
     ///
@@ -40,7 +102,7 @@ impl Options {
         error: Option<&Error>,
         mark: impl Fn(&mut HeaderMap) -> bool,
     ) -> Response<Full<Bytes>> {
-        let problem = problem.with_documentation(self.documentation.to_string());
+        let problem = problem.or_documentation(&self.documentation);
         let has_room = |headers: &mut HeaderMap| {
             // The server sets these, because it knows the body.
             headers.remove(CONTENT_LENGTH);
@@ -60,7 +122,7 @@ impl Options {
             None
         });
         let mut response = shaped.unwrap_or_else(|| {
-            let mut response = problem.response();
+            let mut response = self.form.of(&problem);
             // It has only a few headers, so there is room.
             has_room(response.headers_mut());
             response
@@ -80,11 +142,11 @@ impl Options {
         response.map(Full::new)
     }
 
-    /// Returns the service's form, or `None` if the default form is wanted or is the only one
-    /// available.
+    /// Returns the form of the service's function, or `None` if there is none that can be used.
     fn shaped(&self, problem: &Problem) -> Option<Response<Bytes>> {
         let shape: &Arc<Shape> = self.shape.as_ref()?;
-        let shaped = hook::call("with_problem", || shape(problem, problem.response()))?;
+        let mut shaped = hook::call("with_problem", || shape(problem, self.form.of(problem)))?;
+        shaped.extensions_mut().remove::<Plain>();
         if !shaped.status().is_client_error() && !shaped.status().is_server_error() {
             tracing::error!(
                 status = shaped.status().as_u16(),

@@ -58,7 +58,7 @@ type Guarded<R, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<R>
 pin_project! {
     #[project = KindProjection]
     enum Kind<F, R, E> {
-        Untouched { #[pin] future: F },
+        Untouched { #[pin] future: F, options: Arc<Options> },
         Guarded { future: Guarded<R, E> },
         Refused { response: Option<Response<ResponseBody<R>>> },
     }
@@ -72,8 +72,8 @@ where
 
     fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
         match self.project().kind.project() {
-            KindProjection::Untouched { future } => {
-                future.poll(task).map_ok(|response| response.map(ResponseBody::untouched))
+            KindProjection::Untouched { future, options } => {
+                future.poll(task).map_ok(|response| options.in_form(response))
             }
             KindProjection::Guarded { future } => future.as_mut().poll(task).map_ok(of_this_hop),
             KindProjection::Refused { response } => response
@@ -118,9 +118,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let kind = match self.plan(request) {
-            Plan::PassOn(request) => {
-                Kind::Untouched { future: self.service.call(request.map(RequestBody::untouched)) }
-            }
+            Plan::PassOn(request) => Kind::Untouched {
+                future: self.service.call(request.map(RequestBody::untouched)),
+                options: self.options.clone(),
+            },
             Plan::Refuse(problem) => {
                 Kind::Refused { response: Some(refusal(&self.options, problem)) }
             }
@@ -238,7 +239,7 @@ impl<S> Exchange<S> {
             None => {
                 ready(&mut self.service).await?;
                 let response = self.service.call(Request::from_parts(head, body)).await?;
-                return Ok(response.map(ResponseBody::untouched));
+                return Ok(options.in_form(response));
             }
         };
         head.extensions.insert(key.clone());

@@ -6,7 +6,7 @@ use http::{Response, StatusCode};
 use serde::Serialize;
 
 use super::headers::STRIPE_SHOULD_RETRY;
-use super::problem::{Problem, ProblemKind};
+use super::problem::{Plain, Problem, ProblemKind};
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -63,7 +63,7 @@ impl Form {
 }
 
 /// Returns `problem` in the form of Stripe's API, for [`stripe`](super::IdempotencyLayer::stripe).
-pub(super) fn refusal(problem: &Problem, ours: Response<Bytes>) -> Response<Bytes> {
+pub(super) fn response(problem: &Problem) -> Response<Bytes> {
     let form = Form::of(problem.kind());
     let address = problem.address();
     let error = Described {
@@ -74,7 +74,8 @@ pub(super) fn refusal(problem: &Problem, ours: Response<Bytes>) -> Response<Byte
     };
     // Only text: this is always serializable.
     let body = serde_json::to_vec(&Document { error }).unwrap_or_default();
-    let mut response = ours.map(|_| Bytes::from(body));
+    let mut response = problem.response().map(|_| Bytes::from(body));
+    response.extensions_mut().remove::<Plain>();
     *response.status_mut() = form.status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

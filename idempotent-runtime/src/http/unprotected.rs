@@ -34,12 +34,13 @@ impl Guard {
         tracing::warn!(operation = %options.operation, "the store does not answer: a request runs unprotected");
         match tokio::spawn(handler.in_current_span()).await {
             Ok(response) => {
-                let (mut head, body) = response?.into_parts();
-                let is_answer = blames_the_key(&head.extensions).is_none();
+                let response = response?;
+                let is_answer = blames_the_key(response.extensions()).is_none();
+                let (mut head, body) = options.in_form(response).into_parts();
                 if !(is_answer && options.markers.bypassed(&mut head.headers)) {
                     return Ok(options.unprotected_failure().map(ResponseBody::full));
                 }
-                Ok(Response::from_parts(head, ResponseBody::untouched(body)))
+                Ok(Response::from_parts(head, body))
             }
             Err(_) => Ok(self.panicked(true)),
         }

@@ -120,7 +120,8 @@ pub enum Standing {
 /// # Errors
 /// The body's own, and converted into `E`: [`NotStored`](ErrorKind::NotStored) when it is unknown
 /// whether the transaction was committed, [`StoreUnavailable`](ErrorKind::StoreUnavailable) when it
-/// could not be begun or committed, even after 12 more tries. When the body returned `Ok` and its
+/// could not be begun or committed, even after 12 more tries, which is not retryable where the
+/// database refuses the commit each time (a deferred constraint). When the body returned `Ok` and its
 /// transaction no longer existed: [`Config`](ErrorKind::Config) where the database says that
 /// nothing of it is kept (one that PostgreSQL has aborted), [`NotStored`](ErrorKind::NotStored),
 /// which is then not retryable, where part of it may be committed.
@@ -363,17 +364,16 @@ where
         }
         Err(error) => {
             let is_passing = is_passing_before_commit(&error);
-            let error =
-                rolled_back("the connection failed before the commit", MAKE_AGAIN, error).into();
+            let error = rolled_back("the connection failed before the commit", true, error).into();
             return Err(if is_passing { Attempt::Again(error) } else { Attempt::Failed(error) });
         }
     }
     let Err(error) = transaction.commit().await else { return Ok(()) };
     let of_server = error.as_database_error();
     Err(if of_server.is_some_and(is_rolled_back) {
-        Attempt::Again(rolled_back("the database could not continue it", MAKE_AGAIN, error).into())
+        Attempt::Again(rolled_back("the database could not continue it", true, error).into())
     } else if of_server.is_some_and(is_refused) {
-        Attempt::Failed(rolled_back("the database refused the commit", CORRECT, error).into())
+        Attempt::Failed(rolled_back("the database refused the commit", false, error).into())
     } else {
         let records = calls.records();
         if records.is_empty() {
@@ -389,21 +389,25 @@ where
     })
 }
 
-const MAKE_AGAIN: &str = "run the whole transaction again";
-const CORRECT: &str = "correct what it writes, and run it again";
-
 fn not_begun(error: sqlx::Error) -> Error {
     Error::new(ErrorKind::StoreUnavailable)
         .with_text("the transaction could not be begun", "run it again later")
         .with_source(error)
 }
 
-/// Builds the error for a body that ran when nothing was committed.
-fn rolled_back(detail: &str, advice: &'static str, error: sqlx::Error) -> Error {
+/// Builds the error for a body that ran when nothing was committed. `is_passing`: it can be
+/// committed when it is run again.
+fn rolled_back(detail: &str, is_passing: bool, error: sqlx::Error) -> Error {
+    let advice = if is_passing {
+        "run the whole transaction again"
+    } else {
+        "correct what it writes, and run it again"
+    };
     Error::new(ErrorKind::StoreUnavailable)
         .with_text("the body ran, and its transaction was rolled back", advice)
         .with_detail(detail)
         .with_source(error)
+        .rolled_back(is_passing)
 }
 
 /// Returns pauses of 10 ms, doubling up to a second, with jitter: transactions that deadlocked

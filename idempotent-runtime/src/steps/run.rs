@@ -192,11 +192,12 @@ where
                 }
                 StageProjection::Pausing { sleep, .. } => {
                     ready!(sleep.as_mut().poll(cx));
-                    let StageOwned::Pausing { underway, .. } =
+                    let StageOwned::Pausing { mut underway, .. } =
                         this.stage.as_mut().project_replace(Stage::Over)
                     else {
                         continue;
                     };
+                    underway.begins_again();
                     Ok(Stage::Starting { underway })
                 }
                 StageProjection::Recording { writing, .. } => {

@@ -186,6 +186,11 @@ impl Underway {
         }
     }
 
+    /// Marks that the next try begins.
+    pub(super) fn begins_again(&mut self) {
+        self.task_state = self.task_state.of_next_try();
+    }
+
     /// Runs the user's code as part of this step.
     pub(super) fn enter<T>(&self, code: impl FnOnce() -> T) -> T {
         self.task_state.enter(code)

@@ -106,9 +106,10 @@ pub fn run_concurrently<F: Future>(
         "run_concurrently at {caller} could not look: {count} calls are not concurrent"
     );
     async move {
+        // Before the calls are created: one that is spawned is a task of its own.
+        let (idle, mut were_at_once) = (running_tasks(), false);
         let mut calls: Vec<_> = (0..count).map(call).map(Box::pin).collect();
         let mut answers: Vec<_> = calls.iter().map(|_| None).collect();
-        let (idle, mut were_at_once) = (running_tasks(), false);
         poll_fn(|cx| {
             let mut is_over = true;
             for (call, answer) in calls.iter_mut().zip(&mut answers) {
@@ -171,10 +172,15 @@ mod tests {
         assert_runs_once(call, || effects.get()).await;
     }
 
-    /// A call whose effect is in a task of its own.
+    /// A call whose effect is in a task of its own, which outlasts it.
     async fn spawns(effects: Arc<AtomicUsize>) -> Result<(), ()> {
         yield_now().await;
-        tokio::spawn(async move { effects.fetch_add(1, Ordering::SeqCst) });
+        tokio::spawn(async move {
+            for _ in 0..100 {
+                yield_now().await;
+            }
+            effects.fetch_add(1, Ordering::SeqCst)
+        });
         Ok(())
     }
 
@@ -190,6 +196,22 @@ mod tests {
         let effects = Arc::new(AtomicUsize::new(0));
         run_concurrently(3, |_| spawns(effects.clone())).await;
         assert_eq!(effects.load(Ordering::SeqCst), 3);
+    }
+
+    /// The tasks of the calls are there before the calls are polled, and gone after them.
+    #[tokio::test]
+    async fn effects_in_the_background_of_calls_that_are_tasks_are_there_when_these_are_over() {
+        let effects = Arc::new(AtomicUsize::new(0));
+        run_concurrently(3, |_| tokio::spawn(spawns(effects.clone()))).await;
+        assert_eq!(effects.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "had 2 effects")]
+    async fn a_call_in_a_task_that_runs_twice_in_the_background_is_reported() {
+        let effects = Arc::new(AtomicUsize::new(0));
+        let call = || tokio::spawn(spawns(effects.clone()));
+        let _ = assert_runs_once(call, || effects.load(Ordering::SeqCst)).await;
     }
 
     #[tokio::test]

@@ -66,7 +66,9 @@
 //! in flight and after it was answered, because a later attempt could mean either of them. Give
 //! each a label that describes its purpose, `"charge"` or `"refund-7"`. If the first ended without
 //! a response, or with a response after which a request is retried, the next one is the same
-//! request and has the same key. Each [step](crate::Context::step) has keys of its own.
+//! request and has the same key. Each [step](crate::Context::step) has keys of its own. A further
+//! try of a step ([`retry`](crate::step::Step::retry)) repeats the requests of the one before, with
+//! their keys: a service that has stored its answer gives it again.
 //!
 //! In the callback of [`on_crash_verify`](crate::Call::on_crash_verify), and in that of the layer
 //! for services, a request without a label is refused as well: its key would be the same in every
