@@ -165,7 +165,8 @@ async fn a_row_whose_key_is_no_hash_costs_no_other_its_place_in_a_list() -> anyh
         assert_eq!(listed, expected, "pages of {limit}");
     }
     let census = world.store.census(Budget::of(DAY)).await?;
-    assert_eq!((census.count(), census.unreadable, census.complete), (6, 3, true));
+    // The empty one is before every place.
+    assert_eq!((census.count(), census.unreadable, census.complete), (6, 2, true));
     Ok(())
 }
 

@@ -37,7 +37,8 @@ pub(crate) enum Stride {
     /// As many as those of a page. Read from a disk one by one, they take a part of the time that a
     /// request has.
     Short,
-    /// Many, where the server has shown that it is fast enough.
+    /// Some thousands, where the server has shown that it is fast enough. With more, PostgreSQL would
+    /// rather read and sort the whole table, in each step, also where that is a large one.
     Long,
 }
 
@@ -47,7 +48,7 @@ impl Stride {
     pub(crate) const fn rows(self) -> u64 {
         match self {
             Self::Short => 1_000,
-            Self::Long => 10_000,
+            Self::Long => 4_000,
         }
     }
 
@@ -233,8 +234,8 @@ mod tests {
         let limit = Duration::from_secs(2);
         let after = |stride: Stride, millis| stride.after(Duration::from_millis(millis), limit);
         assert_eq!(after(Stride::Short, 2), Stride::Long);
-        assert_eq!(after(Stride::Short, 50), Stride::Short);
+        assert_eq!(after(Stride::Short, 100), Stride::Short);
         assert_eq!(after(Stride::Long, 200), Stride::Long);
-        assert_eq!(after(Stride::Long, 400), Stride::Short);
+        assert_eq!(after(Stride::Long, 300), Stride::Short);
     }
 }

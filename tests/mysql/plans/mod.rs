@@ -6,6 +6,8 @@
 
 mod log;
 
+use std::time::Duration;
+
 use idempotency::key::KeyHash;
 use idempotency::store::{
     Abandon, Budget, Checkpoint, ClaimOutcome, MySqlStore, Park, Reason, Release, Remove, Renewal,

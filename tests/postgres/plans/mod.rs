@@ -141,7 +141,11 @@ async fn everything(
     let census = store.census(Budget::of(DAY)).await?;
     assert!(census.complete && census.unreadable == 0, "{census:?}");
     assert!(census.count() > u64::from(rows()) / 2, "{census:?}");
-    expect("the steps of a census", 40_000).await?;
+    let plans = log.plans().await?;
+    assert!(plans.len() > 20, "{} steps of a census", plans.len());
+    for plan in &plans {
+        plan.assert_finds(&[PRIMARY], 4_000 * 3);
+    }
     let part = store.census(Budget::of(Duration::from_millis(20))).await?;
     assert!(!part.complete && part.percent < Some(100), "{part:?}");
     let (percent, share) = (part.percent.unwrap_or_default(), part.count() * 100 / census.count());
