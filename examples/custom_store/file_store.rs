@@ -136,7 +136,8 @@ impl Store for FileStore {
                 return Ok(census.stopped_before(key));
             }
             match self.0.step(Operation::Census, key, transition::read) {
-                Ok(record) => record.iter().for_each(|record| census.add(record)),
+                Ok(Some(record)) => census.add(&record),
+                Ok(None) => {}
                 Err(error) if error.kind() == StoreErrorKind::Corrupt => census.unreadable += 1,
                 Err(error) => return Err(error),
             }

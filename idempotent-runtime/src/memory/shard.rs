@@ -143,8 +143,9 @@ impl Shard {
             if counted == most {
                 return Some(*key);
             }
-            let record = transition::read(&mut slot.clone(), now);
-            record.iter().for_each(|record| census.add(record));
+            if let Some(record) = transition::read(&mut slot.clone(), now) {
+                census.add(&record);
+            }
         }
         None
     }
