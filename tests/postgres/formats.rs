@@ -95,10 +95,10 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
         assert!(source.to_string().contains("format version 2"), "{source}");
     }
     lists_around(&world.store).await?;
-    // One that says that it is of this format, and has no state of it.
+    // One that says that it is of this format, and has no policy of it.
     world.store.claim(claim(2)).await?;
     let unknown = format!("WHERE key_hash = '\\x{}'", key(2).to_hex());
-    world.sql(&format!("UPDATE idempotency_records SET state = 77 {unknown}")).await?;
+    world.sql(&format!("UPDATE idempotency_records SET policy = 77 {unknown}")).await?;
     let census = world.store.census(Budget::of(DAY)).await?;
     assert_eq!((census.count(), census.unreadable, census.complete), (1, 3, true));
     world.sql(&format!("DELETE FROM idempotency_records {unknown}")).await?;

@@ -232,7 +232,7 @@ mod tests {
             census.add(&record("pay", State::Completed, created));
         }
         census.add(&record("mail", State::Completed, 1));
-        // The lease is over: under `hold` it is in doubt, and under another policy it is not.
+        // The lease has expired: under `hold` it is in doubt, and under another policy it is not.
         census.add(&record("pay", State::InProgress, 10));
         let mut retried = record("pay", State::InProgress, 5);
         retried.policy = CrashPolicy::Retry;
