@@ -3,15 +3,15 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use idempotency::clock::Clock;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Cursor, Facets,
-    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store,
-    StoreError, Token, Watch, WriteOutcome, transition,
+    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
+    Cursor, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
+    Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, transition,
 };
 
 use super::directory::Directory;
@@ -33,6 +33,7 @@ impl Store for FileStore {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::in_process();
         (capabilities.durable, capabilities.push) = (true, false);
+        capabilities.needs_purging = true;
         capabilities
     }
 
@@ -126,6 +127,22 @@ impl Store for FileStore {
             }));
         }
         Ok(page)
+    }
+
+    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+        let (mut census, began) = (Census::new(), Instant::now());
+        for key in self.0.keys(Operation::Census)? {
+            if began.elapsed() >= budget.time {
+                return Ok(census.stopped_before(key));
+            }
+            match self.0.step(Operation::Census, key, transition::read) {
+                Ok(Some(record)) => census.add(&record),
+                Ok(None) => {}
+                Err(error) if error.kind() == StoreErrorKind::Corrupt => census.unreadable += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(census)
     }
 
     async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {

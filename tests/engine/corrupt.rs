@@ -8,9 +8,9 @@ use bytes::Bytes;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Facets,
-    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store,
-    StoreError, Token, Watch, WriteOutcome, envelope, transition,
+    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
+    Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
+    Store, StoreError, Token, Watch, WriteOutcome, envelope, transition,
 };
 use idempotency::{Error, ErrorKind, Idempotency, OnError};
 use proptest::prelude::*;
@@ -110,6 +110,10 @@ impl Store for ByteStore {
 
     async fn scan(&self, _: Scan) -> Result<Page, StoreError> {
         Ok(Page::default())
+    }
+
+    async fn census(&self, _: Budget) -> Result<Census, StoreError> {
+        Ok(Census::new())
     }
 
     async fn purge(&self, _: usize) -> Result<PurgeOutcome, StoreError> {

@@ -2,6 +2,7 @@
 //!
 //! Effects are lines in a file outside of the code under test. Time is a clock that moves by hand.
 
+mod census;
 mod coalescing;
 mod commit;
 mod conflict;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use idempotency::clock::Timestamp;
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Claim, Commit, CrashPolicy, Only, PostgresStore, Reason, Record, Scan, State, Store as _,
-    StoreErrorKind, Token,
+    Budget, Claim, Commit, CrashPolicy, Only, PostgresStore, Reason, Record, Scan, State,
+    Store as _, StoreErrorKind, Token,
 };
 
 use crate::world::{DAY, World, claim, key, patient};
@@ -95,6 +95,13 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
         assert!(source.to_string().contains("format version 2"), "{source}");
     }
     lists_around(&world.store).await?;
+    // One that says that it is of this format, and has no policy of it.
+    world.store.claim(claim(2)).await?;
+    let unknown = format!("WHERE key_hash = '\\x{}'", key(2).to_hex());
+    world.sql(&format!("UPDATE idempotency_records SET policy = 77 {unknown}")).await?;
+    let census = world.store.census(Budget::of(DAY)).await?;
+    assert_eq!((census.count(), census.unreadable, census.complete), (1, 3, true));
+    world.sql(&format!("DELETE FROM idempotency_records {unknown}")).await?;
     let purged = world.store.purge(10).await?;
     assert_eq!((purged.removed, world.rows().await?), (0, 3));
     Ok(())
@@ -157,6 +164,9 @@ async fn a_row_whose_key_is_no_hash_costs_no_other_its_place_in_a_list() -> anyh
         }
         assert_eq!(listed, expected, "pages of {limit}");
     }
+    let census = world.store.census(Budget::of(DAY)).await?;
+    // The empty one is before every place.
+    assert_eq!((census.count(), census.unreadable, census.complete), (6, 2, true));
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use idempotency::store::{CrashPolicy, PostgresStore, Scan, State, Store as _};
+use idempotency::store::{Budget, CrashPolicy, PostgresStore, Scan, State, Store as _};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{PgBouncer, PgBouncerOptions};
@@ -199,9 +199,13 @@ async fn reads_of_a_locked_table_leave_no_session_waiting() -> anyhow::Result<()
         for time in 1..=2 {
             let locking = lock(&world).await?;
             let reads = futures::future::join_all((0..4).map(|number| store.read(key(number))));
-            let (reads, listed, watched) =
-                futures::join!(reads, store.scan(Scan::default()), store.watch(key(1)));
-            let others = [listed.map(drop), watched.map(drop)];
+            let (reads, listed, counted, watched) = futures::join!(
+                reads,
+                store.scan(Scan::default()),
+                store.census(Budget::of(DAY)),
+                store.watch(key(1))
+            );
+            let others = [listed.map(drop), counted.map(drop), watched.map(drop)];
             for answer in reads.into_iter().map(|read| read.map(drop)).chain(others) {
                 let error = answer.expect_err("the table is locked");
                 assert!(error.is_transient(), "{name}, {time}: {error}");

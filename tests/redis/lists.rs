@@ -1,12 +1,13 @@
 //! Lists of records: one walk of the keys, past whatever else is in the database.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use idempotency::key::KeyHash;
-use idempotency::store::{Claim, Scan, Store as _, Token};
+use idempotency::store::{Budget, Claim, Scan, Store as _, Token};
 
-use crate::world::{OPERATION, World};
+use crate::world::{DAY, OPERATION, World};
 
 /// Returns the number of `SCAN` commands that the server has answered.
 async fn steps(world: &World) -> anyhow::Result<u64> {
@@ -70,6 +71,29 @@ async fn many_records_are_listed_in_one_walk_and_not_in_one_for_each_page() -> a
     assert!(taken <= 40, "{taken} steps for 5001 records that are not listed");
     let found = world.elsewhere().find(&listed[4_321].to_string()).await?;
     assert_eq!(found, [listed[4_321]]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_census_is_one_walk_and_says_how_far_it_came() -> anyhow::Result<()> {
+    let world = World::patient().await?;
+    let key = KeyHash::from_bytes([7; 32]);
+    world.direct.claim(Claim::new(key, Token::from_bits(7), OPERATION.into())).await?;
+    copies(&world, key, 20_000).await?;
+    let before = steps(&world).await?;
+    let census = world.direct.census(Budget::of(DAY)).await?;
+    assert_eq!((census.count(), census.unreadable, census.complete), (20_001, 0, true));
+    let taken = steps(&world).await? - before;
+    assert!(taken <= 40, "{taken} steps for 20001 records");
+
+    // As many steps as its time allows: the place of the walk says how much that is.
+    for millis in [0, 1, 5, 10, 20, 40] {
+        let part = world.direct.census(Budget::of(Duration::from_millis(millis))).await?;
+        let share = part.count() * 100 / census.count();
+        let percent = part.percent.context("a walk has a place")?;
+        assert_eq!(part.complete, percent == 100, "{part:?}");
+        assert!(share.abs_diff(percent.into()) <= 3, "{percent} % with {share} % of the records");
+    }
     Ok(())
 }
 

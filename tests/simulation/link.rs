@@ -9,9 +9,9 @@ use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::record::State;
 use idempotency::store::{
-    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Facets, Grant,
-    Operation, Page, Park, PurgeOutcome, Reason, Record, Release, Remove, Renewal, Resolve, Scan,
-    Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
+    Facets, Grant, Operation, Page, Park, PurgeOutcome, Reason, Record, Release, Remove, Renewal,
+    Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 use idempotency_test_support::random::Random;
 use tokio::sync::oneshot;
@@ -328,6 +328,10 @@ impl Store for Link {
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
         self.pass(Operation::Scan, move |server, _| server.scan(scan.clone())).await
+    }
+
+    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+        self.pass(Operation::Census, move |server, _| server.census(budget.clone())).await
     }
 
     async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {

@@ -9,9 +9,9 @@ use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::record::State;
 use idempotency::store::{
-    Abandon, AdminOutcome, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, MemoryStore, Page,
-    Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store as _, StoreError,
-    Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Budget, Census, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy,
+    MemoryStore, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
+    Store as _, StoreError, Token, Watch, WriteOutcome,
 };
 use idempotency_test_support::history::{Request, Transition};
 
@@ -293,6 +293,10 @@ impl Server {
 
     pub fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
         now(self.store.scan(scan))
+    }
+
+    pub fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+        now(self.store.census(budget))
     }
 
     pub fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {

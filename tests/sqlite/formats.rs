@@ -5,7 +5,8 @@ use std::time::Duration;
 use idempotency::clock::Timestamp;
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Claim, Commit, CrashPolicy, Reason, Record, Scan, State, Store as _, StoreErrorKind, Token,
+    Budget, Claim, Commit, CrashPolicy, Reason, Record, Scan, State, Store as _, StoreErrorKind,
+    Token,
 };
 
 use crate::world::{DAY, World};
@@ -88,9 +89,13 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
         (0, &unknown[..]),
         "it lists what can be read"
     );
+    let readable = Claim::new(KeyHash::from_bytes([7; 32]), owner, "payments.charge".into());
+    world.store.claim(readable).await?;
+    let census = world.store.census(Budget::of(DAY)).await?;
+    assert_eq!((census.count(), census.unreadable, census.complete), (1, 2, true));
     world.clock.advance(Duration::from_secs(400 * 86_400));
     let purged = world.store.purge(10).await?;
-    assert_eq!((purged.removed, world.rows().await?), (0, 2));
+    assert_eq!((purged.removed, world.rows().await?), (1, 2));
     Ok(())
 }
 
@@ -127,5 +132,8 @@ async fn a_row_whose_key_is_no_hash_costs_no_other_its_place_in_a_list() -> anyh
         }
         assert_eq!(listed, [1, 2, 4, 6, 8, 9].map(key), "pages of {limit}");
     }
+    let census = world.store.census(Budget::of(DAY)).await?;
+    // The empty one is before every place.
+    assert_eq!((census.count(), census.unreadable, census.complete), (6, 2, true));
     Ok(())
 }

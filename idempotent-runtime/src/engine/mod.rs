@@ -5,6 +5,7 @@ mod background_bounds;
 mod builder;
 mod busy;
 mod call;
+mod census;
 mod claim;
 mod duplicate;
 mod exit;
@@ -84,7 +85,7 @@ pub(crate) use store_client::StoreClient;
 use crate::error::Error;
 use crate::key::{IntoKey, Key, KeyHash};
 use crate::registry;
-use crate::store::{Scan, Store};
+use crate::store::{Budget, Census, Scan, Store};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough. After a
 /// `fork`, the child must create a store and an engine of its own: the parent's engine refuses to
@@ -249,6 +250,43 @@ impl Idempotency {
     pub fn records(&self, mut scan: Scan) -> Records {
         scan.namespace.get_or_insert_with(|| self.inner.settings.namespace.clone());
         Records::new(self.inner.clone(), scan)
+    }
+
+    /// Counts the records of this engine's [namespace](Builder::namespace) by operation and state,
+    /// in one pass over the store, for as long as `budget` allows.
+    ///
+    /// A census looks at every record of the store: make one when a person asks for it or a scrape
+    /// is due, for all of them together, and not in each process. One that was stopped by its budget
+    /// says how much of the store it has seen. That, and the number of records that cannot be read, are
+    /// about the whole store: what it has of other namespaces is counted by
+    /// [`Store::census`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotency::{Error, Idempotency};
+    /// # use idempotency::store::{Budget, MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
+    /// call.run(|| async { Ok::<_, Error>(()) }).await?;
+    ///
+    /// let census = engine.census(Budget::of(Duration::from_secs(5))).await?;
+    /// for group in census.groups() {
+    ///     println!("{} {:?}: {} records, {} bytes", group.operation, group.state, group.count, group.bytes);
+    /// }
+    /// if let (false, Some(percent)) = (census.complete, census.percent) {
+    ///     println!("of the first {percent} %");
+    /// }
+    /// # assert_eq!((census.count(), census.in_doubt()), (1, 0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The store's errors. Running out of the budget is not one.
+    pub async fn census(&self, budget: Budget) -> Result<Census, Error> {
+        census::census(&self.inner, budget).await
     }
 
     /// Switches off the protection of `operation`, for emergencies. Its bodies run at every call,

@@ -15,9 +15,9 @@ use crate::events::{Interest, Observers, What};
 use crate::key::KeyHash;
 use crate::paused::explain;
 use crate::store::{
-    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, DynStore, Facets,
-    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
-    StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Budget as CensusBudget, Capabilities, Census, Checkpoint, Claim,
+    ClaimOutcome, Commit, DynStore, Facets, Operation, Page, Park, PurgeOutcome, Record, Release,
+    Remove, Renewal, Resolve, Scan, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 
 /// The store of an engine, as the engine sees it. Cheap to clone.
@@ -194,6 +194,20 @@ impl StoreClient {
         self.repeat(Operation::Scan, budget, || self.store.clone().scan(scan.clone())).await
     }
 
+    /// Counts the records for as long as `allowed` says. A try after one that failed has what is left
+    /// of that time, and one that goes on for longer than a request may is given up.
+    pub(super) async fn census(&self, allowed: &CensusBudget) -> Result<Census, StoreError> {
+        let begins = self.clock.monotonic();
+        let whole = allowed.time.saturating_add(self.patience);
+        let request = || {
+            let mut allowed = allowed.clone();
+            let passed = self.clock.monotonic().saturating_sub(begins);
+            allowed.time = allowed.time.saturating_sub(passed);
+            self.store.clone().census(allowed)
+        };
+        self.repeat_within(whole, Operation::Census, Budget::of(whole), request).await
+    }
+
     pub(super) async fn watch(&self, budget: Budget, key: KeyHash) -> Result<Watch, StoreError> {
         self.repeat(Operation::Watch, budget, || self.store.clone().watch(key)).await
     }
@@ -239,6 +253,20 @@ impl StoreClient {
         &self,
         operation: Operation,
         budget: Budget,
+        request: impl FnMut() -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        self.repeat_within(self.patience, operation, budget, request).await
+    }
+
+    /// Repeats a request whose tries may each take `patience`.
+    async fn repeat_within<T, F>(
+        &self,
+        patience: Duration,
+        operation: Operation,
+        budget: Budget,
         mut request: impl FnMut() -> F,
     ) -> Result<T, StoreError>
     where
@@ -250,7 +278,7 @@ impl StoreClient {
             *tries += 1;
             request()
         };
-        let answer = repeated(&*self.clock, operation, self.patience, budget, request).await;
+        let answer = repeated(&*self.clock, operation, patience, budget, request).await;
         measured.answered(answer)
     }
 

@@ -21,9 +21,10 @@ use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::lock::Mutex;
 use crate::store::{
-    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Cursor, Facets,
-    LocalResults, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
-    Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, transition,
+    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
+    Cursor, Facets, LocalResults, Operation, Page, Park, PurgeOutcome, Record, Release, Remove,
+    Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+    transition,
 };
 
 /// A power of two. A shard holds the keys that share their first six bits, so the shards are in key
@@ -38,6 +39,8 @@ const EXPIRED_WHEN_FULL: usize = 64;
 const DEFAULT_PAGE: usize = 100;
 /// The largest number of records that one page examines, each of which the caller's thread pays for.
 const EXAMINED_PER_PAGE: usize = 10_000;
+/// The largest number of records that a census counts while it keeps others out of their shard.
+const COUNTED_PER_LOCK: usize = 1_000;
 /// The first and the last key that there can be.
 const EVERY_KEY: (KeyHash, KeyHash) =
     (KeyHash::from_bytes([0; 32]), KeyHash::from_bytes([0xff; 32]));
@@ -148,6 +151,12 @@ impl Inner {
 
 fn shard_number(key: &KeyHash) -> usize {
     usize::from(key.as_bytes()[0] >> SHARD_SHIFT)
+}
+
+fn first_of_shard(number: usize) -> KeyHash {
+    let mut bytes = [0; 32];
+    bytes[0] = u8::try_from(number << SHARD_SHIFT).unwrap_or(u8::MAX);
+    KeyHash::from_bytes(bytes)
 }
 
 /// Transitions do not panic. If one did, it would have left the slot as it was.
@@ -291,6 +300,22 @@ impl Store for MemoryStore {
             }
         }
         Ok(Page::new(listing.records, None))
+    }
+
+    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+        let clock = &self.inner.clock;
+        let began = clock.monotonic();
+        let mut census = Census::new();
+        for (number, shard) in self.inner.shards.iter().enumerate() {
+            let mut next = Some(first_of_shard(number));
+            while let Some(first) = next {
+                if clock.monotonic().saturating_sub(began) >= budget.time {
+                    return Ok(census.stopped_before(first));
+                }
+                next = lock(shard).count(first, COUNTED_PER_LOCK, clock.now(), &mut census);
+            }
+        }
+        Ok(census)
     }
 
     async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {

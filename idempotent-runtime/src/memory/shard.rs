@@ -10,7 +10,7 @@ use super::usage::{Cost, Usage};
 use super::watchers::Watchers;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
-use crate::store::{Claim, ClaimOutcome, Reason, Record, Scan, State, Token, transition};
+use crate::store::{Census, Claim, ClaimOutcome, Reason, Record, Scan, State, Token, transition};
 
 /// One shard. Its maps are ordered, because they grow without the pause in which a hash table moves
 /// its entries.
@@ -129,6 +129,25 @@ impl Shard {
     pub(super) fn lag(&self, now: Timestamp) -> Option<Duration> {
         let &(expires, _) = self.by_expiry.first()?;
         (expires <= now).then(|| now.saturating_duration_since(expires))
+    }
+
+    /// Counts at most `most` records from the key `first` on. Returns the key of the next one.
+    pub(super) fn count(
+        &self,
+        first: KeyHash,
+        most: usize,
+        now: Timestamp,
+        census: &mut Census,
+    ) -> Option<KeyHash> {
+        for (counted, (key, slot)) in self.slots.range(first..).enumerate() {
+            if counted == most {
+                return Some(*key);
+            }
+            if let Some(record) = transition::read(&mut slot.clone(), now) {
+                census.add(&record);
+            }
+        }
+        None
     }
 
     /// Adds the records that `scan` selects. Returns false if the page is full, or has examined

@@ -27,6 +27,7 @@ use query::{Bound, Connections, execute, query};
 use statements::{Isolation, Statement, Statements};
 
 use crate::key::KeyHash;
+use crate::sql::census::{Counted, Stride};
 use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
@@ -274,6 +275,12 @@ impl Rows for MySqlStore {
             sql::bind_all(statement, sql::filter::values_in_order(scan)).bind(stretch.limit());
         let rows = self.0.connections.rows(OPERATION, statement).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
+    }
+
+    async fn count(&self, after: &[u8], stride: Stride) -> Answer<Vec<Counted>> {
+        let statement = query(&self.0.statements.census[stride as usize]).bind(after);
+        let rows = self.0.connections.rows(Operation::Census, statement).await?;
+        rows.iter().map(sql::census::counted).collect()
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::waits::ReadBound;
 use crate::key::KeyHash;
+use crate::sql::census::{self, Dialect, Stride};
 use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter, stretch};
 use crate::store::Token;
 
@@ -76,6 +77,7 @@ pub(super) struct Statements {
     pub(super) commit: Statement,
     pub(super) release: Statement,
     pub(super) page: Statement,
+    pub(super) census: [Statement; Stride::ALL.len()],
     pub(super) identity: Statement,
     /// Changes nothing, and fails if another session keeps the table from being written: at once on
     /// MariaDB, and after a second on MySQL, which has no shorter bound.
@@ -145,6 +147,7 @@ impl Statements {
                 filter::condition(NOW, ["?"; 5]),
                 stretch::ROWS
             )),
+            census: Stride::ALL.map(|stride| statement(census(&table, &select, stride))),
             purge_index: name.purge_index('`'),
             table,
             bound,
@@ -267,6 +270,23 @@ impl Statements {
             keys = is_in("key_hash", "?", keys)
         ))
     }
+}
+
+/// Counts the rows of one step after a key.
+fn census(table: &str, select: &str, stride: Stride) -> String {
+    let dialect = Dialect {
+        select,
+        now: NOW,
+        from: "",
+        table: &format!("{table} FORCE INDEX (PRIMARY)"),
+        after: "?",
+        size: "length(`body`)",
+        integer: "SIGNED",
+        last: "max(hex(key_hash))",
+        // A comparison ignores spaces at the end.
+        names: ", length(namespace), length(operation)",
+    };
+    census::statement(&dialect, stride)
 }
 
 /// Returns the beginning of a reading statement.

@@ -29,6 +29,7 @@ use statements::Statements;
 
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
+use crate::sql::census::{Counted, Stride};
 use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
@@ -259,6 +260,13 @@ impl Rows for PostgresStore {
             .values(sql::filter::values(scan));
         let rows = self.0.sessions.rows(OPERATION, request).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
+    }
+
+    async fn count(&self, after: &[u8], stride: Stride) -> Answer<Vec<Counted>> {
+        let statement = &self.0.statements.census[stride as usize];
+        let request = Request::new(statement).bytes(after);
+        let rows = self.0.sessions.rows(Operation::Census, request).await?;
+        rows.iter().map(sql::census::counted).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::sql::census::{self, Dialect, Stride};
 use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter, stretch};
 
 /// The server's time in milliseconds. It advances within a statement: one that waited for a lock
@@ -39,6 +40,7 @@ pub(super) struct Statements {
     pub(super) renew: Statement,
     pub(super) renewed: Statement,
     pub(super) page: Statement,
+    pub(super) census: [Statement; Stride::ALL.len()],
     pub(super) seen: Statement,
     pub(super) purge: Statement,
     pub(super) identity: Statement,
@@ -166,6 +168,7 @@ impl Statements {
                 ),
                 stretch::ROWS
             )),
+            census: Stride::ALL.map(|stride| statement(census(&table, stride))),
             seen: statement(format!(
                 "SELECT key_hash, owner, state, lease_until FROM {table}
                  WHERE key_hash = ANY ($1) AND expires_at > (SELECT {NOW})"
@@ -175,6 +178,22 @@ impl Statements {
             lock: statement(format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE NOWAIT")),
         }
     }
+}
+
+/// Counts the rows of one step after the key `$1`.
+fn census(table: &str, stride: Stride) -> String {
+    let dialect = Dialect {
+        select: "SELECT",
+        now: "clock.now",
+        from: &format!("({CLOCK}) AS clock CROSS JOIN "),
+        table,
+        after: "$1",
+        size: "octet_length(body)",
+        integer: "bigint",
+        last: "max(encode(key_hash, 'hex') COLLATE \"C\")",
+        names: "",
+    };
+    census::statement(&dialect, stride)
 }
 
 /// Removes due rows, or puts them off, from the time `$2` on. Rows that another transaction has

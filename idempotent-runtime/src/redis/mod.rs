@@ -4,6 +4,7 @@
 mod address;
 mod broadcast;
 mod builder;
+mod census;
 mod check;
 mod error;
 mod link;
@@ -31,9 +32,10 @@ use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp, millis};
 use crate::key::{KeyHash, hex};
 use crate::runtime::while_runtime_lives;
 use crate::store::{
-    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Facets, Grant,
-    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, State,
-    Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, codes, envelope,
+    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
+    Facets, Grant, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
+    Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, codes,
+    envelope,
 };
 
 type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
@@ -494,6 +496,10 @@ impl Store for RedisStore {
 
     async fn scan(&self, scan: Scan) -> Result<Page, StoreError> {
         at_home(Operation::Scan, async { self.scan_records(&scan).await }).await
+    }
+
+    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+        at_home(Operation::Census, async { self.count_records(&budget).await }).await
     }
 
     /// Does nothing: the server expires records itself.

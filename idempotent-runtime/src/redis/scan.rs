@@ -9,13 +9,15 @@ use super::{RedisStore, as_of};
 use crate::clock::{Clock as _, Timestamp};
 use crate::key::KeyHash;
 use crate::store::envelope::{self, EnvelopeError};
-use crate::store::{Cursor, Operation, Page, Record, Scan, Store as _, StoreError, StoreErrorKind};
+use crate::store::{
+    Cursor, Operation, Page, Record, Scan, State, Store as _, StoreError, StoreErrorKind,
+};
 
 const OPERATION: Operation = Operation::Scan;
 /// The largest number of keys that one `SCAN` step visits.
-const STEP: usize = 1_000;
+pub(super) const STEP: usize = 1_000;
 /// The number of records that are read in one round trip.
-const BATCH: usize = 250;
+pub(super) const BATCH: usize = 250;
 /// The page size if the caller does not set one.
 const PAGE: usize = 100;
 /// The time after which a page takes no further step, a part of the time that a request has.
@@ -94,7 +96,7 @@ impl RedisStore {
                     continue;
                 }
                 match head {
-                    Ok(record) => records.push(record),
+                    Ok(head) => records.push(head.record),
                     Err(error) => {
                         tracing::warn!(%key, %error, "a record cannot be read, and is not listed");
                         unreadable.push(key);
@@ -119,12 +121,9 @@ impl RedisStore {
         count: usize,
     ) -> Result<Vec<(KeyHash, Head)>, StoreError> {
         let Some(step) = walk.step else { return Ok(Vec::new()) };
-        let (next, names) = self.names(scan, step, count).await?;
+        let digits = scan.begins_with.map_or(String::new(), |prefix| prefix.to_string());
+        let (next, keys) = self.keys(OPERATION, &digits, step, count).await?;
         walk.step = (next != 0).then_some(next);
-        let mut keys: Vec<_> = names.iter().filter_map(|name| self.key_in(name)).collect();
-        // A step may name a key twice.
-        keys.sort_unstable();
-        keys.dedup();
         self.listed(scan, &keys).await
     }
 
@@ -134,26 +133,27 @@ impl RedisStore {
         scan: &Scan,
         keys: &[KeyHash],
     ) -> Result<Vec<(KeyHash, Head)>, StoreError> {
-        let is_listed = |head: &Head| head.as_ref().map_or(true, |record| scan.includes(record));
+        let is_listed =
+            |head: &Head| head.as_ref().map_or(true, |head| scan.includes(&head.record));
         let mut found = Vec::new();
         for batch in keys.chunks(BATCH) {
-            let heads = self.heads(batch).await?.into_iter();
+            let heads = self.heads(OPERATION, batch).await?.into_iter();
             found.extend(heads.filter(|(_, head)| is_listed(head)));
         }
         Ok(found)
     }
 
-    /// Returns the names of about `count` keys from `step` on, and the next step. A name need not be
-    /// text: other software may share the database.
-    async fn names(
+    /// Returns the records among about `count` keys from `step` on whose names begin with `digits`,
+    /// each once, and the next step.
+    pub(super) async fn keys(
         &self,
-        scan: &Scan,
+        operation: Operation,
+        digits: &str,
         step: u64,
         count: usize,
-    ) -> Result<(u64, Vec<Vec<u8>>), StoreError> {
-        let digits = scan.begins_with.map_or(String::new(), |prefix| prefix.to_string());
+    ) -> Result<(u64, Vec<KeyHash>), StoreError> {
         let link = &self.0.commands;
-        let mut connected = link.connected(OPERATION).await?;
+        let mut connected = link.connected(operation).await?;
         let answer = redis::cmd("SCAN")
             .arg(step)
             .arg("MATCH")
@@ -162,7 +162,13 @@ impl RedisStore {
             .arg(count)
             .query_async(&mut connected.connection)
             .await;
-        link.answer(OPERATION, &connected, answer)
+        // A name need not be text: other software may share the database.
+        let (next, names): (u64, Vec<Vec<u8>>) = link.answer(operation, &connected, answer)?;
+        let mut keys: Vec<_> = names.iter().filter_map(|name| self.key_in(name)).collect();
+        // A step may name a key twice.
+        keys.sort_unstable();
+        keys.dedup();
+        Ok((next, keys))
     }
 
     /// Returns the key of the record that has this name, if it is the name of a record.
@@ -176,14 +182,18 @@ impl RedisStore {
 
     /// Reads the records without their bodies, in the order of `keys`, each as far as it can be
     /// read.
-    async fn heads(&self, keys: &[KeyHash]) -> Result<Vec<(KeyHash, Head)>, StoreError> {
-        let mut heads = self.read_heads(keys, envelope::LONGEST_WORDS).await?;
+    pub(super) async fn heads(
+        &self,
+        operation: Operation,
+        keys: &[KeyHash],
+    ) -> Result<Vec<(KeyHash, Head)>, StoreError> {
+        let mut heads = self.read_heads(operation, keys, envelope::LONGEST_WORDS).await?;
         let is_cut = |(_, head): &(KeyHash, Head)| head.as_ref().is_err_and(is_cut_off);
         let cut: Vec<_> = heads.iter().filter(|head| is_cut(head)).map(|(key, _)| *key).collect();
         if !cut.is_empty() {
             // Their names are longer than any reasonable one: these records are read completely.
             heads.retain(|head| !is_cut(head));
-            heads.extend(self.read_heads(&cut, usize::MAX).await?);
+            heads.extend(self.read_heads(operation, &cut, usize::MAX).await?);
             heads.sort_unstable_by_key(|(key, _)| *key);
         }
         Ok(heads)
@@ -192,11 +202,12 @@ impl RedisStore {
     /// Reads the fields of records and the last `length` bytes of each.
     async fn read_heads(
         &self,
+        operation: Operation,
         keys: &[KeyHash],
         length: usize,
     ) -> Result<Vec<(KeyHash, Head)>, StoreError> {
         let link = &self.0.commands;
-        let mut connected = link.connected(OPERATION).await?;
+        let mut connected = link.connected(operation).await?;
         let mut pipeline = redis::pipe();
         // Both ends of a record are read at one moment, and a value that is not a record does not
         // cost the others theirs.
@@ -209,32 +220,49 @@ impl RedisStore {
             pipeline.pttl(&name);
         }
         let answer = pipeline.query_async::<Vec<Value>>(&mut connected.connection).await;
-        let values = link.answer(OPERATION, &connected, answer)?;
+        let values = link.answer(operation, &connected, answer)?;
         let now = link.now(&connected);
-        let heads =
-            keys.iter().zip(values.chunks(3)).map(|(key, values)| (*key, head(*key, values, now)));
+        let heads = keys
+            .iter()
+            .zip(values.chunks(3))
+            .map(|(key, values)| (*key, head(operation, *key, values, now)));
         Ok(heads.filter_map(|(key, head)| Some((key, head.transpose()?))).collect())
     }
 }
 
 /// A record without its body, or the reason why it cannot be read.
-type Head = Result<Record, StoreError>;
+pub(super) type Head = Result<WithoutBody, StoreError>;
+
+/// A record without its body.
+pub(super) struct WithoutBody {
+    pub(super) record: Record,
+    /// The length of the body.
+    pub(super) length: u64,
+}
 
 /// Reads the three answers for one record. Returns `None` if there is no record, or nothing is left
 /// of it.
-fn head(key: KeyHash, values: &[Value], now: Timestamp) -> Result<Option<Record>, StoreError> {
+fn head(
+    operation: Operation,
+    key: KeyHash,
+    values: &[Value],
+    now: Timestamp,
+) -> Result<Option<WithoutBody>, StoreError> {
     let [Value::BulkString(fields), Value::BulkString(end), Value::Int(remaining)] = values else {
-        return Err(StoreError::new(StoreErrorKind::Corrupt, OPERATION)
+        return Err(StoreError::new(StoreErrorKind::Corrupt, operation)
             .with_detail("the value is not a record"));
     };
     if fields.is_empty() {
         return Ok(None);
     }
-    let (bytes, _) =
-        envelope::without_body(fields, end).map_err(|error| error.during(OPERATION))?;
+    let (bytes, length) =
+        envelope::without_body(fields, end).map_err(|error| error.during(operation))?;
     let record =
-        envelope::decode(key, bytes.into(), now).map_err(|error| error.during(OPERATION))?;
-    Ok(as_of(record, *remaining, now))
+        envelope::decode(key, bytes.into(), now).map_err(|error| error.during(operation))?;
+    Ok(as_of(record, *remaining, now).map(|record| {
+        let has_body = record.state != State::Tombstone;
+        WithoutBody { record, length: if has_body { length } else { 0 } }
+    }))
 }
 
 /// Returns true if the part that was read from the end of a record does not contain all of its

@@ -13,6 +13,7 @@
 //! then the slow path follows.
 
 mod abandoned;
+pub(crate) mod census;
 mod change;
 mod conditions;
 #[cfg(any(feature = "mysql", feature = "postgres"))]

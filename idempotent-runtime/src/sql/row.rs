@@ -313,10 +313,10 @@ where
 }
 
 /// Reads the columns of a row one after the other.
-struct Columns<'r, R> {
-    operation: Operation,
-    row: &'r R,
-    next: usize,
+pub(super) struct Columns<'r, R> {
+    pub(super) operation: Operation,
+    pub(super) row: &'r R,
+    pub(super) next: usize,
 }
 
 impl<'r, R> Columns<'r, R>
@@ -324,7 +324,7 @@ where
     R: sqlx::Row,
     usize: ColumnIndex<R>,
 {
-    fn value<T>(&mut self) -> Result<T, StoreError>
+    pub(super) fn value<T>(&mut self) -> Result<T, StoreError>
     where
         T: Decode<'r, R::Database> + Type<R::Database>,
     {
@@ -406,7 +406,7 @@ pub(crate) fn timestamp(millis: i64) -> Timestamp {
     Timestamp::from_millis(number(millis))
 }
 
-fn number(figure: i64) -> u64 {
+pub(super) fn number(figure: i64) -> u64 {
     u64::try_from(figure).unwrap_or_default()
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::census::{Counted, Stride};
 use super::change::{Found, Table, change};
 use super::fences::Fences;
 use super::row::Listed;
@@ -87,6 +88,13 @@ pub(crate) trait Rows: Send + Sync + 'static {
         scan: &Scan,
         stretch: &Stretch,
     ) -> impl Future<Output = Result<Vec<Listed>, StoreError>> + Send;
+
+    /// Counts the rows of one step after the key `after`.
+    fn count(
+        &self,
+        after: &[u8],
+        stride: Stride,
+    ) -> impl Future<Output = Result<Vec<Counted>, StoreError>> + Send;
 
     /// Removes the owner's own unfinished record, in one statement; returns false and changes
     /// nothing if that is not there.
@@ -446,6 +454,13 @@ macro_rules! store_of_rows {
                 scan: $crate::store::Scan,
             ) -> $crate::sql::Answer<$crate::store::Page> {
                 $crate::sql::store::scan(self, $name, scan).await
+            }
+
+            async fn census(
+                &self,
+                budget: $crate::store::Budget,
+            ) -> $crate::sql::Answer<$crate::store::Census> {
+                $crate::sql::census::census(self, budget).await
             }
 
             async fn purge(

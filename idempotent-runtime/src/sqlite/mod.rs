@@ -28,6 +28,7 @@ use statements::Statements;
 
 use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
+use crate::sql::census::{Counted, Stride};
 use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
@@ -409,6 +410,13 @@ impl Rows for SqliteStore {
         let statement = sql::bind_all(statement, sql::filter::values(scan));
         let rows = self.0.readers.rows(OPERATION, statement).await?;
         rows.iter().map(|row| sql::listed(OPERATION, row)).collect()
+    }
+
+    async fn count(&self, after: &[u8], stride: Stride) -> Answer<Vec<Counted>> {
+        let statement = &self.0.statements.census[stride as usize];
+        let statement = query(statement).bind(self.0.now()).bind(after);
+        let rows = self.0.readers.rows(Operation::Census, statement).await?;
+        rows.iter().map(sql::census::counted).collect()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::sql::census::{self, Dialect, Stride};
 use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter, stretch};
 
 type Statement = Arc<str>;
@@ -18,6 +19,7 @@ pub(super) struct Statements {
     pub(super) release: Statement,
     pub(super) renew: Statement,
     pub(super) page: Statement,
+    pub(super) census: [Statement; Stride::ALL.len()],
     pub(super) seen: Statement,
     pub(super) purge: Statement,
     pub(super) put_off: Statement,
@@ -99,6 +101,7 @@ impl Statements {
                 filter::condition("?1", ["?5", "?6", "?7", "?8", "?9"]),
                 stretch::ROWS
             )),
+            census: Stride::ALL.map(|stride| statement(census(&table, stride))),
             seen: statement(format!(
                 "SELECT key_hash, owner, state, lease_until FROM {table}
                  WHERE key_hash IN (SELECT unhex(value) FROM json_each(?1)) AND expires_at > ?2"
@@ -122,4 +125,20 @@ impl Statements {
             )),
         }
     }
+}
+
+/// Counts the rows of one step after the key `?2`, at the time `?1`.
+fn census(table: &str, stride: Stride) -> String {
+    let dialect = Dialect {
+        select: "SELECT",
+        now: "?1",
+        from: "",
+        table,
+        after: "?2",
+        size: "length(body)",
+        integer: "INTEGER",
+        last: "max(hex(key_hash))",
+        names: "",
+    };
+    census::statement(&dialect, stride)
 }

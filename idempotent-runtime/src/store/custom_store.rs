@@ -6,9 +6,9 @@ use std::time::Duration;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, Cursor, Facets,
-    Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store,
-    StoreError, Token, Watch, WriteOutcome, envelope, transition,
+    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
+    Cursor, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
+    Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, envelope, transition,
 };
 use tokio::sync::Notify;
 
@@ -70,7 +70,9 @@ impl Store for CustomStore {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::in_process()
+        let mut capabilities = Capabilities::in_process();
+        capabilities.needs_purging = true;
+        capabilities
     }
 
     fn facets(&self) -> Facets<'_> {
@@ -177,6 +179,22 @@ impl Store for CustomStore {
             }
         }
         Ok(Page::new(records, None))
+    }
+
+    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+        let (mut census, began) = (Census::new(), self.clock.monotonic());
+        for key in self.keys() {
+            if self.clock.monotonic().saturating_sub(began) >= budget.time {
+                return Ok(census.stopped_before(key));
+            }
+            match self.change(Operation::Census, key, transition::read) {
+                Ok(Some(record)) => census.add(&record),
+                Ok(None) => {}
+                Err(error) if error.kind() == StoreErrorKind::Corrupt => census.unreadable += 1,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(census)
     }
 
     async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {

@@ -26,6 +26,7 @@ pub(crate) mod bounds;
 mod capability;
 #[cfg(feature = "__sql")]
 pub(crate) mod cas;
+pub(crate) mod census;
 pub(crate) mod codes;
 mod cursor;
 mod dynamic;
@@ -53,6 +54,7 @@ pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
+pub use census::{Budget, Census, CensusGroup};
 pub use cursor::{Cursor, ParseCursorError};
 pub use dynamic::DynStore;
 pub use error::{StoreError, StoreErrorKind};
@@ -340,10 +342,28 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///   from being listed; neither does anything else in its place.
     fn scan(&self, scan: Scan) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
+    /// Counts records by namespace, operation and state, in one pass over the store, for as long as
+    /// the budget allows.
+    ///
+    /// To be correct:
+    /// - Counts each record that a [scan](Self::scan) without filters lists, as it lists it: judged
+    ///   on the store's time, an expired record is a tombstone or not counted. In doubt is what
+    ///   [`Only::InDoubt`] says. A record that is there all the time is counted once; where
+    ///   [`Capabilities::lists_in_order`] is false, at least once.
+    /// - Once the time of the budget is over, it begins no further step, and returns what it has
+    ///   counted with [`Census::complete`] false. That is not an error, also where it has counted
+    ///   nothing.
+    /// - A step takes a bounded time, also on the server: a census that was given up leaves nothing
+    ///   behind that works or waits. No step keeps writers waiting for longer than other requests.
+    /// - A record that cannot be read is counted in [`Census::unreadable`], and costs no other its
+    ///   place.
+    fn census(&self, budget: Budget) -> impl Future<Output = Result<Census, StoreError>> + Send;
+
     /// Removes at most `limit` expired records. Does nothing in stores whose server expires records
     /// itself.
     ///
     /// To be correct: never removes a record that is P or X before its expiry, and leaves the
-    /// tombstones that `after_expiry` requires.
+    /// tombstones that `after_expiry` requires. Where [`Capabilities::needs_purging`] is true,
+    /// repeated purges remove everything of which nothing is left, and each reports its part.
     fn purge(&self, limit: usize) -> impl Future<Output = Result<PurgeOutcome, StoreError>> + Send;
 }

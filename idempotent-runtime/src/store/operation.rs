@@ -41,6 +41,8 @@ pub enum Operation {
     Remove,
     /// [`Store::scan`](super::Store::scan).
     Scan,
+    /// [`Store::census`](super::Store::census).
+    Census,
     /// [`Store::purge`](super::Store::purge).
     Purge,
     /// The connection to the store, and the check of its settings.
@@ -71,6 +73,7 @@ impl Operation {
             Self::Resolve => "resolve",
             Self::Remove => "remove",
             Self::Scan => "scan",
+            Self::Census => "census",
             Self::Purge => "purge",
             Self::Connect => "connect",
             Self::Migrate => "migrate",

@@ -516,7 +516,7 @@ pub enum Only {
 }
 
 impl Only {
-    fn includes(self, record: &Record) -> bool {
+    pub(crate) fn includes(self, record: &Record) -> bool {
         match self {
             Self::Any => true,
             Self::InDoubt => {

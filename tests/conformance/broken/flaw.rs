@@ -106,6 +106,34 @@ pub enum Flaw {
     ExpiryNeedsPurge,
     /// A purge takes what is old, whether or not it has expired.
     PurgesTakeUnfinished,
+    /// A purge takes nothing.
+    PurgesTakeNothing,
+    /// A purge takes all that has expired, whatever its limit.
+    PurgesWithoutLimit,
+    /// A claim that asks for the expiry of a result is not told it.
+    ExpiriesUntold,
+    /// A claim that asks for the expiry of a result is told that of its tombstone.
+    ExpiriesOfTombstones,
+    /// A claim that asks for the expiry of a result is told what the claim before had.
+    ExpiriesOfTheLinger,
+    /// A census counts what has expired.
+    CensusesOfWhatIsStored,
+    /// A census of doubts leaves out those that no caller has noticed.
+    CensusesOverlookOrphans,
+    /// A census does not tell names apart that differ in spaces.
+    CensusesOfTrimmedNames,
+    /// A census does not tell namespaces apart.
+    CensusesOfOneNamespace,
+    /// A census does not know how old a record is.
+    CensusesOfNow,
+    /// A census does not know how large a body is.
+    CensusesWithoutSizes,
+    /// A census does not look at its time.
+    CensusesWithoutEnd,
+    /// A census whose time is over is as good as any.
+    CensusesStopUnnoticed,
+    /// A census ends after a thousand records.
+    CensusesOfOneStep,
     /// A list ends after the first page.
     ScansEnd,
     /// A list of doubts leaves out those that no caller has noticed.
@@ -130,7 +158,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them, each with the case that is about it.
-    pub const ALL: [(Self, &'static str); 61] = [
+    pub const ALL: [(Self, &'static str); 75] = [
         (Self::LockOfOneHandle, "requests_that_meet_on_a_running_record_have_an_order"),
         (Self::NothingAtomic, "requests_that_meet_where_no_record_is_have_an_order"),
         (Self::ClaimsAtomicOnly, "requests_that_meet_on_a_doubt_have_an_order"),
@@ -182,6 +210,20 @@ impl Flaw {
         (Self::FingerprintsForgotten, "a_contradicting_fingerprint_takes_nothing_over"),
         (Self::ExpiryNeedsPurge, "an_expired_result_is_absent"),
         (Self::PurgesTakeUnfinished, "a_purge_takes_only_what_has_expired"),
+        (Self::PurgesTakeNothing, "a_purge_removes_what_has_expired_up_to_its_limit"),
+        (Self::PurgesWithoutLimit, "a_purge_removes_what_has_expired_up_to_its_limit"),
+        (Self::ExpiriesUntold, "a_result_is_returned_with_its_expiry_if_asked"),
+        (Self::ExpiriesOfTombstones, "a_result_is_returned_with_its_expiry_if_asked"),
+        (Self::ExpiriesOfTheLinger, "a_result_is_returned_with_its_expiry_if_asked"),
+        (Self::CensusesOfWhatIsStored, "a_census_leaves_out_what_has_expired"),
+        (Self::CensusesOverlookOrphans, "a_census_knows_what_is_in_doubt"),
+        (Self::CensusesOfTrimmedNames, "a_census_counts_by_operation_and_state"),
+        (Self::CensusesOfOneNamespace, "a_census_counts_by_operation_and_state"),
+        (Self::CensusesOfNow, "a_census_knows_what_is_in_doubt"),
+        (Self::CensusesWithoutSizes, "a_census_adds_up_the_sizes_of_bodies"),
+        (Self::CensusesWithoutEnd, "a_census_stops_at_its_budget"),
+        (Self::CensusesStopUnnoticed, "a_census_stops_at_its_budget"),
+        (Self::CensusesOfOneStep, "ten_thousand_records_are_kept"),
         (Self::ScansEnd, "a_scan_lists_every_record_once"),
         (Self::ScansOverlookOrphans, "a_scan_lists_what_somebody_has_to_look_at"),
         (Self::ScansOfEveryNamespace, "a_scan_lists_records_of_a_namespace_and_an_age"),

@@ -10,9 +10,10 @@ use bytes::Bytes;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Abandon, AdminOutcome, Capabilities, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy,
-    Cursor, Facets, Grant, Only, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal,
-    Resolve, Scan, State, Store, StoreError, Token, Watch, WriteOutcome, transition,
+    Abandon, AdminOutcome, Budget, Capabilities, Census, CensusGroup, Checkpoint, Claim,
+    ClaimOutcome, Commit, CrashPolicy, Cursor, Facets, Grant, Only, Page, Park, PurgeOutcome,
+    Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token, Watch,
+    WriteOutcome, transition,
 };
 use idempotency::testing::ManualClock;
 use tokio::sync::Notify;
@@ -272,6 +273,35 @@ impl BrokenStore {
         claim
     }
 
+    /// What a claim is told about when a result expires.
+    fn told(&self, mut claimed: ClaimOutcome, tell_expiry: bool) -> ClaimOutcome {
+        if let (true, ClaimOutcome::Existing(record)) = (tell_expiry, &mut claimed)
+            && record.state.is_answer()
+        {
+            match self.flaw {
+                Flaw::ExpiriesUntold => record.expires = Timestamp::default(),
+                Flaw::ExpiriesOfTombstones => record.expires = record.expires + record.after_expiry,
+                Flaw::ExpiriesOfTheLinger => record.expires = record.lease_until + record.linger,
+                _ => {}
+            }
+        }
+        claimed
+    }
+
+    /// What the census counts a record as.
+    fn group(&self, record: &Record) -> CensusGroup {
+        let mut group = CensusGroup::of(record);
+        match self.flaw {
+            Flaw::CensusesOverlookOrphans => group.in_doubt = record.state == State::InDoubt,
+            Flaw::CensusesOfTrimmedNames => group.operation = group.operation.trim().into(),
+            Flaw::CensusesOfOneNamespace => group.namespace = "".into(),
+            Flaw::CensusesOfNow => group.oldest = record.read_at,
+            Flaw::CensusesWithoutSizes => group.bytes = 0,
+            _ => {}
+        }
+        group
+    }
+
     fn keys(&self) -> Vec<KeyHash> {
         locked(&self.shared.records).keys().copied().collect()
     }
@@ -283,7 +313,9 @@ impl Store for BrokenStore {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::in_process()
+        let mut capabilities = Capabilities::in_process();
+        capabilities.needs_purging = true;
+        capabilities
     }
 
     fn facets(&self) -> Facets<'_> {
@@ -341,7 +373,7 @@ impl Store for BrokenStore {
                 claimed
             })
             .await;
-        Ok(claimed)
+        Ok(self.told(claimed, claim.tell_expiry))
     }
 
     async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
@@ -530,7 +562,43 @@ impl Store for BrokenStore {
         Ok(Page::new(records, None))
     }
 
+    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+        let (mut census, began) = (Census::new(), self.shared.clock.monotonic());
+        for (seen, key) in self.keys().into_iter().enumerate() {
+            let is_over = self.shared.clock.monotonic().saturating_sub(began) >= budget.time;
+            if is_over && !self.has(Flaw::CensusesWithoutEnd) {
+                if self.has(Flaw::CensusesStopUnnoticed) {
+                    break;
+                }
+                return Ok(census.stopped_before(key));
+            }
+            if self.has(Flaw::CensusesOfOneStep) && seen == 1_000 {
+                break;
+            }
+            let now = self.shared.clock.now();
+            let found = self.find(key, By::Operator);
+            let record = if self.has(Flaw::CensusesOfWhatIsStored) {
+                found.map(|mut record| {
+                    record.read_at = now;
+                    record
+                })
+            } else {
+                transition::read(&mut { found }, now)
+            };
+            if let Some(record) = record {
+                census.at = record.read_at;
+                census.add_group(self.group(&record));
+            }
+        }
+        Ok(census)
+    }
+
     async fn purge(&self, limit: usize) -> Result<PurgeOutcome, StoreError> {
+        let limit = match self.flaw {
+            Flaw::PurgesTakeNothing => 0,
+            Flaw::PurgesWithoutLimit => usize::MAX,
+            _ => limit,
+        };
         let mut removed = 0;
         for key in self.keys() {
             let is_expired = self.change(By::Operator, key, |slot, now| {

@@ -47,7 +47,9 @@ impl Executed {
                 !access.extra.contains("filesort") && !access.extra.contains("temporary"),
                 "{self:#?}"
             );
-            assert!(access.read.is_none_or(|rows| rows <= 1_024.0), "{self:#?}");
+            // A census counts more rows than others read.
+            let most = if self.text.contains("max(now_is)") { 4_000.0 } else { 1_024.0 };
+            assert!(access.read.is_none_or(|rows| rows <= most), "{self:#?}");
         }
     }
 }

@@ -6,10 +6,12 @@
 
 mod log;
 
+use std::time::Duration;
+
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Checkpoint, ClaimOutcome, MySqlStore, Park, Reason, Release, Remove, Renewal, Scan,
-    Store as _, Token, WriteOutcome,
+    Abandon, Budget, Checkpoint, ClaimOutcome, MySqlStore, Park, Reason, Release, Remove, Renewal,
+    Scan, Store as _, Token, WriteOutcome,
 };
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::MariaDbOptions;
@@ -90,6 +92,8 @@ async fn everything(store: &MySqlStore, loaded: KeyHash) -> anyhow::Result<()> {
         scan.after = store.scan(scan.clone()).await?.next;
         assert!(scan.after.is_some());
     }
+    let census = store.census(Budget::of(Duration::from_secs(600))).await?;
+    assert!(census.complete && census.unreadable == 0, "{census:?}");
     for _ in 0..3 {
         assert!(store.purge(1_000).await?.removed > 0);
     }
@@ -99,7 +103,7 @@ async fn everything(store: &MySqlStore, loaded: KeyHash) -> anyhow::Result<()> {
 }
 
 /// How the statements begin that have to be among those that were seen.
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 14] = [
     "SELECT server.micros",
     "INSERT",
     "UPDATE `idempotency_records` SET `format`",
@@ -112,6 +116,7 @@ const KINDS: [&str; 13] = [
     "SELECT key_hash, purge_at",
     "SELECT server.read_at",
     "SELECT (TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)) DIV 1000), `key_hash`",
+    "SELECT CAST(max(now_is) AS SIGNED)",
     "UPDATE `idempotency_records` FORCE INDEX (PRIMARY) SET purge_at",
 ];
 

@@ -1,5 +1,6 @@
 //! The suite that every store must pass: one test for each rule of [`Store`](crate::store::Store).
 
+pub mod census;
 pub mod claims;
 pub mod clocks;
 pub mod handles;
@@ -158,6 +159,7 @@ macro_rules! __conformance_list {
                 a_stale_owners_result_is_refused
                 a_result_is_completed_or_failed
                 a_result_is_kept_for_its_ttl
+                a_result_is_returned_with_its_expiry_if_asked
                 a_vanished_record_is_written_anew
                 a_vanished_record_is_not_written_unless_asked
                 an_adoption_ends
@@ -195,7 +197,14 @@ macro_rules! __conformance_list {
                 the_records_own_linger_decides
                 a_hundred_years_are_a_time
                 an_expired_record_leaves_its_tombstone
-                a_purge_takes_only_what_has_expired;
+                a_purge_takes_only_what_has_expired
+                a_purge_removes_what_has_expired_up_to_its_limit;
+            census:
+                a_census_counts_by_operation_and_state
+                a_census_knows_what_is_in_doubt
+                a_census_leaves_out_what_has_expired
+                a_census_adds_up_the_sizes_of_bodies
+                a_census_stops_at_its_budget;
             watches:
                 a_watch_begins_with_the_record
                 a_watch_is_woken_by_a_result
@@ -312,6 +321,7 @@ mod tests {
         let listed: Vec<&str> =
             list.split_whitespace().filter(|word| !word.ends_with(':')).collect();
         let sources = [
+            include_str!("census.rs"),
             include_str!("claims.rs"),
             include_str!("clocks.rs"),
             include_str!("handles.rs"),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Scene;
-use super::scene::{KEY, OPERATION, fingerprint, token};
+use super::scene::{KEY, OPERATION, fingerprint, key, token};
 use crate::store::{
     AdminOutcome, Adoption, Checkpoint, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove,
     Resolve, ResolveAnswer, State, Store as _, WriteOutcome,
@@ -309,6 +309,38 @@ pub async fn a_result_is_kept_for_its_ttl<S: Subject>(scene: Scene<S>) {
     scene.kept_for(&scene.record().await, scene.leases(16), rule);
     scene.pass(14).await;
     assert_eq!(&scene.held(&claim, rule).await.body[..], b"kept", "{rule}");
+}
+
+/// What a cache beside the store relies on: never longer than the record is kept.
+pub async fn a_result_is_returned_with_its_expiry_if_asked<S: Subject>(scene: Scene<S>) {
+    let rule = "a claim with `tell_expiry` is answered with the time at which the result expires";
+    for (number, state, after_expiry) in [
+        (1, State::Completed, 0),
+        (2, State::Failed, 0),
+        (3, State::Completed, 8),
+        (4, State::Failed, 8),
+    ] {
+        // Neither the lease nor the linger, the plan or the tombstone is what counts.
+        let claim = Claim {
+            key: key(number),
+            linger: scene.leases(40),
+            ttl: scene.leases(80),
+            after_expiry: scene.leases(after_expiry),
+            ..scene.claim_by(number.into())
+        };
+        scene.mine(&claim, rule).await;
+        let commit = Commit { key: key(number), state, ..scene.commit_by(number.into(), "kept") };
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
+    }
+    scene.pass(4).await;
+    for number in 1..=4 {
+        let claim = Claim { key: key(number), tell_expiry: true, ..scene.claim_by(9) };
+        let record = scene.held(&claim, rule).await;
+        let kept = Scene::<S>::kept(&record);
+        let expected = scene.leases(11)..scene.leases(13);
+        assert!(expected.contains(&kept), "{rule}: {expected:?}, and not {kept:?} ({record:?})");
+        assert!(!record.body.is_empty(), "{rule}: and with the result");
+    }
 }
 
 /// T9: the record vanished under its living owner.

@@ -7,7 +7,7 @@ use super::Scene;
 use super::scene::{KEY, key, token};
 use crate::store::{
     AdminOutcome, Claim, Commit, CrashPolicy, Park, Reason, Release, Remove, Resolve,
-    ResolveAnswer, Scan, State, WriteOutcome,
+    ResolveAnswer, Scan, State, Store as _, WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -260,6 +260,37 @@ pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
             "T13: what has expired is absent after a purge"
         );
     }
+}
+
+/// A purge does its work, and no more of it at once than it was asked for.
+pub async fn a_purge_removes_what_has_expired_up_to_its_limit<S: Subject>(scene: Scene<S>) {
+    let rule = "a purge removes at most as many records as its limit, and repeated ones all that \
+        have expired";
+    for number in 1..=6_u8 {
+        let claim = Claim { key: key(number), ..scene.claim_by(number.into()) };
+        // One is kept.
+        let ttl = scene.leases(if number == 6 { 64 } else { 1 });
+        scene.mine(&Claim { ttl, ..claim }, rule).await;
+        let commit = Commit { key: key(number), ttl, ..scene.commit_by(number.into(), "short") };
+        assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
+    }
+    scene.pass(3).await;
+    let none = scene.purge_at_most(0).await;
+    assert_eq!(none.removed, 0, "{rule}: none at all");
+    let mut removed = Vec::new();
+    // A store may look at records that it then puts off.
+    for _ in 0..10 {
+        let purged = scene.purge_at_most(2).await;
+        assert!(purged.removed <= 2, "{rule}: {purged:?}");
+        removed.push(purged.removed);
+    }
+    if scene.store().capabilities().needs_purging {
+        assert_eq!(removed.iter().sum::<usize>(), 5, "{rule}: five, and not {removed:?}");
+        let is_first = removed.iter().position(|removed| *removed > 0).is_some_and(|at| at < 3);
+        assert!(is_first, "{rule}: from the first ones on, and not {removed:?}");
+    }
+    assert!(scene.read_key(key(6)).await.is_some(), "{rule}, and nothing else");
+    assert_eq!(scene.list(Scan::default(), rule).await.len(), 1, "{rule}");
 }
 
 /// Asserts that every operation except a claim finds no record.

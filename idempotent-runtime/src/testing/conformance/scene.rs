@@ -10,9 +10,9 @@ use crate::clock::SystemClock;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, AdminOutcome, Adoption, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, Grant,
-    Park, Reason, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, Token, Watch,
-    WriteOutcome,
+    Abandon, AdminOutcome, Adoption, Budget, Census, Checkpoint, Claim, ClaimOutcome, Commit,
+    CrashPolicy, Grant, Park, PurgeOutcome, Reason, Record, Release, Remove, Renewal, Resolve,
+    Scan, State, Store, Token, Watch, WriteOutcome,
 };
 use crate::testing::{ClockJump, Subject};
 
@@ -396,6 +396,18 @@ impl<S: Subject> Scene<S> {
     /// Returns the records that `scan` lists, in the order of their keys.
     pub(super) async fn list(&self, scan: Scan, rule: &str) -> Vec<Record> {
         all_pages(self.store(), scan, rule).await
+    }
+
+    /// Returns a census that nothing has stopped.
+    pub(super) async fn census(&self, rule: &str) -> Census {
+        let census = answered(|| self.store().census(Budget::of(Duration::from_secs(3_600)))).await;
+        assert!(census.complete, "{rule}: an hour is enough: {census:?}");
+        census
+    }
+
+    /// Purges with this limit.
+    pub(super) async fn purge_at_most(&self, limit: usize) -> PurgeOutcome {
+        answered(|| self.store().purge(limit)).await
     }
 
     pub(super) async fn purge(&self) {

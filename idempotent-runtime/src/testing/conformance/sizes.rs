@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use super::Scene;
+use super::census::expect_census;
 use super::scene::{OPERATION, all_pages, answered, numbered, token};
 use crate::store::{Claim, ClaimOutcome, Commit, Renewal, Scan, State, Store, WriteOutcome};
 use crate::testing::Subject;
@@ -105,6 +106,11 @@ pub async fn ten_thousand_records_are_kept<S: Subject>(scene: Scene<S>) {
     let found = all_pages(&*second, scan, rule).await;
     let found: Vec<_> = found.iter().map(|record| record.key).collect();
     assert_eq!(found, [numbered(RECORDS)], "{rule}: one among those that are not listed");
+    let census = expect_census(&*second, HOUR).await;
+    let (all, is_exact) = (u64::from(RECORDS) + 1, scene.store().capabilities().lists_in_order);
+    let count = census.count();
+    assert!(census.complete, "{rule}: a census sees all of them");
+    assert!(count == all || !is_exact && count > all, "{rule}: it counts {count}");
     for number in (0..RECORDS).step_by(97) {
         let stranger = Claim { token: token(9), ..claim(number) };
         assert!(
