@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::instance::Instance;
 use super::operations::Site;
 use super::report::Report;
-use super::settings::{check_conflict, check_pause, check_time};
+use super::settings::{Settings, check_conflict, check_pause, check_time};
 use super::task_state::TaskState;
 use super::verify::SETTLE;
 use super::window::Windowed;
@@ -157,9 +157,45 @@ impl Request {
         }
     }
 
+    fn check_times(
+        &self,
+        settings: &Settings,
+        ttl: Duration,
+        lease: Duration,
+    ) -> Result<(), Error> {
+        let (retention, ceiling) = (MILLI..=settings.max_ttl, settings.max_ttl);
+        if !retention.contains(&ttl) {
+            return Err(Error::config(format!(
+                "`ttl` is {ttl:?}; it must be from 1ms to {ceiling:?}"
+            )));
+        }
+        check_time("lease", lease)?;
+        check_pause("settle", self.settle)?;
+        if self.policy == CrashPolicy::Verify && self.settle >= settings.max_run {
+            return Err(Error::config(format!(
+                "`settle` ({:?}) is not shorter than `max_run` ({:?}): no call would ever ask",
+                self.settle, settings.max_run
+            )));
+        }
+        if let Some(Conflict::As(on_conflict)) = self.on_conflict {
+            check_conflict(on_conflict)?;
+        }
+        if let Some(after_expiry) = self.after_expiry.filter(|time| !retention.contains(time)) {
+            return Err(Error::config(format!(
+                "`after_expiry` is {after_expiry:?}; it must be from 1ms to {ceiling:?}"
+            )));
+        }
+        if self.lease.is_some_and(|lease| lease > ttl) {
+            return Err(Error::config(format!(
+                "`ttl` ({ttl:?}) is shorter than `lease` ({lease:?})"
+            )));
+        }
+        Ok(())
+    }
+
     pub(crate) fn checked(self) -> Result<CheckedCall, Error> {
         let named = |error: Error, operation: &Arc<str>| error.of_operation(operation);
-        let engine = self.engine?.inner;
+        let engine = self.engine.clone()?.inner;
         let operation: Arc<str> = match &self.operation {
             Operation::Named(name) => name.clone(),
             Operation::Site(site, instance) => {
@@ -174,37 +210,9 @@ impl Request {
             let ttl = self.ttl.ok_or_else(|| {
                 Error::config("the call has no `ttl`; set how long its result is kept")
             })?;
-            if ttl < MILLI || ttl > settings.max_ttl {
-                return Err(Error::config(format!(
-                    "`ttl` is {ttl:?}; it must be from 1ms to {:?}",
-                    settings.max_ttl
-                )));
-            }
             let lease = self.lease.unwrap_or(settings.lease);
-            check_time("lease", lease)?;
-            check_pause("settle", self.settle)?;
-            if self.settle >= settings.max_run {
-                return Err(Error::config(format!(
-                    "`settle` ({:?}) is not shorter than `max_run` ({:?}): no call would ever ask",
-                    self.settle, settings.max_run
-                )));
-            }
-            if let Some(Conflict::As(on_conflict)) = self.on_conflict {
-                check_conflict(on_conflict)?;
-            }
+            self.check_times(settings, ttl, lease)?;
             let after_expiry = self.after_expiry.unwrap_or_default();
-            let refusable = MILLI..=settings.max_ttl;
-            if self.after_expiry.is_some_and(|refused| !refusable.contains(&refused)) {
-                let ceiling = settings.max_ttl;
-                return Err(Error::config(format!(
-                    "`after_expiry` is {after_expiry:?}; it must be from 1ms to {ceiling:?}"
-                )));
-            }
-            if self.lease.is_some_and(|lease| lease > ttl) {
-                return Err(Error::config(format!(
-                    "`ttl` ({ttl:?}) is shorter than `lease` ({lease:?})"
-                )));
-            }
             let scope = self
                 .scope
                 .as_ref()
@@ -236,8 +244,8 @@ impl Request {
                 lease,
                 key,
                 windowed,
-                self.fingerprint?,
-                self.former_fingerprints?,
+                self.fingerprint.clone()?,
+                self.former_fingerprints.clone()?,
             ))
         };
         let (ttl, least_ttl, after_expiry, lease, key, windowed, fingerprint, former_fingerprints) =
