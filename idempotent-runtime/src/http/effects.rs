@@ -41,8 +41,8 @@ impl NothingHappened {
     }
 }
 
-/// An extension of a problem that was made of an error with this kind: the body ran in a transaction
-/// of the user, and nothing that it wrote there is kept.
+/// An extension of a problem that was made of an error with this kind: the body ran in a
+/// transaction of the user, and nothing that it wrote there is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RolledBack(pub(super) ErrorKind);
 

@@ -54,8 +54,8 @@ use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 ///
 /// A problem made of `MissingKey` or `InvalidKey` becomes 500 `internal`: the client would relate it
 /// to the key that it sent. All problems get the form of the layer's refusals, which
-/// [`stripe`](Self::stripe) and [`with_problem`](Self::with_problem) set. What the handler and other
-/// layers have added to them or changed in them stays: headers, and the status.
+/// [`stripe`](Self::stripe) and [`with_problem`](Self::with_problem) set. What the handler and
+/// other layers have added to them or changed in them stays: headers, and the status.
 ///
 /// A response that a handler builds from an error itself, without the kind, is judged by its status
 /// like any other.

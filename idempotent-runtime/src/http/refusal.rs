@@ -68,8 +68,8 @@ impl Options {
     ///
     /// Clients of the layer know one form of refusals, and those of Stripe's API take another one
     /// for a result. The decision about the key stays: it is made from the extensions, and so is
-    /// the one of a layer around this one. So does everything that the handler and other layers have
-    /// added to the plain form or changed in it: headers, and the status.
+    /// the one of a layer around this one. So does everything that the handler and other layers
+    /// have added to the plain form or changed in it: headers, and the status.
     pub(super) fn in_form<B>(&self, response: Response<B>) -> Response<ResponseBody<B>> {
         let has_form = self.form != BaseForm::ProblemDetails || self.shape.is_some();
         let problem = plain(&response).filter(|_| has_form).cloned();
@@ -90,8 +90,8 @@ impl Options {
         Response::from_parts(head, ResponseBody::full(body))
     }
 
-    /// Returns the headers of a refusal, and those of the response in whose place it is, which began
-    /// as `plain`.
+    /// Returns the headers of a refusal, and those of the response in whose place it is, which
+    /// began as `plain`.
     fn headers_in_form(
         &self,
         response: &HeaderMap,
