@@ -45,7 +45,8 @@ pub enum ErrorKind {
     /// [fence](crate::Context::fence) could not be read. For an operator: it is not known whether
     /// the answer, or the removal, was stored.
     NotStored,
-    /// The body ran and its result is larger than the limit. A marker is stored in its place.
+    /// The body ran and its result is larger than the limit. A marker is stored in its place,
+    /// except for a call in a transaction of the user: it [leaves nothing](Error::is_rolled_back).
     TooLarge,
     /// The store has no room for another record. The body did not run.
     Full,
@@ -422,9 +423,10 @@ impl Error {
     /// caller has taken the call over and is running it: the next call may repeat what it did.
     /// Nor is [`NotStored`](ErrorKind::NotStored) of a body in a transaction of the user, or of a
     /// [fence](crate::Context::fence), nor [`StoreUnavailable`](ErrorKind::StoreUnavailable) of a
-    /// transaction whose commit the database refuses, by a constraint for example. Otherwise the same call after `NotStored` learns the outcome;
-    /// if nothing has reached the store by the end of the lease, [`OnCrash`](crate::OnCrash)
-    /// decides, and for a step its kind.
+    /// transaction whose commit the database refuses because of a constraint, as long as the data
+    /// are as they are. Otherwise the same call after `NotStored` learns the outcome; if nothing
+    /// has reached the store by the end of the lease, [`OnCrash`](crate::OnCrash) decides, and for a
+    /// step its kind.
     pub fn is_retryable(&self) -> bool {
         let will_ask = self.0.kind == ErrorKind::InDoubt && self.0.retry_after.is_some();
         let passes = matches!(

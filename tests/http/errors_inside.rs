@@ -281,11 +281,11 @@ async fn rule_65_a_call_whose_transaction_was_rolled_back_is_not_said_not_to_hav
 -> anyhow::Result<()> {
     let (pool, routes) = baskets().await?;
     let world = World::setup().routes(routes).start().await?;
-    // The rule refuses it each time: nothing invites to send it again.
+    // The rule refuses it as long as the data are as they are: nothing invites to send it again.
     for runs in 1..=2 {
         let refused = order(&world, "/baskets", "refused").await?;
         refused.assert_problem(500, "internal")?;
-        let ran = "It was run, and its transaction was rolled back.";
+        let ran = "The call was run, and its transaction was rolled back.";
         assert_eq!(
             (&refused.json()?["detail"], refused.header("retry-after")),
             (&ran.into(), None)
@@ -299,7 +299,8 @@ async fn rule_65_a_call_whose_transaction_was_rolled_back_is_not_said_not_to_hav
     sqlx::raw_sql(full).execute(&pool).await?;
     let unwritten = order(&world, "/baskets", "unwritten").await?;
     unwritten.assert_problem(503, "unavailable")?;
-    let ran = "It was run, and its transaction was rolled back. Retry later with the same key.";
+    let ran =
+        "The call was run, and its transaction was rolled back. Retry later with the same key.";
     assert_eq!(
         (&unwritten.json()?["detail"], unwritten.header("retry-after")),
         (&ran.into(), Some("1"))
@@ -307,12 +308,67 @@ async fn rule_65_a_call_whose_transaction_was_rolled_back_is_not_said_not_to_hav
     assert_eq!((world.state("unwritten").await?, world.effects("ran-unwritten")), (None, 1));
     sqlx::raw_sql("DROP TRIGGER full").execute(&pool).await?;
     assert_eq!(order(&world, "/baskets", "unwritten").await?.status, 200);
-    // Nothing of it is kept either, not even a marker.
-    let large = order(&world, "/baskets", "large").await?;
-    large.assert_problem(500, "internal")?;
-    assert_eq!(large.json()?["detail"], "It was run, and its transaction was rolled back.");
+    // Nothing of it is kept either, not even a marker: the key is free.
+    for runs in 1..=2 {
+        let large = order(&world, "/baskets", "large").await?;
+        large.assert_problem(500, "internal")?;
+        let ran = "The call was run, and its transaction was rolled back.";
+        assert_eq!((&large.json()?["detail"], large.header("retry-after")), (&ran.into(), None));
+        assert_eq!((world.state("large").await?, world.effects("ran-large")), (None, runs));
+    }
     let (lines,): (i64,) = sqlx::query_as("SELECT count(*) FROM lines").fetch_one(&pool).await?;
     assert_eq!((lines, world.effects("ran-unwritten")), (1, 2));
+    Ok(())
+}
+
+/// They send a request again after 5xx.
+#[tokio::test]
+async fn rule_66_clients_of_stripe_do_not_repeat_a_call_whose_commit_the_database_refuses()
+-> anyhow::Result<()> {
+    let (pool, routes) = baskets().await?;
+    let world = World::setup().layer(IdempotencyLayer::stripe).routes(routes).start().await?;
+    let refused = order(&world, "/baskets", "refused").await?;
+    sqlx::raw_sql("INSERT INTO baskets VALUES (7)").execute(&pool).await?;
+    let large = order(&world, "/baskets", "large").await?;
+    for refused in [refused, large] {
+        assert_eq!(
+            (refused.status, refused.header("stripe-should-retry")),
+            (500, Some("false")),
+            "{refused:?}"
+        );
+        assert_eq!(refused.header("idempotency-problem"), Some("internal"));
+    }
+    let full = "CREATE TRIGGER full BEFORE UPDATE ON idempotency_records
+        BEGIN SELECT RAISE(ABORT, 'no room'); END";
+    sqlx::raw_sql(full).execute(&pool).await?;
+    let unwritten = order(&world, "/baskets", "unwritten").await?;
+    assert_eq!(
+        (unwritten.status, unwritten.header("stripe-should-retry")),
+        (503, Some("true")),
+        "{unwritten:?}"
+    );
+    Ok(())
+}
+
+/// The handler may have done something before.
+#[tokio::test]
+async fn rule_65_a_call_that_did_not_run_does_not_say_so_of_its_request() -> anyhow::Result<()> {
+    let (world, inner) = around_orders().await?;
+    let full = || Some(Fault::Refused(StoreErrorKind::Full));
+    inner.store.always(Operation::Claim, full());
+    let refused = order(&world, "/passed", "inside").await?;
+    refused.assert_problem(503, "unavailable")?;
+    let of_call = "The call was not run. Retry later with the same key.";
+    assert_eq!((&refused.json()?["detail"], world.effects("handled-inside")), (&of_call.into(), 1));
+    // What the layer refuses was not run at all.
+    world.store.always(Operation::Claim, full());
+    let refused = order(&world, "/passed", "around").await?;
+    refused.assert_problem(503, "unavailable")?;
+    let of_request = "It was not run. Retry later with the same key.";
+    assert_eq!(
+        (&refused.json()?["detail"], world.effects("handled-around")),
+        (&of_request.into(), 0)
+    );
     Ok(())
 }
 

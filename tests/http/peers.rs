@@ -280,7 +280,29 @@ fn refusing() -> Router<Shop> {
         Problem::new(ProblemKind::Mismatch).with_documentation("https://shop/help").into_response()
     };
     let reworded = post(async || Problem::new(ProblemKind::Mismatch).into_response());
+    async fn digested(response: Response<Body>) -> Response<Body> {
+        let (mut head, body) = response.into_parts();
+        for name in ["content-digest", "repr-digest", "digest", "content-md5", "trailer"] {
+            head.headers.insert(name, HeaderValue::from_static("of-the-old-bytes"));
+        }
+        let exposed = HeaderValue::from_static("x-served-by");
+        head.headers.append("access-control-expose-headers", exposed);
+        Response::from_parts(head, body)
+    }
+    // A handler that says when, and for how long.
+    let told = async || {
+        let own = [("retry-after", "120"), ("cache-control", "private"), ("vary", "origin")];
+        (own, Problem::new(ProblemKind::Unavailable)).into_response()
+    };
+    let limited = async || {
+        (StatusCode::TOO_MANY_REQUESTS, Problem::new(ProblemKind::Mismatch)).into_response()
+    };
+    let accepted =
+        async || (StatusCode::ACCEPTED, Problem::new(ProblemKind::Mismatch)).into_response();
     Router::new()
+        .route("/told", post(told).layer(map_response(digested)))
+        .route("/limited", post(limited))
+        .route("/accepted", post(accepted))
         .route("/mismatch", post(mismatch))
         .route("/uncertain", post(uncertain))
         .route("/explained", post(explained))
@@ -374,6 +396,49 @@ async fn rule_66_problems_that_handlers_answer_with_have_the_form_of_the_layer_w
             (mismatch.header("idempotency-bypassed"), world.effects("handled")),
             (Some("true"), 1)
         );
+    }
+    Ok(())
+}
+
+/// Another form changes what the plain one is made of, and nothing else.
+#[tokio::test]
+async fn rule_66_the_form_of_a_problem_keeps_what_the_handler_and_other_layers_say()
+-> anyhow::Result<()> {
+    let shape = |_: &Problem, mut response: Response<Bytes>| {
+        response.headers_mut().append("vary", HeaderValue::from_static("accept"));
+        response.map(|_| Bytes::from_static(b"own form"))
+    };
+    for of_stripe in [true, false] {
+        let layer = move |layer: IdempotencyLayer| {
+            if of_stripe { layer.stripe() } else { layer.with_problem(shape) }
+        };
+        let world = World::setup().layer(layer).routes(refusing()).start().await?;
+        let post = |path| world.client.post(path).key(path).send();
+        let told = post("/told").await?;
+        assert_eq!((told.status, told.header("idempotency-problem")), (503, Some("unavailable")));
+        let all = |name: &str| -> Vec<_> {
+            told.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect()
+        };
+        assert_eq!((all("retry-after"), all("cache-control")), (vec!["120"], vec!["private"]));
+        let vary = if of_stripe { vec!["origin"] } else { vec!["accept", "origin"] };
+        assert_eq!(all("vary"), vary);
+        let exposed = all("access-control-expose-headers");
+        for name in ["Retry-After", "x-served-by"] {
+            assert_eq!(
+                exposed.iter().filter(|&&exposed| exposed == name).count(),
+                1,
+                "{exposed:?}"
+            );
+        }
+        assert!(exposed.iter().any(|names| names.contains("idempotency-problem")), "{exposed:?}");
+        for name in ["content-digest", "repr-digest", "digest", "content-md5", "trailer"] {
+            assert_eq!(told.header(name), None, "{name}");
+        }
+        // The status that the handler has chosen. To clients of Stripe's API a 202 is a result.
+        assert_eq!(post("/limited").await?.status, 429);
+        assert_eq!(post("/accepted").await?.status, if of_stripe { 400 } else { 202 });
+        let mismatch = post("/mismatch").await?;
+        assert_eq!(mismatch.status, if of_stripe { 400 } else { 422 });
     }
     Ok(())
 }

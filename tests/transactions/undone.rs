@@ -220,6 +220,43 @@ async fn on_sqlite_a_commit_that_a_rule_refuses_is_made_once() -> anyhow::Result
     a_commit_that_a_rule_refuses_is_made_once!(databases::Sqlite)
 }
 
+/// The rule needs a row that is locked by then. The data break no rule.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_commit_that_waits_too_long_for_a_lock_can_be_made_again()
+-> anyhow::Result<()> {
+    type Postgres = databases::Postgres;
+    let scene = Scene::<Postgres>::new(3, None).await?;
+    let rule = "CREATE TABLE baskets (id INT PRIMARY KEY); INSERT INTO baskets VALUES (7);
+        CREATE TABLE lines (basket INT REFERENCES baskets (id) DEFERRABLE INITIALLY DEFERRED)";
+    sqlx::raw_sql(rule).execute(&scene.pool).await?;
+    let mut other = scene.pool.begin().await?;
+    sqlx::query("SELECT 1 FROM baskets FOR UPDATE").execute(&mut *other).await?;
+    let engine = &scene.engine;
+    let charge = async || {
+        in_transaction(&scene.pool, |mut transaction| async move {
+            let call = call(engine, "a").run_in(&mut transaction, async |connection| {
+                Postgres::add(connection, "a", "first").await?;
+                sqlx::query("INSERT INTO lines VALUES (7)").execute(connection).await?;
+                Ok::<_, Fault>(String::from("first"))
+            });
+            let value = call.await?;
+            let bound = "SET LOCAL lock_timeout = '50ms'";
+            sqlx::query(bound).execute(&mut **transaction).await?;
+            Ok::<_, Fault>(value)
+        })
+        .await
+    };
+    let Err(Fault::Idempotency(error)) = charge().await else { panic!("the row is locked") };
+    assert!(format!("{error:?}").contains("lock timeout"), "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+    assert!(error.is_retryable() && error.is_rolled_back(), "{error}");
+    assert!(error.to_string().contains("run the whole transaction again"), "{error}");
+    other.rollback().await?;
+    let value = charge().await?;
+    scene.is_exact(&["a".into()], &[("a".into(), value)]).await
+}
+
 /// The record cannot be written after that, and the body did run.
 #[cfg(feature = "postgres")]
 #[tokio::test]

@@ -41,13 +41,22 @@ impl NothingHappened {
     }
 }
 
+/// An extension of a problem that was made of an error with this kind: the body ran in a
+/// transaction of the user, and nothing that it wrote there is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RolledBack(pub(super) ErrorKind);
+
 /// Returns the decision that the extensions of a response contain. `None`: the status decides.
 pub(super) fn told(extensions: &Extensions) -> Option<OnStatus> {
     if extensions.get::<NothingHappened>().is_some() {
         return Some(OnStatus::Release);
     }
     // A problem built from an error has both kinds, and the error's is more precise.
-    let of_error = extensions.get().copied().map(of_error);
+    let of_error = extensions.get().map(|&kind| {
+        // A kind that the handler has set since is about another call.
+        let is_rolled_back = extensions.get() == Some(&RolledBack(kind));
+        if is_rolled_back { OnStatus::Release } else { of_error(kind) }
+    });
     of_error.or_else(|| extensions.get().copied().map(of_problem))
 }
 
@@ -72,7 +81,8 @@ pub(super) fn blames_the_key(extensions: &Extensions) -> Option<ErrorKind> {
 const fn of_error(kind: ErrorKind) -> OnStatus {
     match kind {
         // The call did not run, or ran in a transaction that was rolled back: it has left nothing,
-        // and can run later or for another request.
+        // and can run later or for another request. Other kinds do not show that by themselves
+        // (`RolledBack`).
         ErrorKind::InProgress
         | ErrorKind::StoreUnavailable
         | ErrorKind::Full
@@ -133,6 +143,21 @@ mod tests {
             let response = Problem::of(&Error::new(kind)).to_response();
             assert_eq!(response.extensions().get(), Some(&problem));
             assert_eq!(told(response.extensions()), Some(expected), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn an_error_whose_transaction_was_rolled_back_releases_whatever_its_kind() {
+        for kind in [ErrorKind::TooLarge, ErrorKind::Encode] {
+            let rolled_back = Error::new(kind).rolled_back(false);
+            let mut response = Problem::of(&rolled_back).to_response();
+            assert_eq!(told(response.extensions()), Some(OnStatus::Release), "{kind:?}");
+            // Of another call.
+            response.extensions_mut().insert(ErrorKind::InDoubt);
+            assert_eq!(told(response.extensions()), Some(OnStatus::Hold), "{kind:?}");
+            // Without a transaction.
+            let response = Problem::of(&Error::new(kind)).to_response();
+            assert_eq!(told(response.extensions()), Some(OnStatus::Hold), "{kind:?}");
         }
     }
 

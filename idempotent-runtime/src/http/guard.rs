@@ -182,7 +182,7 @@ impl Guard {
     }
 
     pub(super) fn refused<R>(&self, error: &Error) -> Response<ResponseBody<R>> {
-        let problem = Problem::of(error);
+        let problem = Problem::of_request(error);
         if problem.kind() == ProblemKind::Internal {
             tracing::error!(%error, "a request with an idempotency key could not be answered");
         }

@@ -42,7 +42,9 @@ use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 /// The kind then decides instead of the status, and the response is never stored:
 /// - `InProgress`, `StoreUnavailable`, `Full`, `ShuttingDown`, `Mismatch`, `MissingKey` and
 ///   `InvalidKey` release the key: the guarded call did not run, or its transaction was rolled back.
-/// - All other kinds hold it: there may be an effect, or an operator has to look in any case.
+/// - All other kinds hold it: there may be an effect, or an operator has to look in any case. A
+///   problem made of an error whose transaction [was rolled back](crate::Error::is_rolled_back)
+///   releases it whatever the kind, so `TooLarge` and `Encode` too.
 ///
 /// A kind that releases means that the *call* left nothing, not that the handler did nothing before
 /// it. **Whatever a handler does before must go through a guarded call or a
@@ -52,7 +54,8 @@ use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 ///
 /// A problem made of `MissingKey` or `InvalidKey` becomes 500 `internal`: the client would relate it
 /// to the key that it sent. All problems get the form of the layer's refusals, which
-/// [`stripe`](Self::stripe) and [`with_problem`](Self::with_problem) set.
+/// [`stripe`](Self::stripe) and [`with_problem`](Self::with_problem) set. What the handler and
+/// other layers have added to them or changed in them stays: headers, and the status.
 ///
 /// A response that a handler builds from an error itself, without the kind, is judged by its status
 /// like any other.

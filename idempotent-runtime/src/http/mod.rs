@@ -85,10 +85,11 @@
 //!
 //! ## unavailable
 //! Status 503 with `Retry-After`. The store is not available, or the service is shutting down. The
-//! handler did not run.
+//! handler, or a guarded call inside it, did not run, or its transaction was rolled back.
 //!
 //! ## internal
-//! Status 500. The handler panicked, or the record cannot be read.
+//! Status 500. The handler panicked, or the record cannot be read. Or a guarded call inside it was
+//! run in a transaction that was rolled back, and a retry would end in the same way.
 
 #[cfg(feature = "axum")]
 mod axum;

@@ -11,8 +11,10 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
+use super::effects::RolledBack;
 use super::headers::IDEMPOTENCY_PROBLEM;
 use crate::error::{Error, ErrorKind};
+use crate::store::{Operation, StoreError};
 
 /// The default address of the page that explains the types of problems.
 pub(super) const DOCUMENTATION: &str =
@@ -43,8 +45,8 @@ pub enum ProblemKind {
     TooLarge,
     /// The body of the request could not be read.
     Unreadable,
-    /// The store of records is not available, or the service is shutting down. The handler did not
-    /// run, or its transaction was rolled back.
+    /// The store of records is not available, or the service is shutting down. The handler, or the
+    /// guarded call inside it, did not run, or its transaction was rolled back.
     Unavailable,
     /// The service is at fault.
     Internal,
@@ -124,10 +126,7 @@ impl ProblemKind {
             Self::Unreadable => {
                 ("The body of the request could not be read", "Send it again, with the same key.")
             }
-            Self::Unavailable => (
-                "The service cannot process the request now",
-                "It was not run. Retry later with the same key.",
-            ),
+            Self::Unavailable => ("The service cannot process the request now", RETRY_LATER),
             Self::Internal => (
                 "The service failed",
                 "Retry with the same key to learn the outcome; do not send the request with another key.",
@@ -142,6 +141,10 @@ impl ProblemKind {
         }
     }
 }
+
+const RETRY_LATER: &str = "Retry later with the same key.";
+const CALL_NOT_RUN: &str = "The call was not run. Retry later with the same key.";
+const REQUEST_NOT_RUN: &str = "It was not run. Retry later with the same key.";
 
 /// A refusal, as `application/problem+json`. It contains neither keys nor any part of a request or
 /// a result.
@@ -164,6 +167,8 @@ pub struct Problem {
     kind: ProblemKind,
     /// The kind of the error that it was created from.
     error: Option<ErrorKind>,
+    /// The body of a call ran in a transaction that was rolled back. True if a retry can succeed.
+    rolled_back: Option<bool>,
     /// The action that the client can take, where that of the kind would be wrong.
     advice: Option<&'static str>,
     detail: Option<&'static str>,
@@ -193,6 +198,7 @@ impl Problem {
         Self {
             kind,
             error: None,
+            rolled_back: None,
             advice: None,
             detail: None,
             documentation: Cow::Borrowed(DOCUMENTATION),
@@ -203,6 +209,17 @@ impl Problem {
     /// Returns the refusal that reports `error` to a client. It does not contain the store's
     /// message.
     pub fn of(error: &Error) -> Self {
+        Self::made_of(error, CALL_NOT_RUN)
+    }
+
+    /// Returns the refusal of a request whose own call ended with `error`: what did not run is all
+    /// of the request. A handler may have done something before the call of which [`of`](Self::of)
+    /// speaks.
+    pub(super) fn of_request(error: &Error) -> Self {
+        Self::made_of(error, REQUEST_NOT_RUN)
+    }
+
+    fn made_of(error: &Error, not_run: &'static str) -> Self {
         let kind = match error.kind() {
             // The next request would run the handler again.
             ErrorKind::Superseded if !error.is_retryable() => ProblemKind::Uncertain,
@@ -213,7 +230,8 @@ impl Problem {
             }
             // Nothing of it is kept, not even a marker.
             ErrorKind::TooLarge if error.is_rolled_back() => ProblemKind::Internal,
-            // The database refuses the transaction each time, and 503 would invite a retry.
+            // The database refuses the transaction as long as the data are as they are, and 503
+            // would invite a retry.
             ErrorKind::StoreUnavailable if !error.is_retryable() => ProblemKind::Internal,
             ErrorKind::MissingKey => ProblemKind::Missing,
             ErrorKind::InvalidKey => ProblemKind::Malformed,
@@ -231,7 +249,8 @@ impl Problem {
         };
         let mut problem = Self::new(kind);
         problem.error = Some(error.kind());
-        problem.advice = advice_of(error, kind);
+        problem.rolled_back = error.is_rolled_back().then(|| error.is_retryable());
+        problem.advice = advice_of(error, kind, not_run);
         // R36: the rest of the lease says nothing about the end of the handler, after which a retry
         // succeeds.
         if kind != ProblemKind::InProgress {
@@ -249,6 +268,16 @@ impl Problem {
     /// The kind of the error that this was created from.
     pub(super) fn error_kind(&self) -> Option<ErrorKind> {
         self.error
+    }
+
+    /// The kind of the error, if nothing is kept of what its call wrote in a transaction.
+    pub(super) fn rolled_back(&self) -> Option<RolledBack> {
+        self.rolled_back.and(self.error).map(RolledBack)
+    }
+
+    /// Returns true if a retry runs the call again, and ends in the same way.
+    pub(super) fn would_recur(&self) -> bool {
+        self.rolled_back == Some(false)
     }
 
     /// Adds a detail about a key that cannot be used.
@@ -323,6 +352,9 @@ impl Problem {
         if let Some(error) = self.error {
             response.extensions_mut().insert(error);
         }
+        if let Some(rolled_back) = self.rolled_back() {
+            response.extensions_mut().insert(rolled_back);
+        }
         let headers = response.headers_mut();
         // R48.
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
@@ -339,23 +371,56 @@ impl Problem {
     }
 }
 
-/// Returns the advice about `error` where that of the problem's kind would be wrong.
-fn advice_of(error: &Error, kind: ProblemKind) -> Option<&'static str> {
+/// Returns the advice about `error` where that of the problem's kind would be wrong, or says less.
+/// `not_run` is the one if a call was refused before it ran.
+fn advice_of(error: &Error, kind: ProblemKind, not_run: &'static str) -> Option<&'static str> {
     if error.is_rolled_back() {
         return Some(if error.is_retryable() {
-            "It was run, and its transaction was rolled back. Retry later with the same key."
+            "The call was run, and its transaction was rolled back. Retry later with the same key."
         } else {
-            "It was run, and its transaction was rolled back."
+            "The call was run, and its transaction was rolled back."
         });
     }
-    // The kind's own says that nothing was run. That is known of a call that was refused, and not
-    // of one whose step was, nor of an operator's answer.
+    // It is known of a call that was refused, and not of one whose step was, nor where a record was
+    // read or answered.
     let is_of_a_call = error.step().is_none() && error.own_text().is_none();
-    (kind == ProblemKind::Unavailable && !is_of_a_call).then_some("Retry later with the same key.")
+    let store_error = std::error::Error::source(error).and_then(|error| error.downcast_ref());
+    let is_of_its_claim = store_error.is_none_or(|error: &StoreError| {
+        matches!(error.operation(), Operation::Claim | Operation::Transaction | Operation::Connect)
+    });
+    (kind == ProblemKind::Unavailable && is_of_a_call && is_of_its_claim).then_some(not_run)
 }
 
 impl From<&Error> for Problem {
     fn from(error: &Error) -> Self {
         Self::of(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Problem;
+    use crate::error::{Error, ErrorKind};
+    use crate::store::{Operation, StoreError, StoreErrorKind};
+
+    #[test]
+    fn what_did_not_run_is_said_only_of_the_call_whose_claim_failed() {
+        let failed = |operation| {
+            let error = StoreError::new(StoreErrorKind::Unavailable, operation);
+            Problem::of(&Error::from(error)).detail()
+        };
+        assert_eq!(
+            failed(Operation::Claim),
+            "The call was not run. Retry later with the same key."
+        );
+        // Of a record, or of a call that another caller makes.
+        for operation in [Operation::Read, Operation::Watch, Operation::Resolve] {
+            assert_eq!(failed(operation), "Retry later with the same key.", "{operation:?}");
+        }
+        let claimed = StoreError::new(StoreErrorKind::Unavailable, Operation::Claim);
+        let of_request = Problem::of_request(&Error::from(claimed)).detail();
+        assert_eq!(of_request, "It was not run. Retry later with the same key.");
+        let shutting_down = Problem::of(&Error::new(ErrorKind::ShuttingDown));
+        assert_eq!(shutting_down.detail(), failed(Operation::Claim));
     }
 }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Response;
 use http::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName,
-    HeaderValue, TRANSFER_ENCODING,
+    ACCESS_CONTROL_EXPOSE_HEADERS, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE,
+    HeaderMap, HeaderName, HeaderValue, LINK, SET_COOKIE, TRAILER, TRANSFER_ENCODING, VARY, VIA,
+    WWW_AUTHENTICATE,
 };
 use http_body_util::Full;
 
-use super::effects::NothingHappened;
+use super::effects::{NothingHappened, RolledBack};
+use super::headers::IDEMPOTENCY_PROBLEM;
 use super::options::Options;
 use super::problem::{PROBLEM_JSON, Plain, Problem, ProblemKind};
 use super::response_body::ResponseBody;
@@ -36,8 +38,21 @@ impl BaseForm {
     }
 }
 
-/// Headers that describe a body, beside those that a refusal has itself.
-const OF_BODY: [HeaderName; 3] = [CONTENT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING];
+/// Headers that describe a body byte by byte, and its framing.
+const OF_BODY: [HeaderName; 8] = [
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    TRANSFER_ENCODING,
+    TRAILER,
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("content-md5"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("repr-digest"),
+];
+
+/// Headers to which each layer adds values of its own.
+const LISTS: [HeaderName; 6] =
+    [ACCESS_CONTROL_EXPOSE_HEADERS, LINK, SET_COOKIE, VARY, VIA, WWW_AUTHENTICATE];
 
 /// Returns the problem of which `response` is the plain form. If something behind the layer has
 /// given it another type, its form is that one's.
@@ -53,30 +68,59 @@ impl Options {
     ///
     /// Clients of the layer know one form of refusals, and those of Stripe's API take another one
     /// for a result. The decision about the key stays: it is made from the extensions, and so is
-    /// the one of a layer around this one. Headers of other layers stay too.
+    /// the one of a layer around this one. So does everything that the handler and other layers
+    /// have added to the plain form or changed in it: headers, and the status.
     pub(super) fn in_form<B>(&self, response: Response<B>) -> Response<ResponseBody<B>> {
         let has_form = self.form != BaseForm::ProblemDetails || self.shape.is_some();
         let problem = plain(&response).filter(|_| has_form).cloned();
         let Some(problem) = problem else { return response.map(ResponseBody::untouched) };
-        let replaced = problem.response();
+        let plain = problem.response();
         let (refusal, body) = self.refusal(problem, None).into_parts();
         let (mut head, _) = response.into_parts();
-        let mut headers = refusal.headers.clone();
-        let is_replaced = |name: &HeaderName| {
-            OF_BODY.contains(name)
-                || replaced.headers().contains_key(name)
-                || refusal.headers.contains_key(name)
-        };
-        for (name, value) in head.headers.iter().filter(|(name, _)| !is_replaced(name)) {
-            if headers.try_append(name, value.clone()).is_err() {
-                // What the refusal has itself is more important.
-                break;
-            }
+        let is_chosen = head.status != plain.status();
+        // To clients of Stripe's API any other status is a result.
+        let is_possible = self.form != BaseForm::Stripe
+            || head.status.is_client_error()
+            || head.status.is_server_error();
+        if !(is_chosen && is_possible) {
+            head.status = refusal.status;
         }
-        head.headers = headers;
-        head.status = refusal.status;
+        head.headers = self.headers_in_form(&head.headers, plain.headers(), refusal.headers);
         head.extensions.remove::<Plain>();
         Response::from_parts(head, ResponseBody::full(body))
+    }
+
+    /// Returns the headers of a refusal, and those of the response in whose place it is, which
+    /// began as `plain`.
+    fn headers_in_form(
+        &self,
+        response: &HeaderMap,
+        plain: &HeaderMap,
+        refusal: HeaderMap,
+    ) -> HeaderMap {
+        let mut headers = refusal;
+        for name in response.keys().filter(|name| !OF_BODY.contains(name)) {
+            let is_list = LISTS.contains(name);
+            let is_in_form = headers.contains_key(name) || plain.contains_key(name);
+            let is_own = name == CONTENT_TYPE
+                || name == IDEMPOTENCY_PROBLEM
+                || self.markers.names.written().contains(&name);
+            let is_untouched = response.get_all(name).iter().eq(plain.get_all(name).iter());
+            if is_in_form && (is_own || (is_untouched && !is_list)) {
+                continue;
+            }
+            if !is_list {
+                headers.remove(name);
+            }
+            for value in response.get_all(name) {
+                let is_there = is_list && headers.get_all(name).iter().any(|there| there == value);
+                if !is_there && headers.try_append(name, value.clone()).is_err() {
+                    // What the refusal has itself is more important.
+                    return headers;
+                }
+            }
+        }
+        headers
     }
 
     /// Returns the response that reports `problem`, and the `error` behind it to the layers in
@@ -132,9 +176,13 @@ impl Options {
         // response.
         extensions.remove::<NothingHappened>();
         extensions.remove::<ErrorKind>();
+        extensions.remove::<RolledBack>();
         extensions.insert(problem.kind());
         if let Some(kind) = problem.error_kind() {
             extensions.insert(kind);
+        }
+        if let Some(rolled_back) = problem.rolled_back() {
+            extensions.insert(rolled_back);
         }
         if let Some(error) = error {
             extensions.insert(error.clone());

@@ -33,14 +33,14 @@ struct Form {
 }
 
 impl Form {
-    /// Returns the form of a kind. Those clients take a body without `error` for a result, whatever
-    /// its status. They map 400 with `idempotency_error` to the error of that name. They retry 409
-    /// and 5xx unless `Stripe-Should-Retry` forbids it.
-    const fn of(kind: ProblemKind) -> Self {
+    /// Returns the form of a problem. Those clients take a body without `error` for a result,
+    /// whatever its status. They map 400 with `idempotency_error` to the error of that name. They
+    /// retry 409 and 5xx unless `Stripe-Should-Retry` forbids it.
+    fn of(problem: &Problem) -> Self {
         const API: &str = "api_error";
         const IDEMPOTENCY: &str = "idempotency_error";
         const REQUEST: &str = "invalid_request_error";
-        let (r#type, code, repeat) = match kind {
+        let (r#type, code, repeat) = match problem.kind() {
             ProblemKind::Missing
             | ProblemKind::Malformed
             | ProblemKind::Unreadable
@@ -52,9 +52,9 @@ impl Form {
             ProblemKind::InProgress => (IDEMPOTENCY, Some("idempotency_key_in_use"), Some(true)),
             ProblemKind::Uncertain => (API, None, Some(false)),
             ProblemKind::Unavailable => (API, None, Some(true)),
-            ProblemKind::Internal => (API, None, None),
+            ProblemKind::Internal => (API, None, problem.would_recur().then_some(false)),
         };
-        let status = match kind {
+        let status = match problem.kind() {
             ProblemKind::Mismatch | ProblemKind::Expired => StatusCode::BAD_REQUEST,
             kind => kind.status(),
         };
@@ -64,7 +64,7 @@ impl Form {
 
 /// Returns `problem` in the form of Stripe's API, for [`stripe`](super::IdempotencyLayer::stripe).
 pub(super) fn response(problem: &Problem) -> Response<Bytes> {
-    let form = Form::of(problem.kind());
+    let form = Form::of(problem);
     let address = problem.address();
     let error = Described {
         r#type: form.r#type,

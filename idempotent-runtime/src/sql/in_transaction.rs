@@ -10,8 +10,8 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use sqlx::{Connection as _, Database, Pool, SqlSafeStr as _, Transaction};
 
 use super::passing::{
-    has_lost_session, is_passing, is_passing_before_commit, is_refused, is_rolled_back, keeps_lock,
-    may_have_happened,
+    has_lost_session, is_passing, is_passing_before_commit, is_refused, is_refused_for_data,
+    is_rolled_back, keeps_lock, may_have_happened,
 };
 use crate::clock::{Clock as _, SystemClock};
 use crate::engine::{Attempt, Attempts, Calls, Lent, unknown_by_effect, unknown_by_key};
@@ -120,8 +120,9 @@ pub enum Standing {
 /// # Errors
 /// The body's own, and converted into `E`: [`NotStored`](ErrorKind::NotStored) when it is unknown
 /// whether the transaction was committed, [`StoreUnavailable`](ErrorKind::StoreUnavailable) when it
-/// could not be begun or committed, even after 12 more tries, which is not retryable where the
-/// database refuses the commit each time (a deferred constraint). When the body returned `Ok` and its
+/// could not be begun or committed, even after 12 more tries. That is not retryable where the
+/// database refuses the commit because of a constraint, as it does as long as the data are as they
+/// are. When the body returned `Ok` and its
 /// transaction no longer existed: [`Config`](ErrorKind::Config) where the database says that
 /// nothing of it is kept (one that PostgreSQL has aborted), [`NotStored`](ErrorKind::NotStored),
 /// which is then not retryable, where part of it may be committed.
@@ -373,7 +374,8 @@ where
     Err(if of_server.is_some_and(is_rolled_back) {
         Attempt::Again(rolled_back("the database could not continue it", true, error).into())
     } else if of_server.is_some_and(is_refused) {
-        Attempt::Failed(rolled_back("the database refused the commit", false, error).into())
+        let is_passing = !of_server.is_some_and(is_refused_for_data);
+        Attempt::Failed(rolled_back("the database refused the commit", is_passing, error).into())
     } else {
         let records = calls.records();
         if records.is_empty() {

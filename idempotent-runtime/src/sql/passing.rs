@@ -89,8 +89,8 @@ pub(super) fn is_rolled_back(error: &(dyn DatabaseError + 'static)) -> bool {
     error.code().is_some_and(|code| matches!(&*code, "40001" | "40P01"))
 }
 
-/// Returns true if the answer to a commit says for certain that nothing was committed, and that a
-/// retry will not commit either: a constraint that is checked at the end.
+/// Returns true if the answer to a commit says for certain that nothing was committed: because of a
+/// constraint that is checked at the end, or for lack of something.
 pub(super) fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
     #[cfg(feature = "postgres")]
     if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
@@ -110,6 +110,24 @@ pub(super) fn is_refused(error: &(dyn DatabaseError + 'static)) -> bool {
     }
     let _ = error;
     false
+}
+
+/// Returns true if a commit [was refused](is_refused) for what the transaction wrote: it is refused
+/// again as long as the data are as they are. False if it lacked a lock, or a resource.
+pub(super) fn is_refused_for_data(error: &(dyn DatabaseError + 'static)) -> bool {
+    #[cfg(feature = "postgres")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+        return is_about_data(error.code());
+    }
+    // A constraint of SQLite.
+    is_refused(error)
+}
+
+/// Returns true if the code is about a constraint, or is the one of an exception that a trigger
+/// raises by itself (PostgreSQL manual, appendix A).
+#[cfg(feature = "postgres")]
+fn is_about_data(code: &str) -> bool {
+    ["23", "P0"].iter().any(|class| code.starts_with(class))
 }
 
 /// Returns true if the code is about connections, interventions or faults of the system (PostgreSQL
@@ -161,7 +179,17 @@ mod tests {
 
 #[cfg(all(test, feature = "postgres"))]
 mod postgres_tests {
-    use super::is_of_a_connection;
+    use super::{is_about_data, is_of_a_connection};
+
+    #[test]
+    fn a_commit_that_lacked_a_lock_or_room_is_not_refused_for_its_data() {
+        for code in ["23503", "23505", "23514", "P0001", "P0004"] {
+            assert!(is_about_data(code), "{code}");
+        }
+        for code in ["55P03", "53100", "53200", "54000", "0A000", "42501"] {
+            assert!(!is_about_data(code), "{code}");
+        }
+    }
 
     #[test]
     fn an_answer_to_a_commit_about_the_connection_promises_nothing() {
