@@ -4,6 +4,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     None,
+    /// None either: only one of fifty purges finds something to remove.
+    PurgesRarely,
     /// Each handle has a lock of its own around reading and writing.
     LockOfOneHandle,
     /// Nothing is locked.

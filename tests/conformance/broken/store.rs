@@ -55,6 +55,7 @@ pub struct BrokenStore {
     changed: Arc<Notify>,
     remembered: Mutex<BTreeMap<KeyHash, Option<Record>>>,
     fences: AtomicU64,
+    purges: AtomicU64,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,6 +86,7 @@ impl BrokenStore {
             changed: Arc::default(),
             remembered: Mutex::default(),
             fences: AtomicU64::new(0),
+            purges: AtomicU64::new(0),
         }
     }
 
@@ -597,6 +599,7 @@ impl Store for BrokenStore {
         let limit = match self.flaw {
             Flaw::PurgesTakeNothing => 0,
             Flaw::PurgesWithoutLimit => usize::MAX,
+            Flaw::PurgesRarely if self.purges.fetch_add(1, Ordering::Relaxed) % 50 < 49 => 0,
             _ => limit,
         };
         let mut removed = 0;
