@@ -568,7 +568,8 @@ impl Store for BrokenStore {
         let (mut census, began) = (Census::new(), self.shared.clock.monotonic());
         for (seen, key) in self.keys().into_iter().enumerate() {
             let is_over = self.shared.clock.monotonic().saturating_sub(began) >= budget.time;
-            if is_over && !self.has(Flaw::CensusesWithoutEnd) {
+            let looks = seen == 0 || !self.has(Flaw::CensusesLookAtTheirTimeOnce);
+            if is_over && looks && !self.has(Flaw::CensusesWithoutEnd) {
                 if self.has(Flaw::CensusesStopUnnoticed) {
                     break;
                 }
@@ -576,6 +577,9 @@ impl Store for BrokenStore {
             }
             if self.has(Flaw::CensusesOfOneStep) && seen == 1_000 {
                 break;
+            }
+            if seen % 1_000 == 999 {
+                yield_now().await;
             }
             let now = self.shared.clock.now();
             let found = self.find(key, By::Operator);
