@@ -279,13 +279,13 @@ pub async fn a_purge_removes_what_has_expired_up_to_its_limit<S: Subject>(scene:
     scene.pass(3).await;
     let none = scene.purge_at_most(0).await;
     assert_eq!(none.removed, 0, "{rule}: none at all");
-    let (mut removed, mut purges) = (0, 0);
+    let (mut removed, mut rounds) = (0, 0);
     // A store may look at records that it then puts off, as often as it likes.
     while scene.store().capabilities().needs_purging && removed < 5 {
         let purged = scene.purge_at_most(2).await;
         assert!(purged.removed <= 2, "{rule}: {purged:?}");
-        (removed, purges) = (removed + purged.removed, purges + 1);
-        assert!(purges <= PURGES, "{rule}: five, and not {removed} after {purges} purges");
+        (removed, rounds) = (removed + purged.removed, rounds + 1);
+        assert!(rounds <= PURGES, "{rule}: five, and not {removed} after {rounds} purges");
     }
     let more = scene.purge_at_most(2).await.removed;
     assert!(more <= 2 && removed + more <= 5, "{rule}: five, and not {more} after {removed}");
