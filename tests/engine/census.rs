@@ -1,10 +1,18 @@
 //! Counts of records, for operators.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use idempotency::clock::Clock as _;
+use idempotency::key::KeyHash;
 use idempotency::record::State;
-use idempotency::store::{Budget, Operation, StoreErrorKind};
-use idempotency::{ErrorAction, ErrorKind};
+use idempotency::store::{
+    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
+    Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
+    Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+};
+use idempotency::testing::ManualClock;
+use idempotency::{ErrorAction, ErrorKind, Idempotency};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{OPERATION, World, without_renewals};
@@ -62,4 +70,98 @@ async fn a_census_that_is_not_answered_is_given_up() {
     assert_eq!(refused.kind(), ErrorKind::StoreUnavailable);
     assert!(refused.to_string().contains("could not be counted"), "{refused}");
     assert_eq!(world.store.requests(Operation::Census), 1, "it had all of the time");
+}
+
+/// A store whose server cannot be reached. A census looks at its time before it asks the server, as
+/// in every store behind a network.
+#[derive(Clone, Debug)]
+struct Unreachable {
+    clock: ManualClock,
+    /// The time that the connection takes to fail.
+    delay: Duration,
+    /// The times that censuses had.
+    budgets: Arc<Mutex<Vec<Duration>>>,
+}
+
+impl Unreachable {
+    fn new(clock: &ManualClock, delay: Duration) -> Self {
+        Self { clock: clock.clone(), delay, budgets: Arc::default() }
+    }
+
+    async fn fail<T>(&self, operation: Operation) -> Result<T, StoreError> {
+        self.clock.sleep(self.delay).await;
+        Err(StoreError::new(StoreErrorKind::Unavailable, operation))
+    }
+}
+
+macro_rules! unreachable_store {
+    ($($operation:ident $method:ident($($argument:ty),*) -> $answer:ty;)*) => {
+        impl Store for Unreachable {
+            fn name(&self) -> &'static str {
+                "unreachable"
+            }
+
+            fn capabilities(&self) -> Capabilities {
+                Capabilities::in_process()
+            }
+
+            fn facets(&self) -> Facets<'_> {
+                Facets::none()
+            }
+
+            async fn fence(&self, _: KeyHash, _: Token) -> Result<Option<u64>, StoreError> {
+                self.fail(Operation::Fence).await
+            }
+
+            async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+                self.budgets.lock().unwrap().push(budget.time);
+                if budget.time.is_zero() {
+                    return Ok(Census::new().stopped(Some(0)));
+                }
+                self.fail(Operation::Census).await
+            }
+            $(
+                async fn $method(&self, _: $($argument),*) -> Result<$answer, StoreError> {
+                    self.fail(Operation::$operation).await
+                }
+            )*
+        }
+    };
+}
+
+unreachable_store! {
+    Claim claim(Claim) -> ClaimOutcome;
+    Renew renew(Vec<Renewal>) -> Vec<WriteOutcome>;
+    Complete complete(Commit) -> WriteOutcome;
+    Release release(Release) -> WriteOutcome;
+    Abandon abandon(Abandon) -> WriteOutcome;
+    Park park(Park) -> WriteOutcome;
+    Checkpoint checkpoint(Checkpoint) -> WriteOutcome;
+    Read read(KeyHash) -> Option<Record>;
+    Watch watch(KeyHash) -> Watch;
+    Resolve resolve(Resolve) -> AdminOutcome;
+    Remove remove(Remove) -> AdminOutcome;
+    Scan scan(Scan) -> Page;
+    Purge purge(usize) -> PurgeOutcome;
+}
+
+#[tokio::test]
+async fn a_census_of_a_store_that_cannot_be_reached_is_an_error() {
+    let world = World::new();
+    for (seconds, delay) in [(1, 0), (1, 300), (60, 700), (1, 3_000)] {
+        let store = Unreachable::new(&world.clock, Duration::from_millis(delay));
+        let engine =
+            Idempotency::builder(store.clone()).clock(world.clock.clone()).build().unwrap();
+        let census = engine.census(Budget::of(Duration::from_secs(seconds)));
+        let refused = without_renewals(&world, census).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::StoreUnavailable, "{seconds} s, {delay} ms");
+        let budgets = store.budgets.lock().unwrap();
+        assert!(budgets.iter().all(|time| !time.is_zero()), "{budgets:?}");
+        assert_eq!(budgets.len() == 1, delay == 3_000, "{budgets:?}");
+    }
+
+    let store = Unreachable::new(&world.clock, Duration::ZERO);
+    let engine = Idempotency::builder(store).clock(world.clock.clone()).build().unwrap();
+    let census = engine.census(Budget::of(Duration::ZERO)).await.unwrap();
+    assert_eq!((census.complete, census.count()), (false, 0), "without time it asks no server");
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use idempotency::key::KeyHash;
 use idempotency::store::{Budget, Claim, Scan, Store as _, Token};
+use idempotency_test_support::proxy::{Action, Fault, Moment};
 
-use crate::world::{DAY, OPERATION, World};
+use crate::world::{DAY, OPERATION, World, patient};
 
 /// Returns the number of `SCAN` commands that the server has answered.
 async fn steps(world: &World) -> anyhow::Result<u64> {
@@ -94,6 +95,32 @@ async fn a_census_is_one_walk_and_says_how_far_it_came() -> anyhow::Result<()> {
         assert_eq!(part.complete, percent == 100, "{part:?}");
         assert!(share.abs_diff(percent.into()) <= 3, "{percent} % with {share} % of the records");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_census_whose_server_goes_away_keeps_what_it_has_counted() -> anyhow::Result<()> {
+    let world = World::patient().await?;
+    let store = patient(&world.proxy.url(&world.server.url())).connect().await?;
+    let key = KeyHash::from_bytes([7; 32]);
+    world.direct.claim(Claim::new(key, Token::from_bits(7), OPERATION.into())).await?;
+    copies(&world, key, 20_000).await?;
+    let close = Fault::new(Moment::AfterRequest, Action::Close);
+    let nth = |nth| world.proxy.nth(nth, |request| request.command() == "SCAN", close);
+
+    let planned = nth(11);
+    let census = store.census(Budget::of(DAY)).await?;
+    planned.happened().await?;
+    assert!(!census.complete, "{census:?}");
+    let percent = census.percent.context("a walk has a place")?;
+    let share = census.count() * 100 / 20_001;
+    assert!(share.abs_diff(percent.into()) <= 3, "{percent} % with {share} % of the records");
+    assert!((40..60).contains(&percent), "ten of some twenty steps, and not {percent} %");
+
+    let planned = nth(1);
+    let error = store.census(Budget::of(DAY)).await.expect_err("nothing was counted");
+    planned.happened().await?;
+    assert!(error.is_transient(), "{error}");
     Ok(())
 }
 

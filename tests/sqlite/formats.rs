@@ -137,3 +137,28 @@ async fn a_row_whose_key_is_no_hash_costs_no_other_its_place_in_a_list() -> anyh
     assert_eq!((census.count(), census.unreadable, census.complete), (6, 2, true));
     Ok(())
 }
+
+#[tokio::test]
+async fn a_row_whose_names_are_not_text_is_counted_as_unreadable() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let key = |number| KeyHash::from_bytes([number; 32]);
+    for number in 1..=3 {
+        let token = Token::from_bits(number.into());
+        world.store.claim(Claim::new(key(number), token, "payments.charge".into())).await?;
+    }
+    // SQLite takes any bytes for text.
+    for (number, change) in
+        [(2, "operation = CAST(x'ff' AS TEXT)"), (3, "namespace = CAST(x'c328' AS TEXT)")]
+    {
+        let update = format!(
+            "UPDATE idempotency_records SET {change} WHERE key_hash = x'{}'",
+            key(number).to_hex()
+        );
+        sqlx::query(sqlx::AssertSqlSafe(update)).execute(&world.pool).await?;
+    }
+    let page = world.store.scan(Scan::default()).await?;
+    assert_eq!((page.records.len(), page.unreadable), (1, vec![key(2), key(3)]));
+    let census = world.store.census(Budget::of(DAY)).await?;
+    assert_eq!((census.count(), census.unreadable, census.complete), (1, 2, true));
+    Ok(())
+}

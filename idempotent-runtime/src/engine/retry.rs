@@ -27,19 +27,26 @@ const LAST_TRY: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy)]
 pub(crate) struct Budget {
     time: Duration,
+    /// The time for which a try that has begun may go on when `time` is over, in which none begins.
+    overtime: Option<Duration>,
     whatever_fails: bool,
 }
 
 impl Budget {
     /// Repeats a request while it fails with transient errors, for at most `time`.
     pub(crate) const fn of(time: Duration) -> Self {
-        Self { time, whatever_fails: false }
+        Self { time, overtime: None, whatever_fails: false }
     }
 
     /// Repeats a request whatever the error, for at most `time`: permissions, space and settings
     /// can be restored too, once it has been noticed that they are missing.
     pub(crate) const fn until_done(time: Duration) -> Self {
-        Self { time, whatever_fails: true }
+        Self { time, overtime: None, whatever_fails: true }
+    }
+
+    /// Lets a try that has begun go on for `overtime` when the time is over.
+    pub(crate) const fn with_overtime(self, overtime: Duration) -> Self {
+        Self { overtime: Some(overtime), ..self }
     }
 
     fn allows_another(self, error: &StoreError) -> bool {
@@ -70,7 +77,8 @@ where
     loop {
         let left = end.saturating_sub(clock.monotonic());
         // Without any time there is still one try.
-        let patience = patience.min(if budget.time.is_zero() { Duration::MAX } else { left });
+        let longest = left.saturating_add(budget.overtime.unwrap_or_default());
+        let patience = patience.min(if budget.time.is_zero() { Duration::MAX } else { longest });
         let answer = tokio::select! {
             // An answer that is ready is taken, however late this is polled.
             biased;
@@ -90,6 +98,11 @@ where
                 let pause = pauses.next().unwrap_or(left).min(left.saturating_sub(last_try));
                 clock.sleep(pause).await;
                 slept += pause;
+                let now = clock.monotonic();
+                // The pause may have been longer than it was to be.
+                if budget.overtime.is_some() && end.saturating_sub(now) <= last_try / 2 {
+                    return Err(explain(error, slept, now.saturating_sub(start)));
+                }
                 said = Some(error);
             }
             answer => {

@@ -195,7 +195,8 @@ impl StoreClient {
     }
 
     /// Counts the records for as long as `allowed` says. A try after one that failed has what is left
-    /// of that time, and one that goes on for longer than a request may is given up.
+    /// of that time, and none begins when there is nothing left: a store without time counts nothing
+    /// and reports no error. A try that goes on for longer than a request may is given up.
     pub(super) async fn census(&self, allowed: &CensusBudget) -> Result<Census, StoreError> {
         let begins = self.clock.monotonic();
         let whole = allowed.time.saturating_add(self.patience);
@@ -205,7 +206,8 @@ impl StoreClient {
             allowed.time = allowed.time.saturating_sub(passed);
             self.store.clone().census(allowed)
         };
-        self.repeat_within(whole, Operation::Census, Budget::of(whole), request).await
+        let budget = Budget::of(allowed.time).with_overtime(self.patience);
+        self.repeat_within(whole, Operation::Census, budget, request).await
     }
 
     pub(super) async fn watch(&self, budget: Budget, key: KeyHash) -> Result<Watch, StoreError> {

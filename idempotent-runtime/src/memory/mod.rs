@@ -39,7 +39,8 @@ const EXPIRED_WHEN_FULL: usize = 64;
 const DEFAULT_PAGE: usize = 100;
 /// The largest number of records that one page examines, each of which the caller's thread pays for.
 const EXAMINED_PER_PAGE: usize = 10_000;
-/// The largest number of records that a census counts while it keeps others out of their shard.
+/// The largest number of records that a census counts while it keeps others out of their shard, and
+/// other tasks off its thread.
 const COUNTED_PER_LOCK: usize = 1_000;
 /// The first and the last key that there can be.
 const EVERY_KEY: (KeyHash, KeyHash) =
@@ -305,14 +306,18 @@ impl Store for MemoryStore {
     async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
         let clock = &self.inner.clock;
         let began = clock.monotonic();
-        let mut census = Census::new();
+        let (mut census, mut left) = (Census::new(), COUNTED_PER_LOCK);
         for (number, shard) in self.inner.shards.iter().enumerate() {
             let mut next = Some(first_of_shard(number));
             while let Some(first) = next {
+                if left == 0 {
+                    tokio::task::yield_now().await;
+                    left = COUNTED_PER_LOCK;
+                }
                 if clock.monotonic().saturating_sub(began) >= budget.time {
                     return Ok(census.stopped_before(first));
                 }
-                next = lock(shard).count(first, COUNTED_PER_LOCK, clock.now(), &mut census);
+                next = lock(shard).count(first, &mut left, clock.now(), &mut census);
             }
         }
         Ok(census)

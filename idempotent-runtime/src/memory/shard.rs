@@ -131,18 +131,20 @@ impl Shard {
         (expires <= now).then(|| now.saturating_duration_since(expires))
     }
 
-    /// Counts at most `most` records from the key `first` on. Returns the key of the next one.
+    /// Counts at most `left` records from the key `first` on, and takes their number from it. Returns
+    /// the key of the next one.
     pub(super) fn count(
         &self,
         first: KeyHash,
-        most: usize,
+        left: &mut usize,
         now: Timestamp,
         census: &mut Census,
     ) -> Option<KeyHash> {
-        for (counted, (key, slot)) in self.slots.range(first..).enumerate() {
-            if counted == most {
+        for (key, slot) in self.slots.range(first..) {
+            if *left == 0 {
                 return Some(*key);
             }
+            *left -= 1;
             if let Some(record) = transition::read(&mut slot.clone(), now) {
                 census.add(&record);
             }

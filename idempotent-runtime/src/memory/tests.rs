@@ -10,7 +10,7 @@ use super::{MemoryStore, lock};
 use crate::clock::{Clock, Sleep, Timestamp};
 use crate::key::KeyHash;
 use crate::store::{
-    Adoption, Claim, ClaimOutcome, Commit, Grant, Record, Release, Scan, State, Store,
+    Adoption, Budget, Claim, ClaimOutcome, Commit, Grant, Record, Release, Scan, State, Store,
     StoreErrorKind, Token, WriteOutcome,
 };
 
@@ -259,4 +259,33 @@ async fn fences_grow_over_records_that_are_gone_while_the_clock_stands_still() {
         store.release(Release::new(key(1), Token::from_bits(1))).await.unwrap();
     }
     assert!(fences.is_sorted_by(|before, after| before < after), "{fences:?}");
+}
+
+#[test]
+fn a_census_of_many_records_lets_others_run() {
+    use std::task::{Context, Poll, Waker};
+
+    // No runtime: none is needed, and none is kept from its other tasks.
+    let mut task = Context::from_waker(Waker::noop());
+    let mut counted = |records| {
+        let store = MemoryStore::new();
+        for number in 0..records {
+            let mut claiming = std::pin::pin!(store.claim(claim(number)));
+            assert!(matches!(claiming.as_mut().poll(&mut task), Poll::Ready(Ok(_))));
+        }
+        let mut census = std::pin::pin!(store.census(Budget::of(Duration::MAX)));
+        let mut pauses = 0;
+        loop {
+            match census.as_mut().poll(&mut task) {
+                Poll::Ready(census) => return (census.unwrap().count(), pauses),
+                Poll::Pending => pauses += 1,
+            }
+            // A record can be claimed meanwhile: no part of the keys is kept.
+            let mut claiming = std::pin::pin!(store.claim(claim(0)));
+            assert!(claiming.as_mut().poll(&mut task).is_ready());
+        }
+    };
+    assert_eq!(counted(1_000), (1_000, 0));
+    // In more shards than one, none of which has a thousand.
+    assert_eq!(counted(10_000), (10_000, 9));
 }

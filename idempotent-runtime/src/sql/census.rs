@@ -170,7 +170,8 @@ where
     let mut columns = Columns { operation: OPERATION, row, next: 0 };
     let now = timestamp(columns.value()?);
     let kind: i64 = columns.value()?;
-    let (namespace, operation) = (texts::shared(columns.value()?), texts::shared(columns.value()?));
+    // SQLite keeps bytes that are not text as they are.
+    let names = (columns.value().map(texts::shared), columns.value().map(texts::shared));
     let in_doubt = columns.value::<i64>()? != 0;
     let rows = number(columns.value()?);
     let (bytes, oldest) = (number(columns.value()?), timestamp(columns.value()?));
@@ -178,9 +179,9 @@ where
         StoreError::new(StoreErrorKind::Corrupt, OPERATION).with_detail("a key is not digits")
     })?;
     let state = u8::try_from(kind).ok().and_then(|code| codes::value(&STATES, code));
-    let group = match (kind, state) {
-        (GONE, _) => Kind::Gone,
-        (_, Some(state)) => Kind::Records(CensusGroup {
+    let group = match (kind, state, names) {
+        (GONE, _, _) => Kind::Gone,
+        (_, Some(state), (Ok(namespace), Ok(operation))) => Kind::Records(CensusGroup {
             namespace,
             operation,
             state,
@@ -196,15 +197,37 @@ where
 
 /// Counts the records of the table step by step.
 pub(crate) async fn census(rows: &impl Rows, budget: Budget) -> Result<Census, StoreError> {
+    let count = |after: Vec<u8>, stride| async move { rows.count(&after, stride).await };
+    in_steps(budget, rows.response_timeout(), count).await
+}
+
+/// Adds up the steps that `count` makes, each of which begins after a key and may take `limit`.
+async fn in_steps<F>(
+    budget: Budget,
+    limit: Duration,
+    mut count: impl FnMut(Vec<u8>, Stride) -> F,
+) -> Result<Census, StoreError>
+where
+    F: Future<Output = Result<Vec<Counted>, StoreError>>,
+{
     // The patience of an operator is real time, whatever clock records have.
     let clock = SystemClock::new();
     let (mut census, mut stride, mut after) = (Census::new(), Stride::Short, Vec::new());
     loop {
         let begins = clock.monotonic();
+        let percent = percent_before(&after);
         if begins >= budget.time {
-            return Ok(census.stopped(Some(percent_before(&after))));
+            return Ok(census.stopped(Some(percent)));
         }
-        let groups = rows.count(&after, stride).await?;
+        let groups = match count(after.clone(), stride).await {
+            Ok(groups) => groups,
+            // After the first step there is something that an error would discard.
+            Err(error) if error.is_transient() && !after.is_empty() => {
+                tracing::debug!(percent, %error, "a census ends early");
+                return Ok(census.stopped(Some(percent)));
+            }
+            Err(error) => return Err(error),
+        };
         let mut seen = 0;
         for Counted { now, group, rows, last } in groups {
             census.at = census.at.max(now);
@@ -219,7 +242,7 @@ pub(crate) async fn census(rows: &impl Rows, budget: Budget) -> Result<Census, S
         if seen < stride.rows() {
             return Ok(census);
         }
-        stride = stride.after(clock.monotonic().saturating_sub(begins), rows.response_timeout());
+        stride = stride.after(clock.monotonic().saturating_sub(begins), limit);
     }
 }
 
@@ -227,7 +250,12 @@ pub(crate) async fn census(rows: &impl Rows, budget: Budget) -> Result<Census, S
 mod tests {
     use std::time::Duration;
 
-    use super::Stride;
+    use super::{Counted, Kind, OPERATION, Stride, in_steps};
+    use crate::clock::Timestamp;
+    use crate::key::KeyHash;
+    use crate::store::{
+        Budget, Census, CensusGroup, Record, State, StoreError, StoreErrorKind, Token,
+    };
 
     #[test]
     fn a_step_is_long_where_the_server_is_fast() {
@@ -237,5 +265,43 @@ mod tests {
         assert_eq!(after(Stride::Short, 100), Stride::Short);
         assert_eq!(after(Stride::Long, 200), Stride::Long);
         assert_eq!(after(Stride::Long, 300), Stride::Short);
+    }
+
+    /// A full step that ends at the middle of the keys.
+    fn full(stride: Stride) -> Vec<Counted> {
+        let last = KeyHash::from_bytes([0x80; 32]);
+        let record = Record::new(last, Token::from_bits(1), "pay".into());
+        let group = CensusGroup { count: stride.rows(), ..CensusGroup::of(&record) };
+        let (now, last) = (Timestamp::from_millis(7), last.as_bytes().to_vec());
+        vec![Counted { now, group: Kind::Records(group), rows: stride.rows(), last }]
+    }
+
+    /// A census whose step after `steps` full ones fails.
+    async fn failing_after(steps: usize, kind: StoreErrorKind) -> Result<Census, StoreError> {
+        let mut answers = (0..=steps).rev();
+        in_steps(Budget::of(Duration::MAX), Duration::from_secs(2), |_, stride| {
+            let left = answers.next();
+            async move {
+                match left {
+                    None | Some(0) => Err(StoreError::new(kind, OPERATION)),
+                    Some(_) => Ok(full(stride)),
+                }
+            }
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_step_that_fails_leaves_what_was_counted_before_it() {
+        for kind in [StoreErrorKind::Unavailable, StoreErrorKind::Refused] {
+            let census = failing_after(1, kind).await.unwrap();
+            assert_eq!((census.complete, census.percent, census.count()), (false, Some(50), 1_000));
+            assert_eq!(census.groups().next().unwrap().state, State::InProgress);
+            let error = failing_after(0, kind).await.unwrap_err();
+            assert_eq!(error.kind(), kind, "nothing was counted");
+        }
+        // Not an answer that another try would get.
+        let error = failing_after(2, StoreErrorKind::Corrupt).await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Corrupt);
     }
 }

@@ -56,7 +56,8 @@ pub struct Census {
     /// The number of values in the places of records that cannot be read: records of a newer
     /// release, or values written by other software. They are in no group.
     pub unreadable: u64,
-    /// True if the store came to all of its records. False if its time was over before.
+    /// True if the store came to all of its records. False if its time was over before, or if it
+    /// failed on the way: what it had counted until then is returned, and no error.
     pub complete: bool,
     /// The part of the store that was seen, in percent: 100 if it is [`complete`](Self::complete),
     /// otherwise at most 99. `None` if the store does not know it. An estimate, and because keys are
@@ -150,8 +151,8 @@ impl Census {
         self.stopped(Some(percent_before(next.as_bytes())))
     }
 
-    /// Notes that the time of the store was over when it had seen about `percent` of its records,
-    /// if it knows.
+    /// Notes that the time of the store was over, or that it failed, when it had seen about
+    /// `percent` of its records, if it knows.
     #[must_use]
     pub fn stopped(self, percent: Option<u8>) -> Self {
         Self { complete: false, percent: percent.map(|percent| percent.min(99)), ..self }

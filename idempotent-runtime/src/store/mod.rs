@@ -353,6 +353,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// - Once the time of the budget is over, it begins no further step, and returns what it has
     ///   counted with [`Census::complete`] false. That is not an error, also where it has counted
     ///   nothing.
+    /// - A step that fails with a [transient](StoreError::is_transient) error ends the census in the
+    ///   same way if one before it has succeeded. It is an error where nothing was counted.
+    /// - Ten thousand records are more than one step.
     /// - A step takes a bounded time, also on the server: a census that was given up leaves nothing
     ///   behind that works or waits. No step keeps writers waiting for longer than other requests.
     /// - A record that cannot be read is counted in [`Census::unreadable`], and costs no other its

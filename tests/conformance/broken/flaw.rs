@@ -4,6 +4,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
     None,
+    /// None either: only one of fifty purges finds something to remove.
+    PurgesRarely,
     /// Each handle has a lock of its own around reading and writing.
     LockOfOneHandle,
     /// Nothing is locked.
@@ -130,6 +132,8 @@ pub enum Flaw {
     CensusesWithoutSizes,
     /// A census does not look at its time.
     CensusesWithoutEnd,
+    /// A census looks at its time before it begins, and not again.
+    CensusesLookAtTheirTimeOnce,
     /// A census whose time is over is as good as any.
     CensusesStopUnnoticed,
     /// A census ends after a thousand records.
@@ -158,7 +162,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them, each with the case that is about it.
-    pub const ALL: [(Self, &'static str); 75] = [
+    pub const ALL: [(Self, &'static str); 76] = [
         (Self::LockOfOneHandle, "requests_that_meet_on_a_running_record_have_an_order"),
         (Self::NothingAtomic, "requests_that_meet_where_no_record_is_have_an_order"),
         (Self::ClaimsAtomicOnly, "requests_that_meet_on_a_doubt_have_an_order"),
@@ -222,6 +226,7 @@ impl Flaw {
         (Self::CensusesOfNow, "a_census_knows_what_is_in_doubt"),
         (Self::CensusesWithoutSizes, "a_census_adds_up_the_sizes_of_bodies"),
         (Self::CensusesWithoutEnd, "a_census_stops_at_its_budget"),
+        (Self::CensusesLookAtTheirTimeOnce, "ten_thousand_records_are_kept"),
         (Self::CensusesStopUnnoticed, "a_census_stops_at_its_budget"),
         (Self::CensusesOfOneStep, "ten_thousand_records_are_kept"),
         (Self::ScansEnd, "a_scan_lists_every_record_once"),

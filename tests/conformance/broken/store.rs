@@ -55,6 +55,7 @@ pub struct BrokenStore {
     changed: Arc<Notify>,
     remembered: Mutex<BTreeMap<KeyHash, Option<Record>>>,
     fences: AtomicU64,
+    purges: AtomicU64,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,6 +86,7 @@ impl BrokenStore {
             changed: Arc::default(),
             remembered: Mutex::default(),
             fences: AtomicU64::new(0),
+            purges: AtomicU64::new(0),
         }
     }
 
@@ -566,7 +568,8 @@ impl Store for BrokenStore {
         let (mut census, began) = (Census::new(), self.shared.clock.monotonic());
         for (seen, key) in self.keys().into_iter().enumerate() {
             let is_over = self.shared.clock.monotonic().saturating_sub(began) >= budget.time;
-            if is_over && !self.has(Flaw::CensusesWithoutEnd) {
+            let looks = seen == 0 || !self.has(Flaw::CensusesLookAtTheirTimeOnce);
+            if is_over && looks && !self.has(Flaw::CensusesWithoutEnd) {
                 if self.has(Flaw::CensusesStopUnnoticed) {
                     break;
                 }
@@ -574,6 +577,9 @@ impl Store for BrokenStore {
             }
             if self.has(Flaw::CensusesOfOneStep) && seen == 1_000 {
                 break;
+            }
+            if seen % 1_000 == 999 {
+                yield_now().await;
             }
             let now = self.shared.clock.now();
             let found = self.find(key, By::Operator);
@@ -597,6 +603,7 @@ impl Store for BrokenStore {
         let limit = match self.flaw {
             Flaw::PurgesTakeNothing => 0,
             Flaw::PurgesWithoutLimit => usize::MAX,
+            Flaw::PurgesRarely if self.purges.fetch_add(1, Ordering::Relaxed) % 50 < 49 => 0,
             _ => limit,
         };
         let mut removed = 0;

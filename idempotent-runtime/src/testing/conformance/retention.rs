@@ -264,6 +264,8 @@ pub async fn a_purge_takes_only_what_has_expired<S: Subject>(scene: Scene<S>) {
 
 /// A purge does its work, and no more of it at once than it was asked for.
 pub async fn a_purge_removes_what_has_expired_up_to_its_limit<S: Subject>(scene: Scene<S>) {
+    /// The contract does not say how many purges it takes, only that they come to an end.
+    const PURGES: usize = 1_000;
     let rule = "a purge removes at most as many records as its limit, and repeated ones all that \
         have expired";
     for number in 1..=6_u8 {
@@ -277,18 +279,16 @@ pub async fn a_purge_removes_what_has_expired_up_to_its_limit<S: Subject>(scene:
     scene.pass(3).await;
     let none = scene.purge_at_most(0).await;
     assert_eq!(none.removed, 0, "{rule}: none at all");
-    let mut removed = Vec::new();
-    // A store may look at records that it then puts off.
-    for _ in 0..10 {
+    let (mut removed, mut rounds) = (0, 0);
+    // A store may look at records that it then puts off, as often as it likes.
+    while scene.store().capabilities().needs_purging && removed < 5 {
         let purged = scene.purge_at_most(2).await;
         assert!(purged.removed <= 2, "{rule}: {purged:?}");
-        removed.push(purged.removed);
+        (removed, rounds) = (removed + purged.removed, rounds + 1);
+        assert!(rounds <= PURGES, "{rule}: five, and not {removed} after {rounds} purges");
     }
-    if scene.store().capabilities().needs_purging {
-        assert_eq!(removed.iter().sum::<usize>(), 5, "{rule}: five, and not {removed:?}");
-        let is_first = removed.iter().position(|removed| *removed > 0).is_some_and(|at| at < 3);
-        assert!(is_first, "{rule}: from the first ones on, and not {removed:?}");
-    }
+    let more = scene.purge_at_most(2).await.removed;
+    assert!(more <= 2 && removed + more <= 5, "{rule}: five, and not {more} after {removed}");
     assert!(scene.read_key(key(6)).await.is_some(), "{rule}, and nothing else");
     assert_eq!(scene.list(Scan::default(), rule).await.len(), 1, "{rule}");
 }

@@ -129,7 +129,8 @@ impl<S: Subject> Scene<S> {
         self.stopwatch.is_timeless();
     }
 
-    async fn advance(&self, duration: Duration) {
+    /// Lets `duration` pass.
+    pub(super) async fn advance(&self, duration: Duration) {
         self.stopwatch.expects(duration);
         self.subject.advance(duration).await;
     }

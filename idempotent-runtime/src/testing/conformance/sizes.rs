@@ -9,7 +9,9 @@ use tokio::task::JoinSet;
 use super::Scene;
 use super::census::expect_census;
 use super::scene::{OPERATION, all_pages, answered, numbered, token};
-use crate::store::{Claim, ClaimOutcome, Commit, Renewal, Scan, State, Store, WriteOutcome};
+use crate::store::{
+    Budget, Claim, ClaimOutcome, Commit, Renewal, Scan, State, Store, WriteOutcome,
+};
 use crate::testing::Subject;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -121,6 +123,32 @@ pub async fn ten_thousand_records_are_kept<S: Subject>(scene: Scene<S>) {
             "{rule}"
         );
     }
+    let rule = "a census whose time is over begins no further step, and 10 000 records are not one";
+    assert!(stops_on_the_way(&scene, &*second).await, "{rule}");
+}
+
+/// Returns true if a census comes to its end before it has counted everything, where time passes
+/// whenever it waits. Also true for a store that never waits: nothing can happen meanwhile.
+async fn stops_on_the_way<S: Subject>(scene: &Scene<S>, store: &S::Store) -> bool {
+    /// Too short for ten thousand records, and longer than a store takes to look at its clock.
+    const MOMENT: Duration = Duration::from_micros(10);
+    for _ in 0..5 {
+        let mut census = std::pin::pin!(store.census(Budget::of(MOMENT)));
+        let mut waits = false;
+        let counted = loop {
+            tokio::select! {
+                biased;
+                counted = &mut census => break counted,
+                () = scene.advance(MOMENT * 2) => waits = true,
+            }
+            // The clock may be one that moves at once.
+            tokio::task::yield_now().await;
+        };
+        if !waits || !counted.is_ok_and(|census| census.complete) {
+            return true;
+        }
+    }
+    false
 }
 
 /// The largest body that an engine stores, and sizes around the limits of protocols and servers.
