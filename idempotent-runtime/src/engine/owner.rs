@@ -221,7 +221,7 @@ impl Owner {
     /// end. Continues in the background if it is dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<CallerGets> {
         self.phase = Phase::Ended;
-        if !matches!(ending, Ending::NotBegun) {
+        if self.has_run && !matches!(ending, Ending::NotBegun) {
             // Its wait for its turn is over, if it was still in one: a shutdown must not release the
             // claim while the end of the body is on its way to the store.
             self.lease.begin();
