@@ -280,11 +280,11 @@ async fn a_detached_body_goes_on_without_its_caller_and_its_outcome_is_reported(
     let (started, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (report, reported) = oneshot::channel();
     let body = {
-        let (started, end, effects) = (started.clone(), end.clone(), world.effects.clone());
+        let (started, end, ledger) = (started.clone(), end.clone(), world.ledger.clone());
         async move |_| {
             started.notify_one();
             end.notified().await;
-            (effects.happen(), EdgeResult::completed("sent").into())
+            (ledger.happen(), EdgeResult::completed("sent").into())
         }
     };
     let settled = |outcome: &EdgeOutcome<usize>| {
@@ -332,9 +332,9 @@ async fn a_verification_decides_about_an_earlier_attempt() -> Result<(), Error> 
                     Answer::NotKnown => Verdict::Unknown,
                 }
             };
-            let effects_of_body = world.effects.clone();
+            let ledger = world.ledger.clone();
             let body = async move |_| {
-                effects_of_body.happen();
+                ledger.happen();
                 ((), EdgeResult::completed("sent").into())
             };
             let call = call().on_crash_verify(ask);

@@ -9,7 +9,7 @@ use idempotency::step::StepRetry;
 use idempotency::store::MemoryStore;
 use idempotency::{Context, Error, Idempotency, InCurrentCall as _, WithEngine as _, idempotent};
 
-use crate::mail::Mail as _;
+use crate::mail::{Mail as _, mail};
 use crate::world::{DAY, World};
 
 #[derive(Clone, Debug, PartialEq)]
