@@ -1,6 +1,7 @@
 //! `detach`: the body goes on when its caller is gone, on copies of what the caller lent.
 
 #[allow(dead_code, reason = "a detached body cannot borrow the effects")]
+#[path = "support/effects.rs"]
 mod effects;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
 //! The expansion depends on no name that the user's code can change, and changes none.
 
+#[path = "support/effects.rs"]
 mod effects;
 
 use effects::{Effects, once};

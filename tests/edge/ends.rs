@@ -4,6 +4,7 @@ use idempotency::edge::{EdgeOutcome, EdgeResult, End};
 use idempotency::record::State;
 use idempotency::{Error, ErrorKind, OnCrash};
 
+use crate::mail::Mail as _;
 use crate::world::{DAY, World};
 
 const POLICIES: [OnCrash; 3] = [OnCrash::Hold, OnCrash::Retry, OnCrash::Resume];
@@ -15,12 +16,12 @@ async fn a_result_is_replayed_byte_for_byte_and_so_is_a_failure() -> Result<(), 
         (EdgeResult::failed(&b""[..]), State::Failed),
     ] {
         let world = World::new();
-        let outcome = world.call().run(async |_| ("own", first.clone().into())).await;
+        let outcome = world.mail().run(async |_| ("own", first.clone().into())).await;
         assert!(matches!(outcome, EdgeOutcome::Executed("own")), "{outcome:?}");
-        assert_eq!(world.record().await?.map(|record| record.state), Some(state));
-        let outcome = world.call().run(async |_| ("again", world.effect().1)).await;
+        assert_eq!(world.mail_record().await?.map(|record| record.state), Some(state));
+        let outcome = world.mail().run(async |_| ("again", world.send().1)).await;
         let EdgeOutcome::Replayed { result, own: None } = outcome else { panic!("{outcome:?}") };
-        assert_eq!((result, world.effects.count()), (first, 0));
+        assert_eq!((result, world.ledger.count()), (first, 0));
     }
     Ok(())
 }
@@ -29,12 +30,12 @@ async fn a_result_is_replayed_byte_for_byte_and_so_is_a_failure() -> Result<(), 
 async fn a_released_call_runs_again_under_every_policy() -> Result<(), Error> {
     for policy in POLICIES {
         let world = World::new();
-        let call = || world.call().on_crash(policy).count_attempts();
+        let call = || world.mail().on_crash(policy).count_attempts();
         let outcome = call().run(async |_| ((), End::Released)).await;
         assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
-        let outcome = call().run(async |_| world.effect()).await;
+        let outcome = call().run(async |_| world.send()).await;
         assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
-        assert_eq!(world.record().await?.map(|record| record.attempts), Some(2));
+        assert_eq!(world.mail_record().await?.map(|record| record.attempts), Some(2));
     }
     Ok(())
 }
@@ -43,13 +44,13 @@ async fn a_released_call_runs_again_under_every_policy() -> Result<(), Error> {
 async fn a_held_call_does_not_run_again_under_any_policy() -> Result<(), Error> {
     for policy in POLICIES {
         let world = World::new();
-        let call = || world.call().on_crash(policy);
-        let outcome = call().run(async |_| (world.effects.happen(), End::Held)).await;
+        let call = || world.mail().on_crash(policy);
+        let outcome = call().run(async |_| (world.ledger.happen(), End::Held)).await;
         assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
-        assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
-        let outcome = call().run(async |_| world.effect()).await;
+        assert_eq!(world.mail_record().await?.map(|record| record.state), Some(State::InDoubt));
+        let outcome = call().run(async |_| world.send()).await;
         assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::InDoubt), "{outcome:?}");
-        assert_eq!(world.effects.count(), 1);
+        assert_eq!(world.ledger.count(), 1);
     }
     Ok(())
 }
@@ -58,12 +59,12 @@ async fn a_held_call_does_not_run_again_under_any_policy() -> Result<(), Error> 
 async fn after_an_unknown_outcome_the_policy_decides() -> Result<(), Error> {
     for (policy, effects) in [(OnCrash::Hold, 1), (OnCrash::Retry, 2), (OnCrash::Resume, 2)] {
         let world = World::new();
-        let call = || world.call().on_crash(policy);
-        let outcome = call().run(async |_| (world.effects.happen(), End::Unknown)).await;
+        let call = || world.mail().on_crash(policy);
+        let outcome = call().run(async |_| (world.ledger.happen(), End::Unknown)).await;
         assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
-        let outcome = call().run(async |_| world.effect()).await;
+        let outcome = call().run(async |_| world.send()).await;
         let is_refused = outcome.error().is_some_and(|error| error.kind() == ErrorKind::InDoubt);
-        assert_eq!((is_refused, world.effects.count()), (effects == 1, effects), "{outcome:?}");
+        assert_eq!((is_refused, world.ledger.count()), (effects == 1, effects), "{outcome:?}");
     }
     Ok(())
 }
@@ -73,9 +74,9 @@ async fn a_retention_of_its_own_is_brought_into_the_bounds_of_the_engine() -> Re
     for (ttl, expected) in [(DAY / 2, DAY / 2), (DAY * 10_000, DAY * 400)] {
         let world = World::new();
         let result = EdgeResult::completed("sent").with_ttl(ttl);
-        let outcome = world.call().run(async |_| ((), result.into())).await;
+        let outcome = world.mail().run(async |_| ((), result.into())).await;
         assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
-        let record = world.record().await?.expect("it was sent");
+        let record = world.mail_record().await?.expect("it was sent");
         let kept = record.expires.saturating_duration_since(record.created);
         assert_eq!(kept, expected);
     }
@@ -85,16 +86,16 @@ async fn a_retention_of_its_own_is_brought_into_the_bounds_of_the_engine() -> Re
 #[tokio::test]
 async fn an_operator_answers_in_the_encoding_of_the_edge() -> Result<(), Error> {
     let world = World::new();
-    let outcome = world.call().run(async |_| ((), End::Held)).await;
+    let outcome = world.mail().run(async |_| ((), End::Held)).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
-    let record = world.call().record();
+    let record = world.mail().record();
     let view = record.inspect().await?.expect("it is in doubt");
     let rejected = idempotency::edge::resolution(Err("there is no such answer"));
     let error = record.resolve(&view, rejected).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     record.resolve(&view, EdgeResult::completed(&b"\xff"[..]).into()).await?;
-    let outcome = world.call().run(async |_| world.effect()).await;
+    let outcome = world.mail().run(async |_| world.send()).await;
     let EdgeOutcome::Replayed { result, own: None } = outcome else { panic!("{outcome:?}") };
-    assert_eq!((&result.bytes()[..], world.effects.count()), (&b"\xff"[..], 0));
+    assert_eq!((&result.bytes()[..], world.ledger.count()), (&b"\xff"[..], 0));
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! Edges: layers outside of the crate that guard calls with the engine.
 
 mod boundary;
-#[path = "../effects/mod.rs"]
-#[allow(dead_code, reason = "other tests use the rest")]
-mod effects;
 mod ends;
 mod jobs;
+mod mail;
 mod outcomes;
 mod rooms;
 mod scopes;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod support;
 mod turns;
-mod world;
+
+use support::{effects, world};

@@ -15,52 +15,53 @@ use idempotency::testing::{Fault, Gate};
 use idempotency::{Error, ErrorKind, OnConflict, OnCrash, Verdict};
 use tokio::sync::{Notify, oneshot};
 
-use crate::world::{DAY, LEASE, World, call, eventually, while_time_passes};
+use crate::mail::{Mail as _, mail};
+use crate::world::{DAY, LEASE, World, eventually, without_renewals};
 
 #[tokio::test]
 async fn a_result_that_cannot_be_stored_in_time_is_stored_late() -> Result<(), Error> {
     let world = World::new();
     world.store.always(Operation::Complete, Some(Fault::LostRequest));
-    let outcome = while_time_passes(&world, world.call().run(async |_| world.effect())).await;
+    let outcome = without_renewals(&world, world.mail().run(async |_| world.send())).await;
     assert!(outcome.is_stored_late() && !outcome.may_fail_open(), "{outcome:?}");
     assert!(matches!(outcome, EdgeOutcome::Refused { own: Some(1), .. }), "{outcome:?}");
 
     world.store.always(Operation::Complete, None);
     let stored = eventually("the record", async || {
-        let record = world.record().await.ok().flatten();
+        let record = world.mail_record().await.ok().flatten();
         record.is_some_and(|record| record.state == State::Completed)
     });
-    while_time_passes(&world, stored).await;
-    let outcome = world.call().run(async |_| world.effect()).await;
+    without_renewals(&world, stored).await;
+    let outcome = world.mail().run(async |_| world.send()).await;
     assert!(matches!(outcome, EdgeOutcome::Replayed { own: None, .. }), "{outcome:?}");
-    assert_eq!(world.effects.count(), 1);
+    assert_eq!(world.ledger.count(), 1);
     Ok(())
 }
 
 #[tokio::test]
 async fn a_result_that_is_too_large_is_lost_for_every_later_caller() {
     let world = World::with(|builder| builder.max_result_size(2));
-    let large = async |_| (world.effects.happen(), EdgeResult::completed("large").into());
-    let outcome = world.call().run(large).await;
+    let large = async |_| (world.ledger.happen(), EdgeResult::completed("large").into());
+    let outcome = world.mail().run(large).await;
     let EdgeOutcome::Refused { error, own: Some(1) } = outcome else { panic!("{outcome:?}") };
     assert_eq!(error.kind(), ErrorKind::TooLarge);
-    let outcome = world.call().run(large).await;
+    let outcome = world.mail().run(large).await;
     let EdgeOutcome::Lost { error, own: None } = outcome else { panic!("{outcome:?}") };
-    assert_eq!((error.kind(), world.effects.count()), (ErrorKind::TooLarge, 1));
+    assert_eq!((error.kind(), world.ledger.count()), (ErrorKind::TooLarge, 1));
 }
 
 #[tokio::test]
 async fn an_owner_that_was_overtaken_learns_the_result_and_keeps_its_own_value() {
     let world = World::new();
     world.store.always(Operation::Renew, Some(Fault::LostRequest));
-    let other = call(&world.other_process()).on_crash(OnCrash::Retry);
+    let other = mail(&world.other_process().engine).on_crash(OnCrash::Retry);
     let overtaken = async |_| {
         world.clock.advance(LEASE * 2);
         let outcome = other.run(async |_| ("other", EdgeResult::completed("other").into())).await;
         assert!(matches!(outcome, EdgeOutcome::Executed("other")), "{outcome:?}");
-        world.effect()
+        world.send()
     };
-    let outcome = world.call().on_crash(OnCrash::Retry).run(overtaken).await;
+    let outcome = world.mail().on_crash(OnCrash::Retry).run(overtaken).await;
     let EdgeOutcome::Replayed { result, own: Some(1) } = outcome else { panic!("{outcome:?}") };
     assert_eq!(result, EdgeResult::completed("other"));
 }
@@ -69,28 +70,28 @@ async fn an_owner_that_was_overtaken_learns_the_result_and_keeps_its_own_value()
 async fn only_a_store_that_failed_before_anything_was_known_may_be_left_out() {
     let world = World::new();
     world.store.always(Operation::Claim, Some(Fault::Refused(StoreErrorKind::Refused)));
-    let outcome = while_time_passes(&world, world.call().run(async |_| world.effect())).await;
+    let outcome = without_renewals(&world, world.mail().run(async |_| world.send())).await;
     assert!(outcome.may_fail_open(), "{outcome:?}");
     world.store.always(Operation::Claim, None);
 
     // A caller that knows of another one.
     let (started, end) = (Notify::new(), Notify::new());
-    let busy = world.call().run(async |_| {
+    let busy = world.mail().run(async |_| {
         started.notify_one();
         end.notified().await;
-        world.effect()
+        world.send()
     });
     let waits = async {
         started.notified().await;
-        let waits = world.call().on_conflict(OnConflict::Reject);
-        let outcome = waits.run(async |_| world.effect()).await;
+        let waits = world.mail().on_conflict(OnConflict::Reject);
+        let outcome = waits.run(async |_| world.send()).await;
         assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::InProgress), "{outcome:?}");
         assert!(!outcome.may_fail_open(), "{outcome:?}");
         end.notify_one();
     };
     let (outcome, ()) = tokio::join!(busy, waits);
     assert!(!outcome.may_fail_open(), "{outcome:?}");
-    assert_eq!(world.effects.count(), 1);
+    assert_eq!(world.ledger.count(), 1);
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -113,7 +114,7 @@ async fn has_died_while_it_looked(world: &World) -> Result<(), Error> {
 /// The store refuses what is asked of it now, and `knows` tells whether it has reported another
 /// call before.
 async fn is_refused(world: &World, knows: bool) {
-    let outcome = while_time_passes(world, hourly(world).run(async |_| world.effect())).await;
+    let outcome = without_renewals(world, hourly(world).run(async |_| world.send())).await;
     let refused = Some(ErrorKind::StoreUnavailable);
     assert_eq!(outcome.error().map(Error::kind), refused, "{outcome:?}");
     assert_eq!(outcome.may_fail_open(), !knows, "{outcome:?}");
@@ -128,12 +129,12 @@ async fn a_store_that_has_reported_the_record_of_the_window_before_may_not_be_le
 -> Result<(), Error> {
     let world = World::new();
     let before = hourly(&world).record().hash()?;
-    let outcome = hourly(&world).run(async |_| world.effect()).await;
+    let outcome = hourly(&world).run(async |_| world.send()).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
     world.clock.advance(HOUR);
     world.store.always_at(Operation::Claim, before, Some(refused()));
     is_refused(&world, true).await;
-    assert_eq!(world.effects.count(), 1);
+    assert_eq!(world.ledger.count(), 1);
     Ok(())
 }
 
@@ -143,18 +144,18 @@ async fn a_follower_that_does_not_wait_knows_of_the_record_of_the_window_before(
 -> Result<(), Error> {
     let (world, gate) = (World::new(), Gate::new());
     let before = hourly(&world).record().hash()?;
-    let outcome = hourly(&world).run(async |_| world.effect()).await;
+    let outcome = hourly(&world).run(async |_| world.send()).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
     world.clock.advance(HOUR);
     world.store.next(Operation::Read, Fault::Late(gate.clone()));
-    let mut leader = Box::pin(hourly(&world).run(async |_| world.effect()));
+    let mut leader = Box::pin(hourly(&world).run(async |_| world.send()));
     assert!(poll!(&mut leader).is_pending(), "it checks");
     world.store.always_at(Operation::Claim, before, Some(refused()));
-    let follower = hourly(&world).on_conflict(OnConflict::Reject).run(async |_| world.effect());
-    let outcome = while_time_passes(&world, follower).await;
+    let follower = hourly(&world).on_conflict(OnConflict::Reject).run(async |_| world.send());
+    let outcome = without_renewals(&world, follower).await;
     assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::StoreUnavailable), "{outcome:?}");
     assert!(!outcome.may_fail_open(), "{outcome:?}");
-    assert_eq!(world.effects.count(), 1);
+    assert_eq!(world.ledger.count(), 1);
     Ok(())
 }
 
@@ -169,7 +170,7 @@ async fn a_store_that_fails_while_a_call_looks_at_its_windows_may_be_left_out_if
             }
             world.store.always(operation, Some(refused()));
             is_refused(&world, has_died).await;
-            assert_eq!(world.effects.count(), 0);
+            assert_eq!(world.ledger.count(), 0);
         }
     }
     Ok(())
@@ -194,7 +195,7 @@ async fn a_record_that_a_call_has_met_and_given_up_in_the_window_before_is_not_f
         world.store.always(operation, Some(refused()));
         is_refused(&world, true).await;
         assert!(world.store.requests(operation) > first_round, "{operation}");
-        assert_eq!(world.effects.count(), 0);
+        assert_eq!(world.ledger.count(), 0);
     }
     Ok(())
 }
@@ -204,7 +205,7 @@ async fn a_record_that_a_call_has_met_and_given_up_in_the_window_before_is_not_f
 async fn who_follows_a_caller_that_knows_of_another_one_knows_it_too() {
     let (world, started) = (World::new(), Notify::new());
     let there = world.other_process();
-    let mut running = Box::pin(call(&there).run(async |_| {
+    let mut running = Box::pin(mail(&there.engine).run(async |_| {
         started.notify_one();
         std::future::pending::<((), End)>().await
     }));
@@ -212,7 +213,7 @@ async fn who_follows_a_caller_that_knows_of_another_one_knows_it_too() {
         outcome = &mut running => panic!("{outcome:?}"),
         () = started.notified() => {}
     }
-    let send = || Box::pin(world.call().run(async |_| world.effect()));
+    let send = || Box::pin(world.mail().run(async |_| world.send()));
     let (mut first, mut second) = (send(), send());
     eventually("the first to wait for the other process", async || {
         assert!(poll!(&mut first).is_pending());
@@ -232,7 +233,7 @@ async fn who_follows_a_caller_that_knows_of_another_one_knows_it_too() {
     assert!(poll!(&mut third).is_pending(), "it follows the second");
     world.store.always(Operation::Claim, Some(refused()));
     drop(second);
-    let outcome = while_time_passes(&world, third).await;
+    let outcome = without_renewals(&world, third).await;
     assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::StoreUnavailable), "{outcome:?}");
     assert!(!outcome.may_fail_open(), "{outcome:?}");
     gate.open();
@@ -243,22 +244,22 @@ async fn a_body_without_protection_is_named_and_leaves_no_record() -> Result<(),
     let world = World::new();
     world.engine.disable("mail");
     for number in 1..3 {
-        let outcome = world.call().run(async |turn| {
+        let outcome = world.mail().run(async |turn| {
             assert!(!turn.attempt().is_protected());
             // There is no claim that could end meanwhile.
             turn.wait().begin().expect("its turn has come");
-            world.effect()
+            world.send()
         });
         let outcome = outcome.await;
         assert!(matches!(outcome, EdgeOutcome::Unprotected(value) if value == number));
     }
     world.engine.enable("mail");
-    let unprotected = world.call().run_unprotected(async || world.effect().0)?;
+    let unprotected = world.mail().run_unprotected(async || world.send().0)?;
     assert_eq!(unprotected.await, 3);
-    assert!(world.record().await?.is_none());
+    assert!(world.mail_record().await?.is_none());
 
     assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 0);
-    let refused = world.call().run_unprotected(async || world.effect().0);
+    let refused = world.mail().run_unprotected(async || world.send().0);
     assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::ShuttingDown));
     Ok(())
 }
@@ -266,11 +267,11 @@ async fn a_body_without_protection_is_named_and_leaves_no_record() -> Result<(),
 #[tokio::test]
 async fn bytes_of_another_version_are_not_taken_for_a_result() {
     let world = World::new();
-    let outcome = world.call().version(1).run(async |_| world.effect()).await;
+    let outcome = world.mail().version(1).run(async |_| world.send()).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
-    let outcome = world.call().version(2).run(async |_| world.effect()).await;
+    let outcome = world.mail().version(2).run(async |_| world.send()).await;
     assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::Decode), "{outcome:?}");
-    assert_eq!(world.effects.count(), 1);
+    assert_eq!(world.ledger.count(), 1);
 }
 
 #[tokio::test]
@@ -279,27 +280,27 @@ async fn a_detached_body_goes_on_without_its_caller_and_its_outcome_is_reported(
     let (started, end) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (report, reported) = oneshot::channel();
     let body = {
-        let (started, end, effects) = (started.clone(), end.clone(), world.effects.clone());
+        let (started, end, ledger) = (started.clone(), end.clone(), world.ledger.clone());
         async move |_| {
             started.notify_one();
             end.notified().await;
-            (effects.happen(), EdgeResult::completed("sent").into())
+            (ledger.happen(), EdgeResult::completed("sent").into())
         }
     };
     let settled = |outcome: &EdgeOutcome<usize>| {
         let _ = report.send(matches!(outcome, EdgeOutcome::Executed(1)));
     };
-    let mut running = Box::pin(world.call().run_detached(body, settled));
+    let mut running = Box::pin(world.mail().run_detached(body, settled));
     tokio::select! {
         outcome = &mut running => panic!("{outcome:?}"),
         () = started.notified() => drop(running),
     }
     end.notify_one();
     assert_eq!(reported.await, Ok(true));
-    let replay = world.call().run_detached(async |_| (0, End::Released), |_| unreachable!());
+    let replay = world.mail().run_detached(async |_| (0, End::Released), |_| unreachable!());
     let replay = replay.await;
     assert!(matches!(replay, EdgeOutcome::Replayed { own: None, .. }), "{replay:?}");
-    assert_eq!(world.effects.count(), 1);
+    assert_eq!(world.ledger.count(), 1);
 }
 
 #[tokio::test]
@@ -316,10 +317,10 @@ async fn a_verification_decides_about_an_earlier_attempt() -> Result<(), Error> 
             (Answer::NotKnown, 1, Some(ErrorKind::InDoubt)),
         ] {
             let world = World::new();
-            let call = || world.call().settle(Duration::ZERO);
+            let call = || world.mail().settle(Duration::ZERO);
             let ask = async |_| Verdict::Unknown;
             let first = call().on_crash_verify(ask).run(async |_| {
-                world.effects.happen();
+                world.ledger.happen();
                 ((), End::Unknown)
             });
             assert!(matches!(first.await, EdgeOutcome::Executed(())));
@@ -331,21 +332,21 @@ async fn a_verification_decides_about_an_earlier_attempt() -> Result<(), Error> 
                     Answer::NotKnown => Verdict::Unknown,
                 }
             };
-            let effects_of_body = world.effects.clone();
+            let ledger = world.ledger.clone();
             let body = async move |_| {
-                effects_of_body.happen();
+                ledger.happen();
                 ((), EdgeResult::completed("sent").into())
             };
             let call = call().on_crash_verify(ask);
             let outcome =
                 if detached { call.run_detached(body, |_| ()).await } else { call.run(body).await };
             assert_eq!(outcome.error().map(Error::kind), error, "{outcome:?}");
-            assert_eq!(world.effects.count(), effects, "{outcome:?}");
+            assert_eq!(world.ledger.count(), effects, "{outcome:?}");
             let expected = match (error, effects) {
                 (Some(_), _) => State::InDoubt,
                 (None, _) => State::Completed,
             };
-            assert_eq!(world.record().await?.map(|record| record.state), Some(expected));
+            assert_eq!(world.mail_record().await?.map(|record| record.state), Some(expected));
         }
     }
     Ok(())
@@ -359,12 +360,12 @@ async fn a_result_is_kept_for_the_window_of_its_key() -> Result<(), Error> {
         let now = world.clock.now().as_millis();
         world.clock.advance(HOUR.saturating_sub(Duration::from_micros(now % 3_600_000 * 1000 + 1)));
         let result = EdgeResult::failed("no such address").with_ttl(ttl);
-        let outcome = hourly(&world).run(async |_| (world.effects.happen(), result.into())).await;
+        let outcome = hourly(&world).run(async |_| (world.ledger.happen(), result.into())).await;
         assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
         world.clock.advance(HOUR.saturating_sub(Duration::from_nanos(1)));
-        let outcome = hourly(&world).run(async |_| world.effect()).await;
+        let outcome = hourly(&world).run(async |_| world.send()).await;
         assert!(matches!(outcome, EdgeOutcome::Replayed { .. }), "{ttl:?}: {outcome:?}");
-        assert_eq!(world.effects.count(), 1);
+        assert_eq!(world.ledger.count(), 1);
     }
     Ok(())
 }

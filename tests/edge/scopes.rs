@@ -9,7 +9,8 @@ use idempotency::step::StepRetry;
 use idempotency::store::MemoryStore;
 use idempotency::{Context, Error, Idempotency, InCurrentCall as _, WithEngine as _, idempotent};
 
-use crate::world::{DAY, World, call};
+use crate::mail::{Mail as _, mail};
+use crate::world::{DAY, World};
 
 #[derive(Clone, Debug, PartialEq)]
 struct Subject(&'static str);
@@ -26,7 +27,7 @@ async fn find(id: u32) -> Result<Option<String>, Error> {
 #[tokio::test]
 async fn an_extension_is_in_scope_of_the_body_its_calls_and_its_tasks() {
     let world = World::new();
-    let outcome = world.call().extension(Subject("outer")).extension(7_u32).run(async |_| {
+    let outcome = world.mail().extension(Subject("outer")).extension(7_u32).run(async |_| {
         assert_eq!(subject(), Some(Subject("outer")));
         assert_eq!(find(1).await.ok().flatten().as_deref(), Some("outer"));
         let task = tokio::spawn(async { subject() }.in_current_call());
@@ -40,7 +41,7 @@ async fn an_extension_is_in_scope_of_the_body_its_calls_and_its_tasks() {
         });
         assert!(matches!(inner.await, EdgeOutcome::Executed(())));
         assert_eq!(subject(), Some(Subject("outer")));
-        world.effect()
+        world.send()
     });
     assert!(matches!(outcome.await, EdgeOutcome::Executed(1)));
     assert_eq!(subject(), None);
@@ -51,7 +52,7 @@ async fn functions_that_name_no_engine_use_the_one_in_scope_or_else_the_edges() 
 {
     let (edges, scoped) = (World::new(), Idempotency::new(MemoryStore::new()));
     let run = || {
-        edges.call().run(async |_| {
+        edges.mail().run(async |_| {
             find(1).await.expect("there is an engine");
             ((), End::Released)
         })
@@ -71,7 +72,7 @@ async fn an_attempt_knows_the_try_of_its_step() {
         Attempt::current().and_then(|attempt| attempt.step_try())
     }
     let world = World::new();
-    let outcome = call(&world.engine).run(async |_| {
+    let outcome = mail(&world.engine).run(async |_| {
         let tries = Mutex::new(Vec::new());
         let step = || async {
             let in_task = tokio::spawn(async { step_try() }.in_current_call()).await?;
@@ -102,7 +103,7 @@ async fn an_attempt_keeps_values_of_its_own() {
     };
     let world = World::new();
     for _ in 0..2 {
-        let outcome = call(&world.engine).run(async |_| ([next(), next()], End::Released));
+        let outcome = mail(&world.engine).run(async |_| ([next(), next()], End::Released));
         assert!(matches!(outcome.await, EdgeOutcome::Executed([0, 1])));
     }
 }

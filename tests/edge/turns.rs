@@ -12,7 +12,8 @@ use idempotency::testing::{Fault, Gate};
 use idempotency::{Context, Error, ErrorKind, OnCrash, Verdict};
 use tokio::sync::Notify;
 
-use crate::world::{DAY, World, call, eventually, while_time_passes};
+use crate::mail::{Mail as _, mail};
+use crate::world::{DAY, World, eventually, without_renewals};
 
 #[tokio::test]
 async fn a_shutdown_releases_the_claim_of_a_body_that_waits() -> Result<(), Error> {
@@ -22,19 +23,21 @@ async fn a_shutdown_releases_the_claim_of_a_body_that_waits() -> Result<(), Erro
         waiting.claim_ended().await;
         ((), End::NotBegun(waiting.leave()))
     };
-    let other = call(&world.other_process());
+    let other = mail(&world.other_process().engine);
     let stopped = async {
-        eventually("the claim", async || world.record().await.is_ok_and(|found| found.is_some()))
-            .await;
+        eventually("the claim", async || {
+            world.mail_record().await.is_ok_and(|found| found.is_some())
+        })
+        .await;
         assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 0);
     };
-    let (outcome, ()) = tokio::join!(world.call().run(waits), stopped);
+    let (outcome, ()) = tokio::join!(world.mail().run(waits), stopped);
     let EdgeOutcome::Refused { error, own: None } = outcome else { panic!("{outcome:?}") };
     assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
     assert!(error.is_retryable(), "{error}");
-    let outcome = other.run(async |_| world.effect()).await;
+    let outcome = other.run(async |_| world.send()).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
-    assert_eq!(world.record().await?.map(|record| record.attempts), Some(1));
+    assert_eq!(world.mail_record().await?.map(|record| record.attempts), Some(1));
     Ok(())
 }
 
@@ -45,17 +48,19 @@ async fn a_shutdown_gives_up_a_body_whose_turn_has_come() -> Result<(), Error> {
     let begins = async |turn: Turn| {
         turn.wait().begin().expect("no caller has taken the claim");
         stopped.notified().await;
-        world.effect()
+        world.send()
     };
     let stop = async {
-        eventually("the claim", async || world.record().await.is_ok_and(|found| found.is_some()))
-            .await;
+        eventually("the claim", async || {
+            world.mail_record().await.is_ok_and(|found| found.is_some())
+        })
+        .await;
         assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
-        assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
+        assert_eq!(world.mail_record().await?.map(|record| record.state), Some(State::InDoubt));
         stopped.notify_one();
         Ok::<_, Error>(())
     };
-    let (outcome, stop) = tokio::join!(world.call().run(begins), stop);
+    let (outcome, stop) = tokio::join!(world.mail().run(begins), stop);
     stop?;
     assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
     Ok(())
@@ -69,24 +74,24 @@ async fn a_turn_does_not_come_after_the_claim_has_ended() {
         let waiting = turn.wait();
         world.clock.advance(crate::world::LEASE * 2);
         match waiting.begin() {
-            Ok(()) => world.effect(),
+            Ok(()) => world.send(),
             Err(not_begun) => (0, End::NotBegun(not_begun)),
         }
     };
-    let outcome = world.call().run(late).await;
+    let outcome = world.mail().run(late).await;
     assert!(matches!(outcome, EdgeOutcome::Refused { own: None, .. }), "{outcome:?}");
-    assert_eq!(world.effects.count(), 0);
+    assert_eq!(world.ledger.count(), 0);
 }
 
 #[tokio::test]
 async fn a_body_that_has_not_begun_leaves_the_attempts_before_it() -> Result<(), Error> {
     let world = World::new();
-    let call = || world.call().on_crash(OnCrash::Retry);
+    let call = || world.mail().on_crash(OnCrash::Retry);
     let outcome = call().run(async |_| ((), End::Unknown)).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
     let outcome = call().run(async |turn| ((), End::NotBegun(turn.wait().leave()))).await;
     assert!(matches!(outcome, EdgeOutcome::Refused { own: None, .. }), "{outcome:?}");
-    let attempt = call().run(async |turn| (turn.attempt().context().attempt(), world.effect().1));
+    let attempt = call().run(async |turn| (turn.attempt().context().attempt(), world.send().1));
     let outcome = attempt.await;
     assert!(matches!(outcome, EdgeOutcome::Executed(2)), "{outcome:?}");
     Ok(())
@@ -97,15 +102,15 @@ async fn a_body_that_has_come_to_a_step_has_begun() -> Result<(), Error> {
     let world = World::new();
     let contradicts = async |turn: Turn| {
         let waiting = turn.wait();
-        let step = Context::current().step("send", || async { Ok::<_, Error>(world.effect().0) });
+        let step = Context::current().step("send", || async { Ok::<_, Error>(world.send().0) });
         assert_eq!(step.await.ok(), Some(1));
         ((), End::NotBegun(waiting.leave()))
     };
-    let outcome = world.call().run(contradicts).await;
+    let outcome = world.mail().run(contradicts).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
-    let outcome = world.call().run(async |_| world.effect()).await;
+    let outcome = world.mail().run(async |_| world.send()).await;
     assert_eq!(outcome.error().map(Error::kind), Some(ErrorKind::InDoubt), "{outcome:?}");
-    assert_eq!(world.effects.count(), 1);
+    assert_eq!(world.ledger.count(), 1);
     Ok(())
 }
 
@@ -115,7 +120,7 @@ async fn the_word_of_another_attempt_is_not_taken() -> Result<(), Error> {
     let mut taken: Option<NotBegun> = None;
     let inner = EdgeCall::new(&world.engine, "mail", Key::of("8"), DAY);
     let outcome = world
-        .call()
+        .mail()
         .run(async |_| {
             let outcome = inner
                 .run(async |turn| {
@@ -124,12 +129,12 @@ async fn the_word_of_another_attempt_is_not_taken() -> Result<(), Error> {
                 })
                 .await;
             assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
-            world.effects.happen();
+            world.ledger.happen();
             ((), End::NotBegun(taken.take().expect("the inner body ran")))
         })
         .await;
     assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
-    assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
+    assert_eq!(world.mail_record().await?.map(|record| record.state), Some(State::InDoubt));
     Ok(())
 }
 
@@ -141,7 +146,7 @@ async fn the_store_s_time_does_not_lag_by_what_came_before_the_body() {
 
     // Things settle before the question, and the answer takes its time.
     let ask = async |_: Attempt| Verdict::Unknown;
-    let first = world.call().on_crash_verify(ask).run(async |_| ((), End::Unknown));
+    let first = world.mail().on_crash_verify(ask).run(async |_| ((), End::Unknown));
     assert!(matches!(first.await, EdgeOutcome::Executed(())));
     let ask = async |attempt: Attempt| {
         assert_eq!(attempt.store_time(), now());
@@ -150,9 +155,9 @@ async fn the_store_s_time_does_not_lag_by_what_came_before_the_body() {
     };
     let body = async |turn: Turn| {
         assert_eq!(turn.attempt().store_time(), now());
-        world.effect()
+        world.send()
     };
-    let mut call = Box::pin(world.call().settle(LONG).on_crash_verify(ask).run(body));
+    let mut call = Box::pin(world.mail().settle(LONG).on_crash_verify(ask).run(body));
     assert!(poll!(&mut call).is_pending(), "things settle");
     world.clock.advance(LONG);
     assert!(matches!(call.await, EdgeOutcome::Executed(1)));
@@ -173,17 +178,18 @@ async fn a_shutdown_does_not_release_a_claim_whose_body_has_ended() -> Result<()
     world.store.next(Operation::Park, Fault::Late(gate.clone()));
     let never_begins = async |turn: Turn| {
         drop(turn.wait());
-        (world.effects.happen(), End::Held)
+        (world.ledger.happen(), End::Held)
     };
     let stopped = async {
         eventually("the end", async || world.store.requests(Operation::Park) == 1).await;
-        let shutdown = world.engine.shutdown(Duration::ZERO);
-        assert_eq!(while_time_passes(&world, shutdown).await.abandoned, 1);
+        assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
         gate.open();
     };
-    let (outcome, ()) = tokio::join!(world.call().run(never_begins), stopped);
+    // Time passes for both: the end may be between two tries when the shutdown is over.
+    let both = async { tokio::join!(world.mail().run(never_begins), stopped) };
+    let (outcome, ()) = without_renewals(&world, both).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
-    assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
+    assert_eq!(world.mail_record().await?.map(|record| record.state), Some(State::InDoubt));
     Ok(())
 }
 
@@ -199,7 +205,7 @@ async fn waits_around_a_step(waits_first: bool) -> Result<(), Error> {
     let world = World::new();
     let waits = async |turn: Turn| {
         let charge = || async {
-            let charge = async || Ok::<_, Error>(world.effects.happen());
+            let charge = async || Ok::<_, Error>(world.ledger.happen());
             Context::current().step("charge", charge).await.expect("the store works");
         };
         let waiting = if waits_first {
@@ -214,10 +220,10 @@ async fn waits_around_a_step(waits_first: bool) -> Result<(), Error> {
         ((), End::NotBegun(waiting.leave()))
     };
     let stopped = async {
-        eventually("the step", async || world.effects.count() == 1).await;
+        eventually("the step", async || world.ledger.count() == 1).await;
         assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
     };
-    let (_, ()) = tokio::join!(world.call().run(waits), stopped);
-    assert_eq!(world.record().await?.map(|record| record.state), Some(State::InDoubt));
+    let (_, ()) = tokio::join!(world.mail().run(waits), stopped);
+    assert_eq!(world.mail_record().await?.map(|record| record.state), Some(State::InDoubt));
     Ok(())
 }

@@ -13,13 +13,11 @@ mod crash_points;
 mod errors;
 mod events;
 mod expiry;
-mod faults;
 mod faults_met;
 mod fingerprints;
 mod helpers;
 mod in_doubt;
 mod late;
-mod ledger;
 mod limits;
 mod lists;
 mod memory;
@@ -35,9 +33,13 @@ mod runtimes;
 mod shutdown;
 mod steps;
 mod storm;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod support;
 mod values;
 mod verify;
-#[path = "../warnings/mod.rs"]
+#[path = "../support/warnings.rs"]
 mod warnings;
 mod windows;
-mod world;
+
+use support::{faults, ledger, world};

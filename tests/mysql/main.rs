@@ -19,6 +19,6 @@ mod statements;
 mod tables;
 mod tls;
 mod waits;
-#[path = "../warnings/mod.rs"]
+#[path = "../support/warnings.rs"]
 mod warnings;
 mod world;

@@ -2,7 +2,7 @@
 
 mod arguments;
 mod conflicts_and_crashes;
-#[path = "../effects/mod.rs"]
+#[path = "../support/effects.rs"]
 mod effects;
 mod engines;
 mod errors;

@@ -20,6 +20,6 @@ mod statistics;
 mod tls;
 mod waiters;
 mod waits;
-#[path = "../warnings/mod.rs"]
+#[path = "../support/warnings.rs"]
 mod warnings;
 mod world;

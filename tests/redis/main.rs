@@ -20,6 +20,6 @@ mod runtimes;
 mod staged;
 mod steps;
 mod waiters;
-#[path = "../warnings/mod.rs"]
+#[path = "../support/warnings.rs"]
 mod warnings;
 mod world;

@@ -1,7 +1,7 @@
 //! Every kind of function that the attribute can be on, executed.
 
 mod attributes;
-#[path = "../effects/mod.rs"]
+#[path = "../support/effects.rs"]
 mod effects;
 mod free_functions;
 mod generics;

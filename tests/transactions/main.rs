@@ -34,6 +34,6 @@ mod undone;
 mod unknown;
 #[cfg(any(feature = "postgres", feature = "mysql"))]
 mod waits;
-#[path = "../warnings/mod.rs"]
+#[path = "../support/warnings.rs"]
 mod warnings;
 mod world;

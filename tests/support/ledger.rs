@@ -20,6 +20,12 @@ impl Ledger {
         file.write_all(format!("{what}\n").as_bytes()).expect("the ledger takes a line");
     }
 
+    /// An effect without a name. Returns its number, so that a second one gives another result.
+    pub fn happen(&self) -> usize {
+        self.charge("it");
+        self.count()
+    }
+
     /// The effects so far.
     pub fn charges(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.0.path()).expect("the ledger can be read");

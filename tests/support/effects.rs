@@ -8,23 +8,23 @@ use idempotency::{Idempotency, WithEngine as _};
 
 /// The world that a body changes.
 #[derive(Debug, Default)]
-pub(crate) struct Effects(AtomicUsize);
+pub struct Effects(AtomicUsize);
 
 impl Effects {
     /// Changes the world once. Gives the number of the change, so that a second run would give
     /// another result.
-    pub(crate) fn happen(&self) -> usize {
+    pub fn happen(&self) -> usize {
         self.0.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
 }
 
 /// Makes the same call twice on an engine of its own: one effect, and the second answer is the
 /// first.
-pub(crate) async fn once<T, E>(call: impl AsyncFn(&Effects) -> Result<T, E>) -> T
+pub async fn once<T, E>(call: impl AsyncFn(&Effects) -> Result<T, E>) -> T
 where
     T: PartialEq + Debug,
     E: Debug,

@@ -11,8 +11,8 @@ use idempotency::store::{MemoryStore, Operation, Record, Store as _, Token};
 use idempotency::testing::ManualClock;
 use idempotency::{Builder, Call, Error, Idempotency};
 
-use crate::faults::FaultyStore;
-use crate::ledger::Ledger;
+use super::faults::FaultyStore;
+use super::ledger::Ledger;
 
 pub const LEASE: Duration = Duration::from_secs(15);
 pub const DAY: Duration = Duration::from_secs(86_400);
