@@ -280,7 +280,7 @@ fn refusing() -> Router<Shop> {
         Problem::new(ProblemKind::Mismatch).with_documentation("https://shop/help").into_response()
     };
     let reworded = post(async || Problem::new(ProblemKind::Mismatch).into_response());
-    async fn digested(response: Response<Body>) -> Response<Body> {
+    let digested = async |response: Response<Body>| {
         let (mut head, body) = response.into_parts();
         for name in ["content-digest", "repr-digest", "digest", "content-md5", "trailer"] {
             head.headers.insert(name, HeaderValue::from_static("of-the-old-bytes"));
@@ -288,7 +288,7 @@ fn refusing() -> Router<Shop> {
         let exposed = HeaderValue::from_static("x-served-by");
         head.headers.append("access-control-expose-headers", exposed);
         Response::from_parts(head, body)
-    }
+    };
     // A handler that says when, and for how long.
     let told = async || {
         let own = [("retry-after", "120"), ("cache-control", "private"), ("vary", "origin")];
