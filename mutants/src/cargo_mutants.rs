@@ -78,7 +78,11 @@ impl List {
         let all: Vec<Proposed> =
             serde_json::from_slice(&output.stdout).context("the list cannot be read")?;
         let mut files = BTreeMap::<_, Vec<_>>::new();
-        for proposed in all {
+        for mut proposed in all {
+            // The place is said by whoever shows it.
+            if let Some(place) = proposed.name.find(": ") {
+                proposed.name.drain(..place + 2);
+            }
             files.entry(proposed.file.clone()).or_default().push(proposed);
         }
         Ok(Self(files))
