@@ -448,3 +448,52 @@ fn unread(operation: &Arc<str>, key: &KeyHash, unreadable: Unreadable) -> Error 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::{Journal, Progress};
+    use crate::clock::SystemClock;
+    use crate::engine::lease::Lease;
+    use crate::key::KeyHash;
+    use crate::steps::identity::StepId;
+    use crate::store::{CrashPolicy, Record, Token};
+
+    fn journal() -> Journal {
+        let (key, token) = (KeyHash::from_bytes([7; 32]), Token::from_bits(9));
+        let operation: Arc<str> = "payments.charge".into();
+        let (minute, clock) = (Duration::from_secs(60), Arc::new(SystemClock::new()));
+        let lease = Lease::new(
+            (key, token),
+            operation.clone(),
+            CrashPolicy::Resume,
+            minute,
+            Duration::ZERO,
+            minute,
+            clock,
+        );
+        let record = Record::new(key, token, operation.clone());
+        Journal::of(&operation, &record, Arc::new(lease), 1024).unwrap()
+    }
+
+    /// The result of a step may wait for the writer, and a checkpoint may have no step any more that
+    /// waits for it.
+    #[test]
+    fn a_result_before_its_checkpoint_and_a_checkpoint_without_its_step_are_both_under_way() {
+        let (journal, step) = (journal(), StepId { name: "charge".into(), index: 0 });
+        assert!(journal.is_settled());
+        journal.ask(&step).unwrap();
+        journal.begin(&step).unwrap();
+        assert!(journal.is_settled(), "nothing of it is to be written yet");
+        journal.goes_on(&step, Progress::Recording);
+        assert!(!journal.is_settled());
+        journal.ended(&step);
+        assert!(journal.is_settled());
+        let writing = journal.writer.try_lock().unwrap();
+        assert!(!journal.is_settled());
+        drop(writing);
+        assert!(journal.is_settled());
+    }
+}
