@@ -443,7 +443,8 @@ impl Error {
     }
 
     /// Returns true if the body ran in a transaction of the user, and what it wrote there was rolled
-    /// back. Nothing of it is kept, and the next call runs the body again.
+    /// back, or is once the transaction is: after an error of `run_in`, roll it back. Nothing of it is
+    /// kept then, and the next call runs the body again.
     pub fn is_rolled_back(&self) -> bool {
         self.0.rolled_back.is_some()
     }

@@ -174,14 +174,28 @@ async fn the_store_s_time_does_not_lag_by_what_came_before_the_body() {
 /// Its wait ended with the body, which never said that its turn had come.
 #[tokio::test]
 async fn a_shutdown_does_not_release_a_claim_whose_body_has_ended() -> Result<(), Error> {
+    for is_left_behind in [false, true] {
+        ends_without_its_turn(is_left_behind).await?;
+    }
+    Ok(())
+}
+
+/// The body waits and does not begin, or leaves its turn to something that waits after its end.
+async fn ends_without_its_turn(is_left_behind: bool) -> Result<(), Error> {
     let (world, gate) = (World::new(), Gate::new());
     world.store.next(Operation::Park, Fault::Late(gate.clone()));
+    let left_behind = std::sync::Mutex::new(None);
     let never_begins = async |turn: Turn| {
-        drop(turn.wait());
+        if is_left_behind {
+            *left_behind.lock().unwrap() = Some(turn);
+        } else {
+            drop(turn.wait());
+        }
         (world.ledger.happen(), End::Held)
     };
     let stopped = async {
         eventually("the end", async || world.store.requests(Operation::Park) == 1).await;
+        let _waiting = left_behind.lock().unwrap().take().map(Turn::wait);
         assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
         gate.open();
     };

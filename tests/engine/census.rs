@@ -48,7 +48,7 @@ async fn a_census_without_time_is_not_complete_and_no_error() {
 }
 
 #[tokio::test]
-async fn a_census_is_made_again_where_the_store_did_not_answer_and_not_where_it_refuses() {
+async fn a_census_is_made_again_where_the_store_did_not_answer_and_not_where_a_record_is_corrupt() {
     let world = World::new();
     world.charge(1).await.unwrap();
     world.store.next(Operation::Census, Fault::LostAnswer);

@@ -284,7 +284,9 @@ impl Idempotency {
     /// ```
     ///
     /// # Errors
-    /// The store's errors. Running out of the budget is not one.
+    /// The store's errors, also where a request goes on for [`claim_timeout`](Builder::claim_timeout)
+    /// after the end of the budget, and [`Config`](crate::ErrorKind::Config) in a fork of the
+    /// process. Running out of the budget is not an error.
     pub async fn census(&self, budget: Budget) -> Result<Census, Error> {
         census::census(&self.inner, budget).await
     }

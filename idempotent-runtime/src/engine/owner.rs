@@ -221,12 +221,13 @@ impl Owner {
     /// end. Continues in the background if it is dropped.
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<CallerGets> {
         self.phase = Phase::Ended;
+        self.end_body();
         if self.has_run && !matches!(ending, Ending::NotBegun) {
-            // Its wait for its turn is over, if it was still in one: a shutdown must not release the
-            // claim while the end of the body is on its way to the store.
+            // Its wait for its turn is over, if it was still in one, and the journal is closed, so that
+            // none begins: a shutdown must not release the claim while the end of the body is on
+            // its way to the store.
             self.lease.begin();
         }
-        self.end_body();
         let keeper = self.call.engine.keeper.clone();
         Followed::new(&keeper, finish::finish(self, ending))
     }

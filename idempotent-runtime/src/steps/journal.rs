@@ -247,10 +247,11 @@ impl Journal {
     }
 
     /// Marks that nothing has happened under the claim yet: its body waits for its turn. A body that
-    /// has come to a step has begun, whatever it says.
+    /// has come to a step has begun, whatever it says, and so has one that has ended: a task that it
+    /// has left behind may still have its turn.
     pub(crate) fn stands_in_line(&self) {
         let steps = self.steps();
-        if steps.asked.is_empty() {
+        if steps.asked.is_empty() && !steps.closed {
             self.lease.mark_waiting();
         }
     }
