@@ -14,6 +14,7 @@ mod purging;
 mod renewals;
 mod rights;
 mod runtimes;
+mod shared_sessions;
 mod starved;
 mod statements;
 mod statistics;

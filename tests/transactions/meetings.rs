@@ -59,7 +59,7 @@ macro_rules! behind_a_call_outside {
 /// Nobody else but those who wait asks for these columns.
 #[cfg(feature = "postgres")]
 const POSTGRESQL_WAITING: &str = "SELECT count(*) FROM pg_stat_activity
-    WHERE query LIKE 'SELECT key_hash, owner, state, lease_until FROM%' AND datname = current_database()";
+    WHERE query LIKE 'SELECT (%)::bigint, key_hash, owner, state, lease_until FROM%' AND datname = current_database()";
 
 #[cfg(feature = "postgres")]
 #[tokio::test]

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use sqlx::mysql::MySqlRow;
 use sqlx::{MySql, MySqlConnection, MySqlPool, Row as _};
 
 pub use address::MySqlAddress;
@@ -31,8 +32,8 @@ use crate::sql::census::{Counted, Stride};
 use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Lease, Listed, PurgeMark, Row, Rows, Table,
-    TableName, Watchers, in_time, integer, reason_code, state_code, store_of_rows,
+    self, Answer, AnswerRow, COLUMNS, Fences, Found, Guard, Lease, Listed, PurgeMark, Row, Rows,
+    Table, TableName, Watchers, in_time, integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::{Capabilities, Commit, Operation, Release, Scan, StoreError, Token};
 
@@ -192,6 +193,8 @@ pub(crate) struct MySqlTable {
     connection: Lease<MySql>,
     store: Arc<Inner>,
 }
+
+impl AnswerRow for MySqlRow {}
 
 impl Table for MySqlTable {
     async fn read(&mut self, operation: Operation, key: KeyHash) -> Answer<Found> {

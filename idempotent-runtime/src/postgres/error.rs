@@ -12,6 +12,10 @@ const MISSING: &str =
     "the table is missing: call `migrate` on the store once, or run the shipped SQL";
 const OTHER_TABLE: &str =
     "the table is not as this release creates it: was it changed, or created by another release?";
+const SHARED_SESSION: &str =
+    "a pooler shares its sessions between clients: see `without_prepared_statements`";
+const ANSWER_OF_ANOTHER: &str = "a row is not the statement's own: another client has prepared a \
+     statement of the same name in this session";
 
 /// Converts the failure of a statement that is a transaction of its own.
 pub(super) fn store_error(operation: Operation, error: Error) -> StoreError {
@@ -109,10 +113,10 @@ fn statement_meaning(error: &Error) -> Meaning {
         Some("XX001" | "XX002") => {
             (Corrupt, Some("the server found its table or index to be damaged"))
         }
-        Some("26000" | "42P05") => (
-            Config,
-            Some("a pooler shares its sessions between clients: see `without_prepared_statements`"),
-        ),
+        // The statement's name is unknown, or another client's, whose parameters are others.
+        Some("26000" | "42P05" | "22P03") => (Config, Some(SHARED_SESSION)),
+        Some("08P01") if is_reported_by_server(error) => (Config, Some(SHARED_SESSION)),
+        None if is_answer_of_another(error) => (Unavailable, Some(SHARED_SESSION)),
         Some("40003") | None => (Unavailable, None),
         Some(code) => match code.get(..2) {
             // Conflicts, a lack of space, a trigger or a constraint of the user.
@@ -121,6 +125,21 @@ fn statement_meaning(error: &Error) -> Meaning {
             _ => (Unavailable, None),
         },
     }
+}
+
+/// Returns true if the server itself has found the error, and not a pooler before it, which does
+/// not name the place in the server's source.
+fn is_reported_by_server(error: &Error) -> bool {
+    server_error(error).is_some_and(|error| error.routine().is_some())
+}
+
+/// The error of a request that was answered by another statement than its own.
+pub(super) fn answer_of_another() -> Error {
+    Error::Protocol(String::from(ANSWER_OF_ANOTHER))
+}
+
+fn is_answer_of_another(error: &Error) -> bool {
+    matches!(error, Error::Protocol(message) if message == ANSWER_OF_ANOTHER)
 }
 
 fn connection_meaning(error: &Error, is_local: bool) -> Meaning {

@@ -25,7 +25,7 @@ pub use address::PostgresAddress;
 pub use builder::PostgresStoreBuilder;
 use request::Request;
 use session::Sessions;
-use statements::Statements;
+use statements::{Statement, Statements};
 
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
@@ -33,8 +33,8 @@ use crate::sql::census::{Counted, Stride};
 use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, Fences, First, Found, Guard, Lease, Listed, Look, PurgeMark, Row, Rows, Seen,
-    Table, TableName, Watchers, integer, reason_code, state_code, store_of_rows,
+    self, Answer, AnswerRow, Fences, First, Found, Guard, Lease, Listed, Look, PurgeMark, Row,
+    Rows, Seen, Table, TableName, Watchers, integer, reason_code, state_code, store_of_rows,
 };
 use crate::store::codes::{self, STATES};
 use crate::store::{
@@ -64,7 +64,7 @@ use crate::store::{
 pub struct PostgresStore(Arc<Inner>);
 
 /// The position, in a row, of the values that follow the store's time and the columns.
-const AFTER_COLUMNS: usize = sql::COLUMNS.len() + 1;
+const AFTER_COLUMNS: usize = PgRow::BEFORE + 1 + sql::COLUMNS.len();
 
 struct Inner {
     sessions: Sessions,
@@ -132,12 +132,19 @@ impl PostgresStore {
     }
 }
 
+impl AnswerRow for PgRow {
+    /// The [mark](statements::Statement).
+    const BEFORE: usize = 1;
+}
+
+/// Returns the error of an answer that has no row although its statement always returns one.
+fn no_row(operation: Operation) -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, operation).with_detail("the answer has no row")
+}
+
 /// Reads the one row that the statement `read` returns.
 fn found_one(operation: Operation, store: &Inner, rows: &[PgRow]) -> Answer<Found> {
-    let Some(row) = rows.first() else {
-        return Err(StoreError::new(StoreErrorKind::Unavailable, operation)
-            .with_detail("the answer has no row"));
-    };
+    let row = rows.first().ok_or_else(|| no_row(operation))?;
     let micros: i64 =
         row.try_get(AFTER_COLUMNS).map_err(|error| error::store_error(operation, error))?;
     store.fences.reached(u64::try_from(micros).unwrap_or_default());
@@ -308,7 +315,7 @@ fn millis(duration: Duration) -> i64 {
 }
 
 /// Reads what a watcher needs to know about the records of `keys`.
-fn look(sessions: Sessions, statement: Arc<str>, keys: Vec<KeyHash>) -> Look {
+fn look(sessions: Sessions, statement: Arc<Statement>, keys: Vec<KeyHash>) -> Look {
     const OPERATION: Operation = Operation::Watch;
     Box::pin(async move {
         let request = Request::new(&statement).keys(&keys);
@@ -316,10 +323,10 @@ fn look(sessions: Sessions, statement: Arc<str>, keys: Vec<KeyHash>) -> Look {
         let failed = |error| error::store_error(OPERATION, error);
         let mut seen = HashMap::with_capacity(rows.len());
         for row in rows {
-            let key = row.try_get(0).map_err(failed)?;
-            let owner = row.try_get(1).map_err(failed)?;
-            let state = u8::try_from(row.try_get::<i16, _>(2).map_err(failed)?).ok();
-            let given_up = row.try_get::<i64, _>(3).map_err(failed)? == 0;
+            let key = row.try_get(1).map_err(failed)?;
+            let owner = row.try_get(2).map_err(failed)?;
+            let state = u8::try_from(row.try_get::<i16, _>(3).map_err(failed)?).ok();
+            let given_up = row.try_get::<i64, _>(4).map_err(failed)? == 0;
             if let Some(state) = state.and_then(|code| codes::value(&STATES, code)) {
                 let owner = Token::from_bits(u128::from_be_bytes(owner));
                 seen.insert(KeyHash::from_bytes(key), Seen { owner, state, given_up });

@@ -2,9 +2,9 @@
 
 use sqlx::Row as _;
 
-use super::PostgresStore;
 use super::error::store_error;
 use super::request::Request;
+use super::{PostgresStore, no_row};
 use crate::sql::{Answer, Batch, Place, purge_from_mark};
 use crate::store::{Operation, PurgeOutcome};
 
@@ -24,7 +24,7 @@ impl PostgresStore {
         let most = i64::try_from(limit).unwrap_or(i64::MAX);
         let request = Request::new(&self.0.statements.purge).integer(most).integer(from);
         let rows = self.0.sessions.rows(OPERATION, request).await?;
-        let Some(row) = rows.first() else { return Ok((0, Batch::default())) };
+        let row = rows.first().ok_or_else(|| no_row(OPERATION))?;
         let failed = |error| store_error(OPERATION, error);
         let count = |column| {
             let count: i64 = row.try_get(column).map_err(failed)?;
@@ -36,12 +36,12 @@ impl PostgresStore {
             Ok(purge_at.map(|purge_at| (purge_at, [0; 32])))
         };
         let batch = Batch {
-            removed: count(0)?,
-            put_off: count(1)?,
-            last: place(3)?,
-            oldest: place(5)?,
-            is_last: count(2)? < limit,
+            removed: count(1)?,
+            put_off: count(2)?,
+            last: place(4)?,
+            oldest: place(6)?,
+            is_last: count(3)? < limit,
         };
-        Ok((row.try_get(4).map_err(failed)?, batch))
+        Ok((row.try_get(5).map_err(failed)?, batch))
     }
 }

@@ -7,7 +7,7 @@ use sqlx::Row as _;
 use super::error::store_error;
 use super::request::Request;
 use super::session::Sessions;
-use super::{PostgresStore, millis, owner_bytes};
+use super::{PostgresStore, millis, no_row, owner_bytes};
 use crate::key::KeyHash;
 use crate::sql::{self, Answer};
 use crate::store::{Operation, Record, Renewal, WriteOutcome};
@@ -25,7 +25,7 @@ impl PostgresStore {
         let mut renewed: HashSet<([u8; 32], [u8; 16])> = HashSet::with_capacity(renewals.len());
         for row in sessions.written(OPERATION, request).await? {
             let failed = |error| store_error(OPERATION, error);
-            renewed.insert((row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?));
+            renewed.insert((row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?));
         }
         let is_renewed = |renewal: &Renewal| {
             renewed.contains(&(*renewal.key.as_bytes(), owner_bytes(renewal.token)))
@@ -49,10 +49,13 @@ impl PostgresStore {
         }
         let request = Request::new(&self.0.statements.renewed).keys(&keys);
         let rows = sessions.rows(OPERATION, request).await?;
+        if rows.is_empty() {
+            return Err(no_row(OPERATION));
+        }
         let mut records = HashMap::with_capacity(rows.len());
         for row in rows {
-            let key =
-                KeyHash::from_bytes(row.try_get(1).map_err(|error| store_error(OPERATION, error))?);
+            let key: Option<_> = row.try_get(2).map_err(|error| store_error(OPERATION, error))?;
+            let Some(key) = key.map(KeyHash::from_bytes) else { continue };
             let found = sql::found(OPERATION, &row);
             if let Err(error) = &found {
                 tracing::warn!(%key, %error, "a lease is not renewed: its record cannot be read");

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Error, raw_sql};
 
-use super::error::{is_conflict, store_error};
+use super::error::{answer_of_another, is_conflict, store_error};
+use super::statements::Statement;
 use crate::key::KeyHash;
 use crate::sql::{Answer, Value};
 
@@ -27,7 +28,7 @@ pub(super) enum Manner<'a> {
 /// A statement and the values of its `$1`, `$2`, …
 #[must_use]
 pub(super) struct Request<'a> {
-    statement: &'a Arc<str>,
+    statement: &'a Statement,
     arguments: Vec<Argument<'a>>,
 }
 
@@ -38,7 +39,7 @@ enum Argument<'a> {
 }
 
 impl<'a> Request<'a> {
-    pub(super) fn new(statement: &'a Arc<str>) -> Self {
+    pub(super) fn new(statement: &'a Statement) -> Self {
         Self { statement, arguments: Vec::new() }
     }
 
@@ -126,7 +127,11 @@ impl<'a> Request<'a> {
         manner: Manner<'_>,
     ) -> Result<Vec<PgRow>, Error> {
         match manner {
-            Manner::Prepared => self.bound(connection).await,
+            Manner::Prepared => {
+                let rows = self.bound(connection).await?;
+                let are_own = rows.iter().all(|row| self.statement.has_returned(row));
+                if are_own { Ok(rows) } else { Err(answer_of_another()) }
+            }
             Manner::TextAfter(first) => {
                 raw_sql(AssertSqlSafe(self.as_text(String::from(first))))
                     .fetch_all(connection)
@@ -136,7 +141,7 @@ impl<'a> Request<'a> {
     }
 
     async fn bound(&self, connection: &mut PgConnection) -> Result<Vec<PgRow>, Error> {
-        let mut query = sqlx::query(AssertSqlSafe(Arc::clone(self.statement)));
+        let mut query = sqlx::query(AssertSqlSafe(Arc::clone(self.statement.text())));
         for argument in &self.arguments {
             query = match argument {
                 Argument::One(Value::Small(value)) => query.bind(value),
@@ -152,7 +157,7 @@ impl<'a> Request<'a> {
 
     /// Appends the statement to `text`, with its values filled in.
     fn as_text(&self, mut text: String) -> String {
-        let mut pieces = self.statement.split('$');
+        let mut pieces = self.statement.text().split('$');
         text.push_str(pieces.next().unwrap_or_default());
         for piece in pieces {
             let digits = piece.bytes().take_while(u8::is_ascii_digit).count();
@@ -227,15 +232,13 @@ fn write_bytes(text: &mut String, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use super::Request;
+    use super::{Request, Statement};
     use crate::sql::Value;
 
     #[test]
     fn values_are_written_as_what_they_are_and_as_nothing_else() {
         let statement =
-            Arc::from("SELECT $1, $2 + $10, '$', $3, $4, $5, $6, $7, $8 FROM t WHERE a = $9");
+            Statement::new("SELECT $1, $2 + $10, '$', $3, $4, $5, $6, $7, $8 FROM t WHERE a = $9");
         let request = Request::new(&statement)
             .small(-3)
             .integer(i64::MIN)

@@ -3,6 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
+use sqlx::Row as _;
+use sqlx::postgres::PgRow;
+
 use crate::sql::census::{self, Dialect, Stride};
 use crate::sql::{COLUMNS, FORGOTTEN, FORMAT, IN_PROGRESS, TableName, UNFINISHED, filter, stretch};
 
@@ -21,7 +25,40 @@ const CLOCK: &str = "SELECT micros / 1000 AS now, micros
 const TIMES: [&str; 4] = ["created_at", "lease_until", "expires_at", "purge_at"];
 const TICKS: [&str; 2] = ["fence", "revision"];
 
-type Statement = Arc<str>;
+/// The place in a statement's text where its mark belongs.
+const MARK: &str = "$mark";
+
+/// A statement whose answer shows that it is this statement's.
+///
+/// A prepared statement has a name that is its own only within its session. A pooler that gives each
+/// transaction another session, and does not know prepared statements, runs what another client has
+/// prepared under the name: the claim of one service is then written into the table of another,
+/// and looks like a success. So each row begins with a mark, a number that is computed from the
+/// text with the table's name in it. It comes first because a row of another statement may have
+/// fewer columns.
+#[derive(Debug)]
+pub(super) struct Statement {
+    text: Arc<str>,
+    mark: i64,
+}
+
+impl Statement {
+    /// `text` has [`MARK`] as the first column of each row.
+    pub(super) fn new(text: &str) -> Self {
+        let digest: [u8; 32] = Sha256::digest(text).into();
+        let mark = digest[..8].iter().fold(0, |mark, byte| mark << 8 | i64::from(*byte));
+        Self { text: text.replace(MARK, &format!("({mark})::bigint")).into(), mark }
+    }
+
+    pub(super) fn text(&self) -> &Arc<str> {
+        &self.text
+    }
+
+    /// Returns true if the statement has returned `row`.
+    pub(super) fn has_returned(&self, row: &PgRow) -> bool {
+        row.try_get(0).is_ok_and(|mark: i64| mark == self.mark)
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Statements {
@@ -41,11 +78,11 @@ pub(super) struct Statements {
     pub(super) renewed: Statement,
     pub(super) page: Statement,
     pub(super) census: [Statement; Stride::ALL.len()],
-    pub(super) seen: Statement,
+    pub(super) seen: Arc<Statement>,
     pub(super) purge: Statement,
     pub(super) identity: Statement,
     /// Fails at once if another session keeps the table from being written.
-    pub(super) lock: Statement,
+    pub(super) lock: String,
 }
 
 impl Statements {
@@ -87,7 +124,7 @@ impl Statements {
             COLUMNS.iter().zip(&places).map(|(column, place)| late_value(column, place)).collect();
         // The values of a guard follow those of a row.
         let (owner, revision) = (COLUMNS.len() + 1, COLUMNS.len() + 2);
-        let statement = |text: String| Statement::from(text);
+        let statement = |text: String| Statement::new(&text);
         Self {
             // Two branches of one snapshot: a row that `found` does not see and `claimed` cannot
             // insert was written in between, and then no row is returned.
@@ -100,44 +137,44 @@ impl Statements {
                      ON CONFLICT (key_hash) DO NOTHING
                      RETURNING {columns}
                  )
-                 SELECT now, {columns}, true FROM claimed CROSS JOIN clock
-                 UNION ALL SELECT now, {columns}, false FROM found CROSS JOIN clock",
+                 SELECT {MARK}, now, {columns}, true FROM claimed CROSS JOIN clock
+                 UNION ALL SELECT {MARK}, now, {columns}, false FROM found CROSS JOIN clock",
                 first.join(", ")
             )),
             read: statement(format!(
-                "SELECT now, {columns}, micros FROM ({CLOCK}) AS clock LEFT JOIN {table} ON key_hash = $1"
+                "SELECT {MARK}, now, {columns}, micros FROM ({CLOCK}) AS clock LEFT JOIN {table} ON key_hash = $1"
             )),
             insert: statement(format!(
-                "INSERT INTO {table} ({columns}) SELECT {} WHERE {bound} ON CONFLICT (key_hash) DO NOTHING RETURNING 1",
+                "INSERT INTO {table} ({columns}) SELECT {} WHERE {bound} ON CONFLICT (key_hash) DO NOTHING RETURNING {MARK}",
                 places.join(", ")
             )),
             insert_late: statement(format!(
                 "INSERT INTO {table} ({columns}) SELECT {} ON CONFLICT (key_hash) DO NOTHING
-                 RETURNING fence, {MICROS} - {RECEIVED}",
+                 RETURNING {MARK}, fence, {MICROS} - {RECEIVED}",
                 late.join(", ")
             )),
             raise: format!(
                 "UPDATE {table} SET fence = greatest(fence, {MICROS}) WHERE key_hash = $4 AND owner = $5 RETURNING fence"
             ),
             replace: statement(format!(
-                "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = ${owner} AND revision = ${revision} AND {bound} RETURNING 1",
+                "UPDATE {table} SET {} WHERE key_hash = $1 AND owner = ${owner} AND revision = ${revision} AND {bound} RETURNING {MARK}",
                 assignments.join(", ")
             )),
             delete: statement(format!(
-                "DELETE FROM {table} WHERE key_hash = $1 AND owner = $2 AND revision = $3 AND {bound} RETURNING 1"
+                "DELETE FROM {table} WHERE key_hash = $1 AND owner = $2 AND revision = $3 AND {bound} RETURNING {MARK}"
             )),
             commit: statement(format!(
                 "UPDATE {table} SET state = $3, body = $4, schema_version = $5, reason = $6, expires_at = {NOW} + $7,
                      revision = revision + 1, purge_at = least(purge_at, {NOW} + $7 + after_expiry)
                  WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND {is_not_over} AND format = {FORMAT}
                      AND {bound}
-                 RETURNING 1"
+                 RETURNING {MARK}"
             )),
             release: statement(format!(
                 "DELETE FROM {table}
                  WHERE key_hash = $1 AND owner = $2 AND {UNFINISHED} AND taken_over = 0 AND expires_at > {NOW}
                      AND format = {FORMAT} AND {bound}
-                 RETURNING 1"
+                 RETURNING {MARK}"
             )),
             // A row that another transaction has locked must not keep the others waiting until
             // their leases have expired.
@@ -150,13 +187,13 @@ impl Statements {
                  ) AS free
                  WHERE key_hash = key AND owner = token AND state = {IN_PROGRESS} AND lease_until > 0 AND expires_at > {NOW}
                      AND format = {FORMAT} AND {bound}
-                 RETURNING key_hash, owner"
+                 RETURNING {MARK}, key_hash, owner"
             )),
             renewed: statement(format!(
-                "SELECT now, {without_body} FROM ({CLOCK}) AS clock CROSS JOIN {table} WHERE key_hash = ANY ($1)"
+                "SELECT {MARK}, now, {without_body} FROM ({CLOCK}) AS clock LEFT JOIN {table} ON key_hash = ANY ($1)"
             )),
             page: statement(format!(
-                "SELECT now, {columns}, nth FROM ({CLOCK}) AS clock CROSS JOIN {}
+                "SELECT {MARK}, now, {columns}, nth FROM ({CLOCK}) AS clock CROSS JOIN {}
                  WHERE (key_hash <= $2 AND {}) OR nth = {} ORDER BY key_hash LIMIT $3",
                 stretch::numbered(&format!(
                     "SELECT {without_body} AS body FROM {table}
@@ -169,13 +206,13 @@ impl Statements {
                 stretch::ROWS
             )),
             census: Stride::ALL.map(|stride| statement(census(&table, stride))),
-            seen: statement(format!(
-                "SELECT key_hash, owner, state, lease_until FROM {table}
+            seen: Arc::new(statement(format!(
+                "SELECT {MARK}, key_hash, owner, state, lease_until FROM {table}
                  WHERE key_hash = ANY ($1) AND expires_at > (SELECT {NOW})"
-            )),
+            ))),
             purge: statement(purge(&table)),
             identity: statement(identity(name)),
-            lock: statement(format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE NOWAIT")),
+            lock: format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE NOWAIT"),
         }
     }
 }
@@ -193,7 +230,7 @@ fn census(table: &str, stride: Stride) -> String {
         last: "max(encode(key_hash, 'hex') COLLATE \"C\")",
         names: "",
     };
-    census::statement(&dialect, stride)
+    format!("SELECT {MARK}, counted.* FROM ({}) AS counted", census::statement(&dialect, stride))
 }
 
 /// Removes due rows, or puts them off, from the time `$2` on. Rows that another transaction has
@@ -216,7 +253,7 @@ fn purge(table: &str) -> String {
              UPDATE {table} SET purge_at = {FORGOTTEN} FROM due, clock
              WHERE key_hash = key AND {FORGOTTEN} > now RETURNING 1
          )
-         SELECT (SELECT count(*) FROM removed), (SELECT count(*) FROM put_off), (SELECT count(*) FROM due),
+         SELECT {MARK}, (SELECT count(*) FROM removed), (SELECT count(*) FROM put_off), (SELECT count(*) FROM due),
              (SELECT max(due_at) FROM due), now, (
                  SELECT purge_at FROM {table}
                  WHERE purge_at >= $2 AND purge_at <= now AND format = {FORMAT}
@@ -236,7 +273,7 @@ fn purge(table: &str) -> String {
 fn identity(name: &TableName) -> String {
     let (meta, table) = (name.with_suffix("meta").quoted('"'), name.quoted('"'));
     format!(
-        "SELECT identity, current_database()::text,
+        "SELECT {MARK}, identity, current_database()::text,
              substring(pg_relation_filepath(tableoid) FROM '([0-9]+)/[^/]+$')::int8,
              to_regclass('{table}')::oid::int8
          FROM {meta} WHERE id = 1"

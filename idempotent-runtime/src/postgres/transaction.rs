@@ -1,7 +1,6 @@
 //! A record in the user's own transaction.
 
 use std::error::Error as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgRow;
@@ -11,7 +10,8 @@ use super::error::{
     is_aborted, is_lock_timeout, is_out_of_time, is_savepoint_missing, store_error,
 };
 use super::request::Request;
-use super::{Inner, PostgresStore, commit_request, found_one, owner_bytes};
+use super::statements::Statement;
+use super::{Inner, PostgresStore, commit_request, found_one, no_row, owner_bytes};
 use crate::key::KeyHash;
 use crate::sql::transaction::{
     self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional,
@@ -95,8 +95,8 @@ impl Table for InTransaction<'_> {
             request.send_once(operation, self.connection, self.store.sessions.prepares()).await?;
         let Some(row) = rows.first() else { return Ok(false) };
         let failed = |error| store_error(operation, error);
-        self.fence = Some(row.try_get(0).map_err(failed)?);
-        self.is_late = row.try_get::<i64, _>(1).map_err(failed)? > QUICK;
+        self.fence = Some(row.try_get(1).map_err(failed)?);
+        self.is_late = row.try_get::<i64, _>(2).map_err(failed)? > QUICK;
         Ok(true)
     }
 
@@ -136,14 +136,13 @@ impl Transactional for InTransaction<'_> {
         patience: Duration,
     ) -> Answer<(Identity, Found)> {
         let (first, statements) = (opening(savepoint, patience), &self.store.in_transactions);
-        let first = format!("{first}; {}; ", statements.identity);
+        let first = format!("{first}; {}; ", statements.identity.text());
         let request = Request::new(&statements.read).bytes(key.as_bytes());
         let rows = request.send_after(OPERATION, self.connection, &first).await?;
         let (Some(settings), Some(found)) =
             (rows.first(), rows.get(1..).filter(|found| !found.is_empty()))
         else {
-            return Err(StoreError::new(StoreErrorKind::Unavailable, OPERATION)
-                .with_detail("the answer has no row"));
+            return Err(no_row(OPERATION));
         };
         for (column, before) in self.before.iter_mut().enumerate() {
             *before = settings.try_get(column).map_err(|error| store_error(OPERATION, error))?;
@@ -171,7 +170,8 @@ impl Transactional for InTransaction<'_> {
         } else {
             String::new()
         };
-        let statement = Arc::from(format!("{}; {raising} SAVEPOINT {savepoint}_body", restoring()));
+        let statement =
+            Statement::new(&format!("{}; {raising} SAVEPOINT {savepoint}_body", restoring()));
         let owner = owner_bytes(claimed.owner);
         let [locks, whole, bytes] = &self.before;
         let request = Request::new(&statement).text(locks).text(whole).text(bytes);
@@ -249,11 +249,11 @@ fn identity(rows: &[PgRow]) -> Answer<Identity> {
     })?;
     let failed = |error| store_error(OPERATION, error);
     let (name, number): (String, i64) =
-        (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
-    let table: Option<i64> = row.try_get(3).map_err(failed)?;
+        (row.try_get(2).map_err(failed)?, row.try_get(3).map_err(failed)?);
+    let table: Option<i64> = row.try_get(4).map_err(failed)?;
     Identity::new(
         OPERATION,
-        row.try_get(0).map_err(failed)?,
+        row.try_get(1).map_err(failed)?,
         format!("{name} {number}"),
         table.map(|table| table.to_string()).unwrap_or_default(),
     )

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sqlx::{ColumnIndex, Decode, Type};
 
 use super::conditions::{FORGOTTEN, IN_PROGRESS};
-use super::row::{Columns, FORMAT, number, state_code, timestamp};
+use super::row::{AnswerRow, Columns, FORMAT, number, state_code, timestamp};
 use super::store::Rows;
 use super::stretch::unhex;
 use crate::clock::{Clock as _, SystemClock, Timestamp};
@@ -162,12 +162,12 @@ enum Kind {
 /// Reads a row of the result of [`statement`].
 pub(crate) fn counted<R>(row: &R) -> Result<Counted, StoreError>
 where
-    R: sqlx::Row,
+    R: AnswerRow,
     usize: ColumnIndex<R>,
     for<'r> &'r str: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let mut columns = Columns { operation: OPERATION, row, next: 0 };
+    let mut columns = Columns::after(0, OPERATION, row);
     let now = timestamp(columns.value()?);
     let kind: i64 = columns.value()?;
     // SQLite keeps bytes that are not text as they are.

@@ -60,7 +60,7 @@ pub(crate) use row::Value;
 #[cfg(feature = "mysql")]
 pub(crate) use row::bind_values;
 pub(crate) use row::{
-    COLUMNS, FORMAT, Listed, Row, found, integer, listed, reason_code, state_code,
+    AnswerRow, COLUMNS, FORMAT, Listed, Row, found, integer, listed, reason_code, state_code,
 };
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 pub(crate) use row::{bind, bind_all};

@@ -232,6 +232,12 @@ where
     })
 }
 
+/// A row of an answer to a store's statement.
+pub(crate) trait AnswerRow: sqlx::Row {
+    /// The number of columns before the values.
+    const BEFORE: usize = 0;
+}
+
 /// One row of a list.
 pub(crate) struct Listed {
     /// The row's place in the order of the keys, which need not be the key of a record.
@@ -245,15 +251,15 @@ pub(crate) struct Listed {
 /// An error concerns the whole list: the table is not as this release creates it.
 pub(crate) fn listed<R>(operation: Operation, row: &R) -> Result<Listed, StoreError>
 where
-    R: sqlx::Row,
+    R: AnswerRow,
     usize: ColumnIndex<R>,
     for<'r> Vec<u8>: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> &'r str: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> i16: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let key = Columns { operation, row, next: 1 }.value()?;
-    let number: i64 = Columns { operation, row, next: 1 + COLUMNS.len() }.value()?;
+    let key = Columns::after(1, operation, row).value()?;
+    let number: i64 = Columns::after(1 + COLUMNS.len(), operation, row).value()?;
     let ends_stretch = usize::try_from(number).is_ok_and(|number| number >= stretch::ROWS);
     Ok(Listed { key, found: found(operation, row), ends_stretch })
 }
@@ -262,14 +268,14 @@ where
 /// there is no record.
 pub(crate) fn found<R>(operation: Operation, row: &R) -> Result<Found, StoreError>
 where
-    R: sqlx::Row,
+    R: AnswerRow,
     usize: ColumnIndex<R>,
     for<'r> Vec<u8>: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> &'r str: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> i16: Decode<'r, R::Database> + Type<R::Database>,
     for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
 {
-    let mut columns = Columns { operation, row, next: 0 };
+    let mut columns = Columns::after(0, operation, row);
     let now = timestamp(columns.value()?);
     let Some(key) = columns.value::<Option<Vec<u8>>>()? else {
         return Ok(Found { now, stored: None });
@@ -314,16 +320,21 @@ where
 
 /// Reads the columns of a row one after the other.
 pub(super) struct Columns<'r, R> {
-    pub(super) operation: Operation,
-    pub(super) row: &'r R,
-    pub(super) next: usize,
+    operation: Operation,
+    row: &'r R,
+    next: usize,
 }
 
 impl<'r, R> Columns<'r, R>
 where
-    R: sqlx::Row,
+    R: AnswerRow,
     usize: ColumnIndex<R>,
 {
+    /// Begins after the first `values` values.
+    pub(super) fn after(values: usize, operation: Operation, row: &'r R) -> Self {
+        Self { operation, row, next: R::BEFORE + values }
+    }
+
     pub(super) fn value<T>(&mut self) -> Result<T, StoreError>
     where
         T: Decode<'r, R::Database> + Type<R::Database>,

@@ -32,8 +32,8 @@ use crate::sql::census::{Counted, Stride};
 use crate::sql::stretch::Stretch;
 use crate::sql::transaction::OwnIdentity;
 use crate::sql::{
-    self, Answer, COLUMNS, Fences, Found, Guard, Listed, Look, Pools, Row, Rows, Seen, Table,
-    TableName, Watchers, in_time, integer, is_answered, is_settled, reason_code, state_code,
+    self, Answer, AnswerRow, COLUMNS, Fences, Found, Guard, Listed, Look, Pools, Row, Rows, Seen,
+    Table, TableName, Watchers, in_time, integer, is_answered, is_settled, reason_code, state_code,
     store_of_rows,
 };
 use crate::store::codes::{self, STATES};
@@ -284,6 +284,8 @@ pub(crate) struct SqliteTable {
     connection: Lease,
     store: Arc<Inner>,
 }
+
+impl AnswerRow for SqliteRow {}
 
 impl Table for SqliteTable {
     async fn read(&mut self, operation: Operation, key: KeyHash) -> Answer<Found> {
