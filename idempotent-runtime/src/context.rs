@@ -209,8 +209,8 @@ impl Context {
     ///   server's time, in microseconds. If a server's clock is set back, or another server with a
     ///   clock that is behind takes its place, the next fence may be lower, and the resource then
     ///   rejects that owner until the time has caught up. The same can happen with two processes on
-    ///   MySQL if one claims and releases the key between the read and the write of the other's
-    ///   claim.
+    ///   MySQL, and on PostgreSQL where a record has just been removed, if one claims and releases the
+    ///   key between the read and the write of the other's claim.
     /// - A call in a transaction (`tx`) that is rolled back leaves no fence behind. A call without
     ///   `tx` that waited for it may have a smaller one, and on SQLite so may a call of another
     ///   process that follows within a millisecond. Do not show the fence of a call in a transaction
