@@ -3,8 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use futures::future::try_join_all;
+use idempotency::record::State;
 use idempotency::store::{ClaimOutcome, MySqlStore, Store as _, StoreErrorKind};
-use idempotency::{Error, Idempotency};
+use idempotency::{Error, ErrorAction, Idempotency, OnCrash};
+use idempotency_test_support::deadline::eventually_async;
 use sqlx::mysql::MySqlPoolOptions;
 
 use crate::world::{DAY, PATIENCE, World, claim, everything, fresh, held, key, mine};
@@ -95,6 +97,43 @@ async fn what_is_granted_is_committed_whatever_other_code_has_left_in_the_sessio
         let charges = format!("SELECT * FROM charges WHERE number = {number}");
         let charges = world.sql(&charges).await?.len();
         assert_eq!(charges, 1, "after {left}: {first:?}, {again:?}");
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct MayHaveHappened;
+
+impl From<Error> for MayHaveHappened {
+    fn from(_: Error) -> Self {
+        Self
+    }
+}
+
+/// The pool gives the session that was returned first, and its reads see the time of its first one.
+#[tokio::test]
+async fn an_owner_is_not_misled_by_what_other_code_has_left_in_a_session() -> anyhow::Result<()> {
+    for (number, left) in (0_u32..).zip(["START TRANSACTION", "SET autocommit = 0"]) {
+        let world = World::new().await?;
+        let pool = MySqlPoolOptions::new().max_connections(2).connect(&world.url).await?;
+        let engine = Idempotency::builder(MySqlStore::from_pool(pool.clone()));
+        let engine = engine.claim_timeout(PATIENCE).build()?;
+        let (mut first, second) = (pool.acquire().await?, pool.acquire().await?);
+        sqlx::raw_sql(left).execute(&mut *first).await?;
+        first.return_to_pool().await;
+        drop(second);
+        eventually_async("both sessions", async || pool.num_idle() == 2).await?;
+        let call = engine
+            .call("payments.charge", number)
+            .ttl(DAY)
+            .on_crash(OnCrash::Retry)
+            .on_error(ErrorAction::Hold);
+        let body = async || Err::<(), _>(MayHaveHappened);
+        let error = call.run(body).await.unwrap_err();
+        let elsewhere = Idempotency::new(world.store.clone());
+        let record = elsewhere.record("payments.charge", number).inspect().await?;
+        let state = record.map(|record| record.state);
+        assert_eq!(state, Some(State::InDoubt), "after {left}: {error:?}");
     }
     Ok(())
 }

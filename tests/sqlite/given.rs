@@ -257,3 +257,23 @@ async fn nothing_is_granted_in_a_transaction_that_other_code_has_left_in_the_ses
     assert_eq!(again?, 0);
     Ok(())
 }
+
+/// SQLite has ended the transaction by itself, and the client goes on believing in it.
+#[tokio::test]
+async fn a_connection_whose_transaction_the_database_has_undone_serves_the_store()
+-> anyhow::Result<()> {
+    let service = Service::new(SqlitePoolOptions::new()).await?;
+    sqlx::raw_sql("CREATE TABLE once (number INTEGER UNIQUE); INSERT INTO once VALUES (1)")
+        .execute(&service.pool)
+        .await?;
+    let mut transaction = service.pool.begin().await?;
+    let undone = sqlx::raw_sql("INSERT OR ROLLBACK INTO once VALUES (1)");
+    assert!(undone.execute(&mut *transaction).await.is_err());
+    drop(transaction);
+    assert_eq!(service.charge().await?, 0, "its result is replayed");
+    let engine = &service.engine;
+    engine.call(OPERATION, 2).ttl(DAY).run(async || Ok::<_, Error>(())).await?;
+    let transaction = service.pool.begin().await?;
+    transaction.commit().await?;
+    Ok(())
+}

@@ -251,10 +251,23 @@ impl Rows for MySqlStore {
     }
 
     async fn row(&self, operation: Operation, key: KeyHash) -> Answer<Found> {
-        let mut lease = self.0.connections.lease(operation).await?;
+        let connections = &self.0.connections;
+        // An owner that does not find its record may not write at all. In a session that other code
+        // has left in a transaction, the record may be too new to be found.
+        let is_owners = !matches!(operation, Operation::Claim | Operation::Read | Operation::Watch);
+        let mut lease = if is_owners {
+            connections.impatient(operation).await?
+        } else {
+            connections.lease(operation).await?
+        };
         let reading = read_committed(operation, &mut lease, &self.0, &key);
-        let result = in_time(operation, self.0.connections.response_timeout, reading).await;
-        self.0.connections.end(lease, result.as_ref().err());
+        let result = in_time(operation, connections.response_timeout, reading).await;
+        let failure = result.as_ref().err();
+        if is_owners {
+            connections.end_impatient(lease, failure);
+        } else {
+            connections.end(lease, failure);
+        }
         result
     }
 

@@ -94,8 +94,9 @@ impl Connections {
                     // The connection is closed with the lease.
                     Ok(false) => Err(StoreError::new(StoreErrorKind::Refused, operation)
                         .with_detail(IN_TRANSACTION)),
+                    // Another session may be as it should be.
                     Err(error) if number(&error).is_some_and(has_no_autocommit) => {
-                        Err(StoreError::new(StoreErrorKind::Config, operation)
+                        Err(StoreError::new(StoreErrorKind::Refused, operation)
                             .with_detail(NO_AUTOCOMMIT)
                             .with_source(error))
                     }

@@ -274,6 +274,8 @@ fn of_script((staged, answered): (Value, Value)) -> RedisResult<String> {
     let staged = staged.extract_error();
     let answer = answered.extract_error().and_then(|answer| Ok(redis::from_redis_value(answer)?));
     match (staged, answer) {
+        // The script is loaded, and both are sent again.
+        (Err(_), Err(error)) if is_unknown_script(&error) => Err(error),
         (Err(refusal), Err(_)) => Err(refusal),
         (Err(refusal), Ok(answer)) if answer == UNSTAGED => Err(refusal),
         (_, answer) => answer,
