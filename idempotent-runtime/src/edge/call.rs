@@ -300,7 +300,9 @@ impl EdgeCall {
     /// is dropped. A call that waits for another one, or is refused or replayed, spawns no task.
     ///
     /// `settled` is called in that task with the outcome once that is decided, so also if the
-    /// caller is gone. It is not called if the body was not to run.
+    /// caller is gone. It is not called for a call that is refused or replayed before there is a
+    /// task; one whose claim is lost before the body begins is refused in the task, and `settled`
+    /// gets that outcome, [`Refused`](EdgeOutcome::Refused) without `own`.
     ///
     /// # Panics
     /// If the body panics. Its outcome is unknown.
@@ -355,7 +357,7 @@ where
 
     /// Runs the call as [`EdgeCall::run_detached`] does. After a crash it verifies first, also in
     /// the task: a caller that leaves interrupts neither the verification nor the body. `settled`
-    /// is not called if the verification decides the call.
+    /// is not called if the verification decides the call, or if the claim is lost before it.
     ///
     /// # Panics
     /// If the callback or the body panics.

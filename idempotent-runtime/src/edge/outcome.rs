@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::resolution;
 use super::turn::NotBegun;
+use crate::clock::whole_millis;
 use crate::context::Context;
 use crate::engine::Resolution;
 use crate::error::{Error, ErrorKind};
@@ -49,8 +50,9 @@ impl EdgeResult {
         Self { is_failed: true, ..Self::completed(bytes) }
     }
 
-    /// Sets the retention of this result, in place of the call's. It is brought into the bounds of
-    /// the engine: a millisecond, and the [largest retention](super::Limits::max_ttl). A result of a
+    /// Sets the retention of this result, in place of the call's. It is rounded up to whole
+    /// milliseconds, and brought into the bounds of the engine: a millisecond, and the
+    /// [largest retention](super::Limits::max_ttl). A result of a
     /// key with a [window](crate::key::window) is kept for at least the length of that.
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
@@ -73,7 +75,8 @@ impl EdgeResult {
     }
 
     pub(super) fn within(mut self, max_ttl: Duration) -> Self {
-        self.ttl = self.ttl.map(|ttl| ttl.clamp(Duration::from_millis(1), max_ttl));
+        // Bounded first: the longest duration has no next millisecond.
+        self.ttl = self.ttl.map(|ttl| whole_millis(ttl.clamp(Duration::from_millis(1), max_ttl)));
         self
     }
 
