@@ -199,7 +199,7 @@ impl<V> EdgeCall<V> {
     /// assert_eq!(call(Duration::ZERO).check().unwrap_err().kind(), ErrorKind::Config);
     /// ```
     pub fn check(self) -> Result<(), Error> {
-        self.call.request.checked().map(drop)
+        self.call.request.checked().map(drop).map_err(Error::of_call)
     }
 
     /// Returns a handle to the record of this call, for
@@ -263,8 +263,10 @@ impl<V> EdgeCall<V> {
     {
         let task_state = TaskState::current();
         let unprotected = Unprotected::enter(&self.engine.inner, &task_state)
-            .ok_or_else(|| Error::new(ErrorKind::ShuttingDown).of_operation(&self.operation))?;
-        let context = unprotected.context(&self.operation, self.record().hash()?);
+            .ok_or_else(|| Error::new(ErrorKind::ShuttingDown).of_operation(&self.operation))
+            .map_err(Error::of_call)?;
+        let key = self.record().hash().map_err(Error::of_call)?;
+        let context = unprotected.context(&self.operation, key);
         let task_state = task_state.of_edge(&self.engine, &self.extensions).of_body(context);
         // The body is called inside too: it may be a part of what is protected elsewhere.
         Ok(task_state.wrap(async move {

@@ -332,7 +332,7 @@ fn ending<T, P>(raw: Raw<T>, _: P) -> (Raw<T>, Ending) {
     match raw {
         Raw::Ended(value, End::NotBegun(not_begun)) if is_true(&not_begun) => {
             drop(value);
-            let refused = EdgeOutcome::Refused { error: not_begun.error(), own: None };
+            let refused = EdgeOutcome::Refused { error: not_begun.error().of_call(), own: None };
             (Raw::Decided(refused), Ending::NotBegun)
         }
         Raw::Ended(value, end) => {
@@ -362,9 +362,9 @@ fn is_true(not_begun: &NotBegun) -> bool {
 fn answer<T>(answer: Answer, own: Option<Raw<T>>, _: &Upgrades<Raw<T>>) -> Raw<T> {
     let own = own.and_then(|raw| EdgeOutcome::from(raw).own());
     Raw::Decided(match answer {
-        Answer::Refused(error) => EdgeOutcome::Refused { error, own },
+        Answer::Refused(error) => EdgeOutcome::Refused { error: error.of_call(), own },
         Answer::Stored(stored) => match stored.marker() {
-            Some(error) => EdgeOutcome::Lost { error, own },
+            Some(error) => EdgeOutcome::Lost { error: error.of_call(), own },
             None if stored.record.schema == stored.version => {
                 let is_failed = stored.record.state == State::Failed;
                 let bytes = stored.record.body.clone();
@@ -375,7 +375,7 @@ fn answer<T>(answer: Answer, own: Option<Raw<T>>, _: &Upgrades<Raw<T>>) -> Raw<T
                     "it has schema version {}, this call reads {}",
                     stored.record.schema, stored.version
                 );
-                EdgeOutcome::Refused { error: stored.unreadable(&detail), own }
+                EdgeOutcome::Refused { error: stored.unreadable(&detail).of_call(), own }
             }
         },
     })
