@@ -213,8 +213,8 @@ impl Context {
     ///   server's time, in microseconds. If a server's clock is set back, or another server with a
     ///   clock that is behind takes its place, the next fence may be lower, and the resource then
     ///   rejects that owner until the time has caught up. The same can happen with two processes on
-    ///   MySQL if one claims and releases the key between the read and the write of the other's
-    ///   claim.
+    ///   MySQL, and on PostgreSQL where a record has just been removed, if one claims and releases the
+    ///   key between the read and the write of the other's claim.
     /// - A call in a transaction (`tx`) that is rolled back leaves no fence behind. A call without
     ///   `tx` that waited for it may have a smaller one, and on SQLite so may a call of another
     ///   process that follows within a millisecond. Do not show the fence of a call in a transaction
@@ -315,13 +315,15 @@ impl Context {
         TaskState::current().try_of(self)
     }
 
-    /// Returns true if the lease has expired as far as this process knows: another caller may have
-    /// taken the call over. Always false in the user's transaction, where there is no lease.
+    /// Returns true if the claim has ended as far as this process knows, and another caller may have
+    /// taken the call over: its lease has expired, a shutdown has taken it, or the call itself has
+    /// ended, which tasks that its body has left behind see. Always false in the user's transaction,
+    /// where there is no lease.
     pub fn lease_lost(&self) -> bool {
         matches!(&self.0.own.claim, Held::Claim(_, lease, _) if lease.is_lost())
     }
 
-    /// Resolves when the lease has expired as far as this process knows. For bodies that can stop.
+    /// Resolves when [`lease_lost`](Self::lease_lost) becomes true. For bodies that can stop.
     pub async fn lease_ended(&self) {
         match &self.0.own.claim {
             Held::Claim(_, lease, _) => lease.ended().await,
@@ -344,7 +346,8 @@ impl Context {
     /// then nothing may happen.
     pub(crate) fn begins(&self) -> bool {
         match &self.0.own.claim {
-            Held::Claim(_, lease, _) => !lease.is_lost() && lease.begin(),
+            Held::Claim(_, _, Some(journal)) => journal.begins_turn(),
+            Held::Claim(_, lease, None) => !lease.is_lost() && lease.begin(),
             Held::Transaction { .. } | Held::Nothing { .. } => true,
         }
     }

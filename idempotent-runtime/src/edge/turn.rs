@@ -211,8 +211,9 @@ impl Turn {
 pub struct Waiting(Context);
 
 impl Waiting {
-    /// Resolves when the claim has ended as far as this process knows: a shutdown has taken it, or
-    /// its lease has expired. Never resolves in an attempt without a claim.
+    /// Resolves when the claim has ended as far as this process knows: a shutdown has taken it, its
+    /// lease has expired, or the call has ended without this turn. Never resolves in an attempt
+    /// without a claim.
     pub async fn claim_ended(&self) {
         self.0.lease_ended().await;
     }
@@ -221,8 +222,9 @@ impl Waiting {
     /// outcome as unknown.
     ///
     /// # Errors
-    /// [`NotBegun`] if the claim has ended: nothing may happen then, because another caller may
-    /// own the call.
+    /// [`NotBegun`] if the claim has ended, also by the end of the body or the drop of the call, or
+    /// if more than 80 % of the lease have elapsed without a renewal: nothing may happen then,
+    /// because another caller may own the call, or soon will.
     pub fn begin(self) -> Result<(), NotBegun> {
         if self.0.begins() { Ok(()) } else { Err(NotBegun(self.0)) }
     }

@@ -104,7 +104,8 @@ impl MySqlStore {
     /// The caller chooses the settings of connections. Any isolation level will do except `READ
     /// UNCOMMITTED`, which shows results that are never committed and is rejected
     /// ([`Config`](crate::store::StoreErrorKind::Config)). So will any time zone and any `sql_mode`
-    /// except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by default.
+    /// except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by default. A
+    /// session that other code has left without it, or in a transaction, is refused before a write.
     /// During a write, its session waits for locks of rows and tables for at most a second; the
     /// previous limits are kept in variables of the session and restored. Reads limit themselves.
     /// The server is not checked. Call [`migrate`](Self::migrate) once before the first use.

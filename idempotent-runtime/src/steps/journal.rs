@@ -215,11 +215,12 @@ impl Journal {
         }
     }
 
-    /// Marks that `step` has ended. If its body was running, its outcome is unknown.
+    /// Marks that `step` has ended. If its body was running, or its result was on its way, its outcome
+    /// is unknown: a checkpoint may have broken off, by a panic of the store's client for example.
     pub(super) fn ended(&self, step: &StepId) {
         {
             let mut steps = self.steps();
-            if steps.running.remove(step) == Some(Progress::Running) {
+            if steps.running.remove(step).is_some_and(|progress| progress != Progress::Asked) {
                 steps.unsettled = true;
             }
         }
@@ -254,6 +255,17 @@ impl Journal {
         if steps.asked.is_empty() && !steps.closed {
             self.lease.mark_waiting();
         }
+    }
+
+    /// Marks that something may have happened from now on, as the turn of the body has come. Returns
+    /// false if the claim has ended, or is about to: then nothing may happen.
+    ///
+    /// Under the lock, as the start of a step. A task that the body has left behind either begins
+    /// before the journal is closed, or not at all: by then the claim may be another caller's,
+    /// although the lease has not expired.
+    pub(crate) fn begins_turn(&self) -> bool {
+        let steps = self.steps();
+        !steps.closed && self.lease.may_start() && self.lease.begin()
     }
 
     /// Returns true if this attempt has come to a step, of its own or of an earlier attempt.
