@@ -476,7 +476,7 @@ impl Error {
     /// # let engine = Idempotency::new(MemoryStore::new());
     /// let charge = |coupon: Option<u32>| {
     ///     let call = engine.call("charge", coupon).ttl(Duration::from_secs(60));
-    ///     call.run(|| async { Ok::<_, Error>("charged") })
+    ///     call.run(|| async { Ok::<_, Error>(()) })
     /// };
     /// assert!(charge(None).await.unwrap_err().left_nothing());
     /// let look = engine.record("charge", None::<u32>).inspect().await;

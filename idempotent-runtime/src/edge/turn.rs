@@ -65,7 +65,7 @@ impl Attempt {
     ///
     /// The callback runs outside of every step. What an edge derives inside a step has to have a name
     /// that the callback knows too, such as that of
-    /// [`Context::derive_key_in_step`](Context::derive_key_in_step).
+    /// [`Context::derive_key_in_step`].
     ///
     /// ```
     /// # use std::time::Duration;
