@@ -255,11 +255,10 @@ impl NotBegun {
         self.0.is(context)
     }
 
-    /// Returns true if the body has come to a step, which contradicts it.
+    /// Returns true if the body has come to a step, which contradicts it. From here on no task that
+    /// the body has left behind comes to one.
     pub(super) fn has_steps(&self) -> bool {
-        self.0
-            .journal()
-            .is_ok_and(|(_, journal)| journal.is_some_and(|journal| journal.has_asked()))
+        self.0.journal().is_ok_and(|(_, journal)| journal.is_some_and(|journal| journal.close()))
     }
 
     /// The error of the call.

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::{AssertSqlSafe, Error, Row as _, Sqlite, SqliteConnection, raw_sql};
+use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, Sqlite, SqliteConnection, raw_sql};
 use tokio::runtime::Handle;
 
 use crate::runtime::while_runtime_lives;
@@ -52,7 +52,13 @@ impl Lease {
     ///
     /// A write that waits longer than its caller would be given up with an unknown outcome, and be
     /// applied later.
+    ///
+    /// Fails if the connection is in a transaction, where other code has left it: what is written
+    /// there may never be committed.
     pub(super) async fn bound(&mut self, longest: Duration) -> Result<(), Error> {
+        // Transactions are not nested. This one takes no lock, and the client ends it if the request
+        // is dropped.
+        self.begin_with("BEGIN").await?.rollback().await?;
         let longest = i64::try_from(longest.as_millis()).unwrap_or(i64::MAX);
         // Never prepared: this pragma takes effect, and reads its answer, when it is compiled.
         let found = raw_sql("PRAGMA busy_timeout").fetch_one(&mut **self).await?.try_get(0)?;

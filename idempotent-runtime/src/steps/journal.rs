@@ -228,9 +228,12 @@ impl Journal {
     }
 
     /// Prevents further steps from beginning. Those that run are known to
-    /// [`tells_of_effects`](Self::tells_of_effects).
-    pub(crate) fn close(&self) {
-        self.steps().closed = true;
+    /// [`tells_of_effects`](Self::tells_of_effects). Returns true if this attempt has come to a step,
+    /// of its own or of an earlier attempt.
+    pub(crate) fn close(&self) -> bool {
+        let mut steps = self.steps();
+        steps.closed = true;
+        !steps.asked.is_empty()
     }
 
     /// Marks that a step may have had an effect of which there is no record.
@@ -266,11 +269,6 @@ impl Journal {
     pub(crate) fn begins_turn(&self) -> bool {
         let steps = self.steps();
         !steps.closed && self.lease.may_start() && self.lease.begin()
-    }
-
-    /// Returns true if this attempt has come to a step, of its own or of an earlier attempt.
-    pub(crate) fn has_asked(&self) -> bool {
-        !self.steps().asked.is_empty()
     }
 
     /// The error for a result that leaves out a step which an earlier attempt has recorded.
