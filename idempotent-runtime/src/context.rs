@@ -16,7 +16,7 @@ use crate::key::{KeyHash, derive, derive_in_step};
 use crate::lock::Mutex;
 use crate::outcome::refused;
 use crate::steps::Journal;
-use crate::store::{Grant, StoreErrorKind, Token};
+use crate::store::{CrashPolicy, Grant, StoreErrorKind, Token};
 
 /// The running call, seen from inside its body.
 ///
@@ -44,6 +44,8 @@ struct Parts {
     own: Own,
     operation: Arc<str>,
     attempt: u32,
+    /// True if the next caller asks the outside world about an attempt that breaks off.
+    may_be_verified: bool,
     /// The store's time when the claim was granted, and the monotonic time when that was known.
     granted: (Timestamp, Duration),
     /// The enclosing calls whose bodies were running when this one began. Not their contexts, which
@@ -107,7 +109,7 @@ impl Context {
     ) -> Self {
         let claim = Held::Nothing { in_transaction, ended: Arc::clone(ended) };
         let now = (engine.clock.now(), engine.clock.monotonic());
-        Self::of_parts(engine, operation, key, 0, now, claim)
+        Self::of_parts(engine, operation, key, (0, false), now, claim)
     }
 
     fn of_claim(
@@ -119,14 +121,15 @@ impl Context {
     ) -> Self {
         let record = &grant.record;
         let granted = (record.read_at, granted_at);
-        Self::of_parts(engine, operation, record.key, record.attempts, granted, claim)
+        let attempt = (record.attempts, record.policy == CrashPolicy::Verify);
+        Self::of_parts(engine, operation, record.key, attempt, granted, claim)
     }
 
     fn of_parts(
         engine: &Arc<Inner>,
         operation: &Arc<str>,
         key: KeyHash,
-        attempt: u32,
+        (attempt, may_be_verified): (u32, bool),
         granted: (Timestamp, Duration),
         claim: Held,
     ) -> Self {
@@ -138,6 +141,7 @@ impl Context {
             own: Own { engine: Arc::downgrade(engine), key, claim },
             operation: operation.clone(),
             attempt,
+            may_be_verified,
             granted,
             around,
             extensions: Mutex::default(),
@@ -273,12 +277,37 @@ impl Context {
     /// Inside a [step](Self::step) of this call the key also differs for each step, whichever
     /// `Context` is used. The verification of [`on_crash_verify`](crate::Call::on_crash_verify)
     /// runs outside of every step: derive the keys that it needs outside of steps in the body too,
-    /// and pass them to the steps.
+    /// and pass them to the steps. [`derive_key_in_step`](Self::derive_key_in_step) returns those
+    /// that a step has derived itself.
     pub fn derive_key(&self, purpose: &str) -> String {
         match TaskState::current().step_of(self) {
             Some(step) => derive_in_step(&self.0.own.key, &step.name, step.index, purpose),
             None => derive(&self.0.own.key, purpose),
         }
+    }
+
+    /// Returns the key that [`derive_key`](Self::derive_key) returns inside the
+    /// [step](Self::step) of this call with this name and index, wherever it is called. The index
+    /// of a step without one is 0.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotency::{Context, Error, Idempotency, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let call = engine.call("orders.pay", 7).ttl(Duration::from_secs(60)).run(|| async {
+    ///     let context = Context::current();
+    ///     let charge = || async { Ok::<_, Error>(Context::current().derive_key("psp")) };
+    ///     let derived = context.step("charge", charge).await?;
+    ///     assert_eq!(derived, context.derive_key_in_step("charge", 0, "psp"));
+    ///     Ok::<_, Error>(())
+    /// });
+    /// call.await
+    /// # }
+    /// ```
+    pub fn derive_key_in_step(&self, step: &str, index: u64, purpose: &str) -> String {
+        derive_in_step(&self.0.own.key, step, index, purpose)
     }
 
     /// The number of the try of the step of this call that runs here.
@@ -357,6 +386,11 @@ impl Context {
     /// Returns true if this is the verification of an earlier attempt and not a body.
     pub(crate) fn is_question(&self) -> bool {
         matches!(self.0.own.claim, Held::Claim(_, _, None))
+    }
+
+    /// Returns true if the next caller asks the outside world about an attempt that breaks off.
+    pub(crate) fn may_be_verified(&self) -> bool {
+        self.0.may_be_verified
     }
 
     /// Returns true if both belong to the same attempt.

@@ -60,6 +60,35 @@ impl Attempt {
         self.0.is_question()
     }
 
+    /// Returns true if the call has a verification callback, which the next caller calls if this
+    /// attempt breaks off.
+    ///
+    /// The callback runs outside of every step. What an edge derives inside a step has to have a name
+    /// that the callback knows too, such as that of
+    /// [`Context::derive_key_in_step`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotency::{Idempotency, Verdict, store::MemoryStore};
+    /// use idempotency::edge::{Attempt, EdgeCall, EdgeResult};
+    /// use idempotency::key::Key;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// EdgeCall::new(&engine, "mail", Key::of(&7), Duration::from_secs(60))
+    ///     .on_crash_verify(async |_: Attempt| Verdict::Unknown)
+    ///     .run(async |_| {
+    ///         assert!(Attempt::current().unwrap().may_be_verified());
+    ///         ((), EdgeResult::completed("").into())
+    ///     })
+    ///     .await;
+    /// # }
+    /// ```
+    pub fn may_be_verified(&self) -> bool {
+        self.0.may_be_verified()
+    }
+
     /// The number of the try of the [step](Context::step) that runs here: 1 in the first, and one
     /// more in each that [`retry`](crate::step::Step::retry) adds. `None` outside of a step of this
     /// attempt.
