@@ -303,3 +303,27 @@ async fn a_turn_does_not_come_late_in_the_lease() {
         assert_eq!(world.ledger.count(), usize::from(comes), "{outcome:?}");
     }
 }
+
+/// Its caller hangs up while it waits: nothing has happened.
+#[tokio::test]
+async fn a_call_that_is_dropped_before_its_turn_is_released() -> Result<(), Error> {
+    let world = World::new();
+    let waits = async |turn: Turn| {
+        let waiting = turn.wait();
+        waiting.claim_ended().await;
+        ((), End::NotBegun(waiting.leave()))
+    };
+    let mut dropped = Box::pin(world.mail().run(waits));
+    eventually("the claim", async || {
+        assert!(poll!(&mut dropped).is_pending());
+        world.mail_record().await.is_ok_and(|found| found.is_some())
+    })
+    .await;
+    drop(dropped);
+    let attempt =
+        world.mail().run(async |turn| (turn.attempt().context().attempt(), world.send().1));
+    let outcome = world.while_time_passes(attempt).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+    assert_eq!(world.ledger.count(), 1);
+    Ok(())
+}

@@ -569,6 +569,21 @@ async fn a_forgotten_tombstone_lets_the_next_call_run() {
     assert_eq!(charge().await.unwrap(), "receipt 1.2");
 }
 
+#[tokio::test]
+async fn a_tombstone_takes_no_answer() {
+    let world = World::new();
+    let charge =
+        async || world.call(1).after_expiry(DAY * 10).run(|| async { world.effect(1) }).await;
+    charge().await.unwrap();
+    world.clock.advance(DAY);
+    let view = world.handle(1).inspect().await.unwrap().unwrap();
+    for resolution in [Resolution::not_executed(), Resolution::completed(&"receipt 1.2")] {
+        let error = world.handle(1).resolve(&view, resolution).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Superseded, "{error}");
+    }
+    assert_eq!(charge().await.unwrap_err().kind(), ErrorKind::Expired);
+}
+
 /// What an operator is told whose answer, or removal, the store applied without saying so, after
 /// which another call ran.
 async fn told_after_another_call(

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use idempotency::clock::Clock as _;
 use idempotency::store::{ClaimOutcome, Operation, Release, Remove, Store as _, Token};
-use idempotency::{Context, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
+use idempotency::{Builder, Context, Error, ErrorKind, Idempotency, OnConflict, OnCrash};
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -486,4 +486,27 @@ async fn a_hook_that_takes_its_time_keeps_no_lease_from_being_renewed() {
     let (long, ()) = tokio::join!(long, time);
     assert_eq!(long.unwrap(), "receipt 1.2");
     assert_eq!(world.engine.duplicates(), 1);
+}
+
+/// Its body has ended, and its runtime stands still.
+#[tokio::test]
+async fn a_call_that_is_no_longer_polled_loses_its_lease_when_its_result_could_have_been_stored() {
+    let bounds = |builder: Builder| {
+        builder.commit_timeout(Duration::from_secs(2)).background_commit(LEASE * 2)
+    };
+    let world = World::with(bounds);
+    world.store.always(Operation::Complete, Some(Fault::LostRequest));
+    let mut stuck = Box::pin(world.call(1).on_crash(OnCrash::Retry).run(async || world.effect(1)));
+    eventually("the commit", async || {
+        assert!(poll_once(&mut stuck).is_pending());
+        world.store.requests(Operation::Complete) == 1
+    })
+    .await;
+    let next = world.other_process();
+    let waits = OnConflict::Wait(LEASE * 8);
+    let next = next.call(1).on_crash(OnCrash::Retry).on_conflict(waits);
+    let next = next.run(async || world.effect(1));
+    let limit = LEASE * 10;
+    assert_eq!(world.while_at_most(limit, next).await.unwrap(), "receipt 1.2");
+    drop(stuck);
 }

@@ -144,8 +144,8 @@ impl Attempt {
 /// The turn of a body that has just been called. There is one for each attempt.
 ///
 /// An edge whose bodies start at once ignores it. One that first waits for something else, a permit
-/// or a connection, gives it to [`wait`](Self::wait): until the wait is over, a shutdown releases
-/// the claim instead of leaving an unknown outcome, and the claim that ends meanwhile leads to
+/// or a connection, gives it to [`wait`](Self::wait): until the wait is over, a shutdown or the drop of
+/// the call releases the claim instead of leaving an unknown outcome, and the claim that ends meanwhile leads to
 /// [`End::NotBegun`](super::End::NotBegun).
 ///
 /// ```
@@ -194,8 +194,8 @@ impl Turn {
     /// `Ok`.
     ///
     /// **Call it before the first effect of the body.** What was done before, and what is done
-    /// during the wait, is done without protection: a shutdown releases the claim of a body that
-    /// waits, and the next caller runs the body again, under every policy.
+    /// during the wait, is done without protection: a shutdown, or the drop of the call, releases the
+    /// claim of a body that waits, and the next caller runs the body again, under every policy.
     #[must_use = "nothing is protected before `Waiting::begin` is called"]
     pub fn wait(self) -> Waiting {
         self.0.stands_in_line();

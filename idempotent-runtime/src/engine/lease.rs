@@ -34,8 +34,12 @@ pub(crate) struct Lease {
     length: Duration,
     /// Monotonic time at which the claim was known to be granted.
     granted: Duration,
-    /// Monotonic time after which the lease is no longer renewed.
+    /// Monotonic time after which the lease is no longer renewed while the body runs.
     renew_until: Duration,
+    /// The time for which it is renewed after the body has ended.
+    after_body: Duration,
+    /// Monotonic time after which it is no longer renewed once the body has ended, in nanoseconds.
+    settled_by: AtomicU64,
     /// Monotonic time before which no other caller can own the claim, in nanoseconds.
     valid_until: AtomicU64,
     /// Monotonic time of the next renewal, in nanoseconds.
@@ -55,15 +59,23 @@ pub(crate) struct Lease {
     clock: Arc<dyn Clock>,
 }
 
+/// How long a lease is, and how long it is renewed.
+pub(crate) struct Term {
+    pub(crate) length: Duration,
+    pub(crate) max_run: Duration,
+    /// The time for which it is renewed after the body has ended: as long as storing its result may
+    /// take. A call that is neither polled nor dropped then would keep its key for ever.
+    pub(crate) after_body: Duration,
+}
+
 impl Lease {
     /// Creates the lease of a claim that was first sent at `sent` on the monotonic clock.
     pub(crate) fn new(
         (key, token): (KeyHash, Token),
         operation: Arc<str>,
         policy: CrashPolicy,
-        length: Duration,
+        Term { length, max_run, after_body }: Term,
         sent: Duration,
-        max_run: Duration,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
@@ -74,6 +86,8 @@ impl Lease {
             length,
             granted: clock.monotonic(),
             renew_until: sent.saturating_add(max_run),
+            after_body,
+            settled_by: AtomicU64::new(u64::MAX),
             valid_until: AtomicU64::new(end_of(sent, length)),
             due: AtomicU64::new(nanos(sent + length / 3)),
             lost: AtomicBool::new(false),
@@ -157,6 +171,11 @@ impl Lease {
         (before != SHUT_DOWN).then_some(before == BEGUN)
     }
 
+    /// Returns true if the body waits for its turn, and no shutdown has taken the claim away.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == WAITING
+    }
+
     /// Returns true if something may have happened under the claim, and no shutdown has taken it
     /// away.
     pub(crate) fn has_begun(&self) -> bool {
@@ -168,6 +187,8 @@ impl Lease {
     }
 
     pub(crate) fn end_body(&self) {
+        let settled_by = nanos(self.clock.monotonic().saturating_add(self.after_body));
+        self.settled_by.store(settled_by, Ordering::Release);
         self.body_ended.store(true, Ordering::Release);
     }
 
@@ -210,10 +231,14 @@ impl Lease {
         !self.is_lost() && is_early(&*self.clock, self.term_began(), self.length)
     }
 
-    /// Returns true if the body has run for as long as it may. Work after the body has limits of
-    /// its own.
-    pub(super) fn max_run_is_over(&self, now: Duration) -> bool {
-        !self.has_body_ended() && now >= self.renew_until
+    /// Returns true if the body has run for as long as it may, or its result has been on its way to
+    /// the store for as long as that may take.
+    pub(super) fn term_is_over(&self, now: Duration) -> bool {
+        if self.has_body_ended() {
+            nanos(now) >= self.settled_by.load(Ordering::Acquire)
+        } else {
+            now >= self.renew_until
+        }
     }
 
     pub(super) fn note_renewed(&self, sent: Duration) {

@@ -15,7 +15,7 @@ use super::exit::Exit;
 use super::finish::{self, CallerGets};
 use super::flight::Leader;
 use super::followed::Followed;
-use super::lease::Lease;
+use super::lease::{Lease, Term};
 use super::request::CheckedCall;
 use super::retry::Budget;
 use super::settle::{Cause, Left, Progress, Settlement, Steps, settle};
@@ -81,15 +81,16 @@ impl Owner {
         let patience = deadline.map(|deadline| deadline.saturating_sub(granted_at));
         let owner = (grant.record.key, grant.record.owner);
         let policy = grant.record.policy;
-        let lease = Lease::new(
-            owner,
-            call.operation.clone(),
-            policy,
-            call.lease,
-            sent,
-            engine.settings.max_run,
-            engine.clock.clone(),
-        );
+        let settings = &engine.settings;
+        // Steps are waited for, then a result is stored at first and in the background.
+        let after_body = settings
+            .commit_timeout
+            .saturating_mul(2)
+            .saturating_add(settings.background_commit)
+            .saturating_add(call.lease);
+        let term = Term { length: call.lease, max_run: settings.max_run, after_body };
+        let clock = engine.clock.clone();
+        let lease = Lease::new(owner, call.operation.clone(), policy, term, sent, clock);
         let lease = Arc::new(lease);
         engine.keeper.keep(&lease);
         leader.claimed(&lease);
@@ -222,20 +223,14 @@ impl Owner {
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<CallerGets> {
         self.phase = Phase::Ended;
         self.end_body();
-        if !matches!(ending, Ending::NotBegun) {
-            self.end_wait();
+        if self.has_run && !matches!(ending, Ending::NotBegun) {
+            // Its wait for its turn is over, if it was still in one, and the journal is closed, so that
+            // none begins: a shutdown must not release the claim while the end of the body is on
+            // its way to the store.
+            self.lease.begin();
         }
         let keeper = self.call.engine.keeper.clone();
         Followed::new(&keeper, finish::finish(self, ending))
-    }
-
-    /// Ends the wait of the body for its turn, if it was still in one. The journal is closed, so none
-    /// begins: a shutdown must not release the claim while the end of the body is on its way to the
-    /// store.
-    fn end_wait(&self) {
-        if self.has_run {
-            self.lease.begin();
-        }
     }
 
     /// From here on no step begins, in any task. Steps that are already running are handled by the
@@ -335,7 +330,10 @@ impl Drop for Owner {
             return;
         }
         self.end_body();
-        self.end_wait();
+        if self.has_run && self.lease.is_waiting() {
+            // The body never had its turn, and no task that it has left behind will.
+            self.phase = Phase::Granted;
+        }
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
         let kept = Kept(engine.clone(), lease.clone());
@@ -363,6 +361,8 @@ impl Drop for Owner {
                              asks when the lease has expired");
                     }
                     drop(leader);
+                    // As in `let_go`.
+                    lease.give_up();
                 });
             }
             Settlement::ReleaseUnused => {
@@ -371,6 +371,7 @@ impl Drop for Owner {
                     drop(kept);
                     claim::release_unused(&engine, release, budget, repeated).await;
                     drop(leader);
+                    lease.give_up();
                 });
             }
             settlement => {

@@ -100,12 +100,13 @@ impl Renewals {
     fn due(&self) -> Vec<Vec<Arc<Lease>>> {
         let mut leases = self.leases();
         let now = self.clock.monotonic();
-        let may_not_go_on =
-            |lease: &&Arc<Lease>| lease.due() < u64::MAX && lease.max_run_is_over(now);
+        let may_not_go_on = |lease: &&Arc<Lease>| lease.due() < u64::MAX && lease.term_is_over(now);
         for lease in leases.by_token.values().filter(may_not_go_on) {
             tracing::warn!(operation = %lease.operation, key = %lease.key,
-                "a body has run for as long as `max_run` allows: its lease is no longer renewed, and \
-                 its policy decides when that has expired");
+                has_ended = lease.has_body_ended(),
+                "a body has run for as long as `max_run` allows, or has ended and its call makes no \
+                 progress: its lease is no longer renewed, and its policy decides when that has \
+                 expired");
             lease.stop_renewal();
         }
         let next = |leases: &Leases| {

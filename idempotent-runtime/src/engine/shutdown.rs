@@ -21,11 +21,11 @@ const CLOSED: u8 = 2;
 #[non_exhaustive]
 pub struct ShutdownReport {
     /// The number of calls that had begun and had not ended when the time was up: their body or their
-    /// verification ran, or their result was not stored yet. Of two shutdowns at once, one counts
-    /// each. They were given up: in doubt under
-    /// `hold` and where the body's error is held, and otherwise left to the next caller. The outcome of a call in a transaction is that of
-    /// the transaction, and a call without protection leaves no record. A store that does not
-    /// answer learns of it when their leases expire. Zero if all had ended.
+    /// verification ran, or their result was not stored yet. They were given up: in doubt under
+    /// `hold` and where the body's error is held, and otherwise left to the next caller. The outcome
+    /// of a call in a transaction is that of the transaction, and a call without protection leaves
+    /// no record. A store that does not answer learns of it when their leases expire. Of two
+    /// shutdowns at once, one counts each call that has a claim. Zero if all had ended.
     pub abandoned: usize,
 }
 

@@ -82,7 +82,7 @@ mod tests {
     use super::{Left, leave};
     use crate::Idempotency;
     use crate::engine::Inner;
-    use crate::engine::lease::Lease;
+    use crate::engine::lease::{Lease, Term};
     use crate::events::{Event, Observer, What};
     use crate::key::KeyHash;
     use crate::store::{
@@ -101,7 +101,8 @@ mod tests {
         let granted = store.claim(claim).await.unwrap();
         assert!(matches!(granted, ClaimOutcome::Granted(_)), "{granted:?}");
         let (sent, clock) = (engine.clock.monotonic(), engine.clock.clone());
-        Lease::new(owner, "payments.charge".into(), CrashPolicy::Retry, LEASE, sent, LEASE, clock)
+        let term = Term { length: LEASE, max_run: LEASE, after_body: LEASE };
+        Lease::new(owner, "payments.charge".into(), CrashPolicy::Retry, term, sent, clock)
     }
 
     #[tokio::test]

@@ -467,7 +467,7 @@ mod tests {
 
     use super::{Journal, Progress};
     use crate::clock::SystemClock;
-    use crate::engine::lease::Lease;
+    use crate::engine::lease::{Lease, Term};
     use crate::key::KeyHash;
     use crate::steps::identity::StepId;
     use crate::store::{CrashPolicy, Record, Token};
@@ -480,9 +480,8 @@ mod tests {
             (key, token),
             operation.clone(),
             CrashPolicy::Resume,
-            minute,
+            Term { length: minute, max_run: minute, after_body: minute },
             Duration::ZERO,
-            minute,
             clock,
         );
         let record = Record::new(key, token, operation.clone());
