@@ -577,7 +577,7 @@ async fn a_tombstone_takes_no_answer() {
     charge().await.unwrap();
     world.clock.advance(DAY);
     let view = world.handle(1).inspect().await.unwrap().unwrap();
-    for resolution in [Resolution::not_executed(), Resolution::completed(&"receipt 1.2")] {
+    for resolution in [Resolution::not_executed(), Resolution::completed("receipt 1.2")] {
         let error = world.handle(1).resolve(&view, resolution).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Superseded, "{error}");
     }
