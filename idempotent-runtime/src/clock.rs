@@ -18,6 +18,12 @@ pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Rounds a duration up to whole milliseconds.
+pub(crate) fn whole_millis(duration: Duration) -> Duration {
+    let part = duration.subsec_nanos() % 1_000_000;
+    if part == 0 { duration } else { duration + Duration::from_nanos(u64::from(1_000_000 - part)) }
+}
+
 /// A point in time in milliseconds since 1970-01-01 UTC, on the clock of its writer.
 ///
 /// ```

@@ -16,7 +16,7 @@ use crate::key::{KeyHash, derive, derive_in_step};
 use crate::lock::Mutex;
 use crate::outcome::refused;
 use crate::steps::Journal;
-use crate::store::{Grant, StoreErrorKind, Token};
+use crate::store::{CrashPolicy, Grant, StoreErrorKind, Token};
 use crate::watch::{body_is_in_line, engine_waits};
 
 /// The running call, seen from inside its body.
@@ -45,6 +45,8 @@ struct Parts {
     own: Own,
     operation: Arc<str>,
     attempt: u32,
+    /// True if the next caller asks the outside world about an attempt that breaks off.
+    may_be_verified: bool,
     /// The store's time when the claim was granted, and the monotonic time when that was known.
     granted: (Timestamp, Duration),
     /// The enclosing calls whose bodies were running when this one began. Not their contexts, which
@@ -108,7 +110,7 @@ impl Context {
     ) -> Self {
         let claim = Held::Nothing { in_transaction, ended: Arc::clone(ended) };
         let now = (engine.clock.now(), engine.clock.monotonic());
-        Self::of_parts(engine, operation, key, 0, now, claim)
+        Self::of_parts(engine, operation, key, (0, false), now, claim)
     }
 
     fn of_claim(
@@ -120,14 +122,15 @@ impl Context {
     ) -> Self {
         let record = &grant.record;
         let granted = (record.read_at, granted_at);
-        Self::of_parts(engine, operation, record.key, record.attempts, granted, claim)
+        let attempt = (record.attempts, record.policy == CrashPolicy::Verify);
+        Self::of_parts(engine, operation, record.key, attempt, granted, claim)
     }
 
     fn of_parts(
         engine: &Arc<Inner>,
         operation: &Arc<str>,
         key: KeyHash,
-        attempt: u32,
+        (attempt, may_be_verified): (u32, bool),
         granted: (Timestamp, Duration),
         claim: Held,
     ) -> Self {
@@ -139,6 +142,7 @@ impl Context {
             own: Own { engine: Arc::downgrade(engine), key, claim },
             operation: operation.clone(),
             attempt,
+            may_be_verified,
             granted,
             around,
             extensions: Mutex::default(),
@@ -210,8 +214,8 @@ impl Context {
     ///   server's time, in microseconds. If a server's clock is set back, or another server with a
     ///   clock that is behind takes its place, the next fence may be lower, and the resource then
     ///   rejects that owner until the time has caught up. The same can happen with two processes on
-    ///   MySQL if one claims and releases the key between the read and the write of the other's
-    ///   claim.
+    ///   MySQL, and on PostgreSQL where a record has just been removed, if one claims and releases the
+    ///   key between the read and the write of the other's claim.
     /// - A call in a transaction (`tx`) that is rolled back leaves no fence behind. A call without
     ///   `tx` that waited for it may have a smaller one, and on SQLite so may a call of another
     ///   process that follows within a millisecond. Do not show the fence of a call in a transaction
@@ -274,7 +278,8 @@ impl Context {
     /// Inside a [step](Self::step) of this call the key also differs for each step, whichever
     /// `Context` is used. The verification of [`on_crash_verify`](crate::Call::on_crash_verify)
     /// runs outside of every step: derive the keys that it needs outside of steps in the body too,
-    /// and pass them to the steps.
+    /// and pass them to the steps. [`derive_key_in_step`](Self::derive_key_in_step) returns those
+    /// that a step has derived itself.
     pub fn derive_key(&self, purpose: &str) -> String {
         match TaskState::current().step_of(self) {
             Some(step) => derive_in_step(&self.0.own.key, &step.name, step.index, purpose),
@@ -282,18 +287,44 @@ impl Context {
         }
     }
 
+    /// Returns the key that [`derive_key`](Self::derive_key) returns inside the
+    /// [step](Self::step) of this call with this name and index, wherever it is called. The index
+    /// of a step without one is 0.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotency::{Context, Error, Idempotency, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let call = engine.call("orders.pay", 7).ttl(Duration::from_secs(60)).run(|| async {
+    ///     let context = Context::current();
+    ///     let charge = || async { Ok::<_, Error>(Context::current().derive_key("psp")) };
+    ///     let derived = context.step("charge", charge).await?;
+    ///     assert_eq!(derived, context.derive_key_in_step("charge", 0, "psp"));
+    ///     Ok::<_, Error>(())
+    /// });
+    /// call.await
+    /// # }
+    /// ```
+    pub fn derive_key_in_step(&self, step: &str, index: u64, purpose: &str) -> String {
+        derive_in_step(&self.0.own.key, step, index, purpose)
+    }
+
     /// The number of the try of the step of this call that runs here.
     pub(crate) fn try_of_step(&self) -> Option<u32> {
         TaskState::current().try_of(self)
     }
 
-    /// Returns true if the lease has expired as far as this process knows: another caller may have
-    /// taken the call over. Always false in the user's transaction, where there is no lease.
+    /// Returns true if the claim has ended as far as this process knows, and another caller may have
+    /// taken the call over: its lease has expired, a shutdown has taken it, or the call itself has
+    /// ended, which tasks that its body has left behind see. Always false in the user's transaction,
+    /// where there is no lease.
     pub fn lease_lost(&self) -> bool {
         matches!(&self.0.own.claim, Held::Claim(_, lease, _) if lease.is_lost())
     }
 
-    /// Resolves when the lease has expired as far as this process knows. For bodies that can stop.
+    /// Resolves when [`lease_lost`](Self::lease_lost) becomes true. For bodies that can stop.
     pub async fn lease_ended(&self) {
         match &self.0.own.claim {
             Held::Claim(_, lease, _) => lease.ended().await,
@@ -324,7 +355,8 @@ impl Context {
     pub(crate) fn begins(&self) -> bool {
         body_is_in_line(false);
         match &self.0.own.claim {
-            Held::Claim(_, lease, _) => !lease.is_lost() && lease.begin(),
+            Held::Claim(_, _, Some(journal)) => journal.begins_turn(),
+            Held::Claim(_, lease, None) => !lease.is_lost() && lease.begin(),
             Held::Transaction { .. } | Held::Nothing { .. } => true,
         }
     }
@@ -363,6 +395,11 @@ impl Context {
     /// Returns true if this is the verification of an earlier attempt and not a body.
     pub(crate) fn is_question(&self) -> bool {
         matches!(self.0.own.claim, Held::Claim(_, _, None))
+    }
+
+    /// Returns true if the next caller asks the outside world about an attempt that breaks off.
+    pub(crate) fn may_be_verified(&self) -> bool {
+        self.0.may_be_verified
     }
 
     /// Returns true if both belong to the same attempt.

@@ -235,6 +235,9 @@ struct Parts {
     /// The body ran in a transaction that was rolled back. True if it can be committed when it is
     /// run again.
     rolled_back: Option<bool>,
+    /// A guarded call ended with this error. Without it, the error is that of something else: of an
+    /// operation on a record, a step, a key.
+    is_of_call: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -275,6 +278,7 @@ impl Error {
             retry_after: None,
             would_repeat: false,
             rolled_back: None,
+            is_of_call: false,
             source: None,
         }))
     }
@@ -354,6 +358,12 @@ impl Error {
     /// is run again.
     pub(crate) fn rolled_back(mut self, is_passing: bool) -> Self {
         self.0.rolled_back = Some(is_passing);
+        self
+    }
+
+    /// The error with which a guarded call ends. Set where the call returns it, and nowhere else.
+    pub(crate) fn of_call(mut self) -> Self {
+        self.0.is_of_call = true;
         self
     }
 
@@ -447,6 +457,46 @@ impl Error {
     /// kept then, and the next call runs the body again.
     pub fn is_rolled_back(&self) -> bool {
         self.0.rolled_back.is_some()
+    }
+
+    /// Returns true if a guarded call ended with this error and left nothing: its body did not run,
+    /// or ran in a transaction that was [rolled back](Self::is_rolled_back). The code that made the
+    /// call can make it again, or can itself report that nothing happened, if it has done nothing
+    /// else.
+    ///
+    /// False for every error that is not that of a guarded call, whatever its kind: one of
+    /// [`inspect`](crate::record::RecordHandle::inspect), of a [step](crate::Context::step) or of a
+    /// key that was made by hand says nothing about the code that gets it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotency::{Error, Idempotency, store::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let charge = |coupon: Option<u32>| {
+    ///     let call = engine.call("charge", coupon).ttl(Duration::from_secs(60));
+    ///     call.run(|| async { Ok::<_, Error>(()) })
+    /// };
+    /// assert!(charge(None).await.unwrap_err().left_nothing());
+    /// let look = engine.record("charge", None::<u32>).inspect().await;
+    /// assert!(!look.unwrap_err().left_nothing());
+    /// # }
+    /// ```
+    pub fn left_nothing(&self) -> bool {
+        // Other kinds do not show it by themselves: there may be an effect of this call or of an
+        // earlier one, or an operator has to look in any case.
+        let did_not_run = matches!(
+            self.0.kind,
+            ErrorKind::InProgress
+                | ErrorKind::StoreUnavailable
+                | ErrorKind::Full
+                | ErrorKind::ShuttingDown
+                | ErrorKind::Mismatch
+                | ErrorKind::MissingKey
+                | ErrorKind::InvalidKey
+        );
+        self.is_rolled_back() || (self.0.is_of_call && did_not_run)
     }
 
     /// Finds this crate's error in a chain of sources, also inside `anyhow::Error`, `Box`, `Arc`

@@ -337,9 +337,9 @@ fn answer<T: StoredValue, E: CallError, P: ErrorPolicy<E>>(
     upgrades: &Upgrades<Result<T, E>>,
 ) -> Result<T, E> {
     match answer {
-        Answer::Refused(error) => Err(error.into()),
+        Answer::Refused(error) => Err(error.of_call().into()),
         Answer::Stored(stored) => {
-            replay::<T, E, P>(&stored, upgrades).unwrap_or_else(|error| Err(error.into()))
+            replay::<T, E, P>(&stored, upgrades).unwrap_or_else(|error| Err(error.of_call().into()))
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What each end of a body leaves for the next caller.
 
+use std::time::Duration;
+
 use idempotency::edge::{EdgeOutcome, EdgeResult, End};
 use idempotency::record::State;
 use idempotency::{Error, ErrorKind, OnCrash};
@@ -79,6 +81,22 @@ async fn a_retention_of_its_own_is_brought_into_the_bounds_of_the_engine() -> Re
         let record = world.mail_record().await?.expect("it was sent");
         let kept = record.expires.saturating_duration_since(record.created);
         assert_eq!(kept, expected);
+    }
+    Ok(())
+}
+
+/// As that of a call is.
+#[tokio::test]
+async fn a_retention_of_its_own_is_rounded_up_to_whole_milliseconds() -> Result<(), Error> {
+    for (micros, expected) in [(1_500, 2), (2_000, 2), (2_001, 3), (1, 1)] {
+        let world = World::new();
+        let ttl = Duration::from_micros(micros);
+        let result = EdgeResult::completed("sent").with_ttl(ttl);
+        let outcome = world.mail().run(async |_| ((), result.into())).await;
+        assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
+        let record = world.mail_record().await?.expect("it was sent");
+        let kept = record.expires.saturating_duration_since(record.created);
+        assert_eq!(kept, Duration::from_millis(expected), "{ttl:?}");
     }
     Ok(())
 }

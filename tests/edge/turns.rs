@@ -13,7 +13,7 @@ use idempotency::{Context, Error, ErrorKind, OnCrash, Verdict};
 use tokio::sync::Notify;
 
 use crate::mail::{Mail as _, mail};
-use crate::world::{DAY, World, eventually, without_renewals};
+use crate::world::{DAY, World, eventually, in_time, without_renewals};
 
 #[tokio::test]
 async fn a_shutdown_releases_the_claim_of_a_body_that_waits() -> Result<(), Error> {
@@ -240,4 +240,66 @@ async fn waits_around_a_step(waits_first: bool) -> Result<(), Error> {
     let (_, ()) = tokio::join!(world.mail().run(waits), stopped);
     assert_eq!(world.mail_record().await?.map(|record| record.state), Some(State::InDoubt));
     Ok(())
+}
+
+/// A task that the body has left behind has the turn; the claim ended with the body.
+#[tokio::test]
+async fn a_turn_does_not_come_after_the_body_has_ended() -> Result<(), Error> {
+    let world = World::new();
+    let left_behind = std::sync::Mutex::new(None);
+    let gives_up = async |turn: Turn| {
+        *left_behind.lock().unwrap() = Some(turn.wait());
+        ((), End::Released)
+    };
+    let outcome = world.mail().run(gives_up).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(())), "{outcome:?}");
+    let outcome = world.mail().run(async |_| world.send()).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+    let waiting = left_behind.lock().unwrap().take().expect("the body ran");
+    in_time("the end of the claim", waiting.claim_ended()).await;
+    assert!(waiting.begin().is_err(), "another call has had the effect");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_turn_does_not_come_after_the_call_was_dropped() -> Result<(), Error> {
+    let world = World::new();
+    let left_behind = std::sync::Mutex::new(None);
+    let hangs = async |turn: Turn| {
+        *left_behind.lock().unwrap() = Some(turn.wait());
+        std::future::pending::<((), End)>().await
+    };
+    let mut dropped = Box::pin(world.mail().on_crash(OnCrash::Retry).run(hangs));
+    eventually("the body", async || {
+        assert!(poll!(&mut dropped).is_pending());
+        left_behind.lock().unwrap().is_some()
+    })
+    .await;
+    drop(dropped);
+    let waiting = left_behind.lock().unwrap().take().expect("the body ran");
+    let next = world.mail().on_crash(OnCrash::Retry).run(async |_| world.send());
+    let outcome = world.while_time_passes(next).await;
+    assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
+    in_time("the end of the claim", waiting.claim_ended()).await;
+    assert!(waiting.begin().is_err(), "another call has had the effect");
+    Ok(())
+}
+
+/// Like a body that has not started: the next owner could run beside it.
+#[tokio::test]
+async fn a_turn_does_not_come_late_in_the_lease() {
+    for (elapsed, comes) in [(7, true), (9, false)] {
+        let world = World::new();
+        world.store.always(Operation::Renew, Some(Fault::LostRequest));
+        let late = async |turn: Turn| {
+            let waiting = turn.wait();
+            world.clock.advance(crate::world::LEASE * elapsed / 10);
+            match waiting.begin() {
+                Ok(()) => world.send(),
+                Err(not_begun) => (0, End::NotBegun(not_begun)),
+            }
+        };
+        let outcome = world.mail().run(late).await;
+        assert_eq!(world.ledger.count(), usize::from(comes), "{outcome:?}");
+    }
 }

@@ -1,5 +1,6 @@
 //! Draining an engine.
 
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use idempotency::record::State;
@@ -7,6 +8,7 @@ use idempotency::store::{Operation, Reason, StoreErrorKind};
 use idempotency::{
     Context, Error, ErrorAction, ErrorKind, InCurrentCall as _, OnCrash, with_report,
 };
+use tokio::task::JoinSet;
 
 use crate::faults::{Fault, Gate};
 use crate::world::{DAY, LEASE, OPERATION, World, eventually, poll_once};
@@ -458,4 +460,41 @@ async fn an_engine_that_is_shut_down_twice_stays_closed() {
     };
     let (body, ()) = tokio::join!(body, rest);
     assert_eq!(body.unwrap_err().kind(), ErrorKind::ShuttingDown);
+}
+
+/// Each shutdown is on a thread of its own, as those of two parts of a service that share the engine
+/// are. A shutdown that finds a claim that the other one has taken away knows nothing about it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_claim_is_released_by_two_shutdowns_at_once() {
+    const BODIES: usize = 200;
+    const ROUNDS: usize = 5;
+    for _ in 0..ROUNDS {
+        let world = Arc::new(World::new());
+        let mut bodies = JoinSet::new();
+        for key in 0..BODIES as u64 {
+            let there = world.clone();
+            bodies.spawn(world.call(key).run(async move || {
+                there.effect(key)?;
+                std::future::pending::<Result<String, Error>>().await
+            }));
+        }
+        eventually("the effects", async || world.ledger.count() == BODIES).await;
+        let at_once = Arc::new(Barrier::new(2));
+        let shut_down = || {
+            let (engine, at_once) = (world.engine.clone(), at_once.clone());
+            let runtime = tokio::runtime::Handle::current();
+            let shut_down = move || {
+                at_once.wait();
+                runtime.block_on(engine.shutdown(Duration::ZERO)).abandoned
+            };
+            tokio::task::spawn_blocking(shut_down)
+        };
+        let (one, other) = (shut_down(), shut_down());
+        let abandoned = one.await.unwrap() + other.await.unwrap();
+        for key in 0..BODIES as u64 {
+            let record = world.record(key).await.map(|record| (record.state, record.reason));
+            assert_eq!(record, Some((State::InDoubt, Some(Reason::ShutDown))), "of {key}");
+        }
+        assert_eq!(abandoned, BODIES, "each is counted once");
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::bail;
+use axum::http::Method;
 use idempotency::http::client::{ClientError, ClientService, RequestKey, RequestLabel};
 use idempotency::step::StepRetry;
 use idempotency::store::MemoryStore;
@@ -33,6 +34,12 @@ impl Caller {
 
     fn order(&self, number: u32) -> Call {
         self.engine.call("orders.pay", number).ttl(DAY)
+    }
+
+    async fn send_as(&self, path: &str, label: &RequestLabel) -> anyhow::Result<Outcome> {
+        let mut request = self.service.post(path);
+        request.extensions_mut().insert(label.clone());
+        send(self.client.clone(), request).await
     }
 
     async fn send(&self, path: &str, label: Option<&str>) -> anyhow::Result<Outcome> {
@@ -107,7 +114,7 @@ async fn a_second_request_to_one_address_needs_a_label() -> anyhow::Result<()> {
     let body = || async {
         caller.send("/charge", None).await??;
         let refused = refusal(caller.send("/charge", None).await?);
-        caller.send("/charge?another", None).await??;
+        caller.send("/charge/another", None).await??;
         caller.send("/charge", Some("second")).await??;
         caller.send("/charge", Some("second")).await??;
         let refused = refused.map(|error| (error.kind() == ErrorKind::Config, error.to_string()));
@@ -122,7 +129,7 @@ async fn a_second_request_to_one_address_needs_a_label() -> anyhow::Result<()> {
         caller.service.received().into_iter().map(|received| received.path).collect();
     assert_eq!(
         paths,
-        ["/charge", "/charge?another", "/charge", "/charge"],
+        ["/charge", "/charge/another", "/charge", "/charge"],
         "what was refused was not sent"
     );
     let keys = caller.service.keys();
@@ -131,6 +138,55 @@ async fn a_second_request_to_one_address_needs_a_label() -> anyhow::Result<()> {
         (3, &keys[3]),
         "one label is one request"
     );
+    Ok(())
+}
+
+/// A query that is signed or has a time is another one in the next attempt, whose key would then be
+/// one too.
+#[tokio::test]
+async fn a_request_with_a_query_needs_a_label() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let attempt = async |time: &str, label: Option<&'static str>| {
+        let path = format!("/charge?timestamp={time}");
+        let body = || async {
+            let refused = match caller.send(&path, label).await? {
+                Ok(_) => None,
+                outcome => refusal(outcome),
+            };
+            if let Some(error) = refused {
+                let text = error.to_string();
+                assert!(
+                    error.kind() == ErrorKind::Config
+                        && text.contains("orders.pay")
+                        && text.ends_with("give it a `RequestLabel`"),
+                    "{text}"
+                );
+            }
+            // A request without a key is none of this.
+            let lookup = caller.service.request(Method::GET, &path);
+            send(caller.client.clone(), lookup).await??;
+            Err::<(), _>(anyhow::anyhow!("the body gives up"))
+        };
+        let error = caller.order(1).run(body).await.unwrap_err();
+        assert_eq!(error.to_string(), "the body gives up");
+        anyhow::Ok(())
+    };
+    for time in ["1", "2"] {
+        attempt(time, None).await?;
+    }
+    let charges = || {
+        let received = caller.service.received();
+        received.into_iter().filter_map(|received| received.key).collect::<Vec<_>>()
+    };
+    assert!(charges().is_empty(), "it would be another charge in each attempt: {:?}", charges());
+    assert_eq!(caller.service.received().len(), 2, "both lookups were sent");
+    for time in ["3", "4"] {
+        attempt(time, Some("charge")).await?;
+    }
+    let charges = charges();
+    assert_eq!((charges.len(), &charges[0]), (2, &charges[1]));
+    // Outside of a call there is nothing to repeat.
+    assert!(caller.send("/charge?timestamp=5", None).await?.is_ok());
     Ok(())
 }
 
@@ -314,5 +370,76 @@ async fn a_question_says_what_its_requests_repeat() -> anyhow::Result<()> {
         (&keys[0], &keys[1], keys[3].as_str()),
         (&keys[2], &keys[4], "\"of this question\"")
     );
+    Ok(())
+}
+
+/// Breaks an attempt off after its request was answered, and lets the next call ask. Returns the
+/// result of that call: its question sends the request with the label `asks`.
+async fn asked_about_a_step(
+    caller: &Caller,
+    sends: &RequestLabel,
+    asks: &RequestLabel,
+) -> anyhow::Result<u32> {
+    let order = || caller.order(1).settle(Duration::from_millis(1));
+    let body = || async {
+        let charge = || async { anyhow::Ok(caller.send_as("/charge", sends).await??.status) };
+        let status = Context::current().step_at("charge", 7, charge).await?;
+        std::future::pending::<()>().await;
+        Ok(u32::from(status))
+    };
+    {
+        let unasked = async |_: Context| anyhow::Ok(Verdict::Unknown);
+        let attempt = order().on_crash_verify(unasked).run(body);
+        tokio::time::timeout(Duration::from_millis(200), attempt).await.unwrap_or(Ok(0))?;
+    }
+    let question = |_: Context| async {
+        let status = caller.send_as("/charge", asks).await??.status;
+        Ok(Verdict::Completed(u32::from(status)))
+    };
+    order().on_crash_verify(question).run(async || bail!("it was charged")).await
+}
+
+/// The service charges once for each key.
+#[tokio::test]
+async fn a_question_names_the_step_of_the_request_that_it_repeats() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let charge = RequestLabel::new("charge").of_step_at("charge", 7);
+    assert_eq!(asked_about_a_step(&caller, &charge, &charge).await?, 201);
+    let keys = caller.service.keys();
+    assert_eq!((keys.len(), &keys[0]), (2, &keys[1]), "the question repeats the request");
+    // It is the key that the step itself derives.
+    let derived = caller
+        .order(2)
+        .on_crash(OnCrash::Resume)
+        .run(|| async {
+            let context = Context::current();
+            let charge = || async {
+                let named = RequestLabel::new("charge").of_step("charge");
+                caller.send_as("/charge", &named).await??;
+                caller.send_as("/charge", &RequestLabel::new("charge")).await??;
+                anyhow::Ok(Context::current().derive_key("charge"))
+            };
+            let derived = context.step("charge", charge).await?;
+            anyhow::Ok((derived, context.derive_key_in_step("charge", 0, "charge")))
+        })
+        .await?;
+    let keys = caller.service.keys();
+    assert_eq!(derived.0, derived.1);
+    assert_eq!(keys[2..], [quoted(&derived.0), quoted(&derived.0)]);
+    Ok(())
+}
+
+/// Its key is the one of the step, and a question with the same label would send another one.
+#[tokio::test]
+async fn a_label_in_a_step_of_a_call_that_may_ask_names_the_step() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let plain = RequestLabel::new("charge");
+    let outcome = asked_about_a_step(&caller, &plain, &plain).await;
+    let charges: HashSet<_> = caller.service.keys().into_iter().collect();
+    assert_eq!(charges.len(), 0, "the service charges once for each key: {outcome:?}");
+    let error = outcome.expect_err("the body was refused");
+    let refused = Error::find(&*error).expect("the request was refused");
+    let text = refused.to_string();
+    assert!(refused.kind() == ErrorKind::Config && text.contains("of_step"), "{text}");
     Ok(())
 }

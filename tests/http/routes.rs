@@ -7,7 +7,8 @@ use axum::http::Method;
 use axum::routing::{any, post, put};
 use idempotency::http::{IdempotencyKey, IdempotencyLayer, OnStatus, RequestFingerprint, Scope};
 use idempotency::record::State;
-use idempotency::{Error, OnCrash, idempotent};
+use idempotency::store::MemoryStore;
+use idempotency::{Error, Idempotency, OnCrash, WithEngine as _, idempotent};
 
 use crate::client::Client;
 use crate::world::{Server, Shop, World, pay};
@@ -174,6 +175,37 @@ async fn rule_30_the_key_of_a_request_is_another_one_under_another_operation() -
             );
         }
         assert_eq!(world.effects(route), 1);
+    }
+    Ok(())
+}
+
+/// Two services in one process, each with records of its own, share a function below their
+/// handlers, and the engine that is installed for it.
+#[tokio::test]
+async fn the_key_of_a_request_is_another_one_in_another_namespace() -> anyhow::Result<()> {
+    let world = World::new().await?;
+    let shared = Idempotency::new(MemoryStore::new());
+    let service = |namespace: &'static str| {
+        let engine = Idempotency::builder(world.memory.clone()).namespace(namespace).build()?;
+        let shared = shared.clone();
+        let handler = move |Shared(shop): Shared<Shop>| async move {
+            charge(&shop, namespace).with_engine(&shared).await
+        };
+        let layer = IdempotencyLayer::new(engine, Scope::global());
+        anyhow::Ok(Router::new().route(&format!("/{namespace}"), post(handler)).layer(layer))
+    };
+    let server =
+        Server::start(service("shop")?.merge(service("bank")?).with_state(world.shop.clone()))
+            .await?;
+    for namespace in ["shop", "bank"] {
+        for _ in 0..2 {
+            let reply = server.client().post(&format!("/{namespace}")).key("abc").send().await?;
+            assert_eq!(
+                (reply.status, &reply.body[..]),
+                (200, format!("charged by {namespace}").as_bytes())
+            );
+        }
+        assert_eq!(world.effects(namespace), 1);
     }
     Ok(())
 }

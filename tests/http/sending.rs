@@ -359,6 +359,30 @@ async fn a_request_with_two_keys_is_not_sent() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// To the service it is none, and a retry would be a second request.
+#[tokio::test]
+async fn a_request_with_a_blank_key_is_not_sent() -> anyhow::Result<()> {
+    let service = Scripted::start([Step::Close]).await?;
+    for blank in ["", "  ", "\"\"", "\" \"", " \"\" ", "\"\";a=1", "\"  \" ; b"] {
+        let mut request = service.post("/pay");
+        request.headers_mut().insert("idempotency-key", blank.parse()?);
+        let error = failure(send(client(&layer(&ManualClock::new())), request).await?)?;
+        assert!(
+            matches!(&error, ClientError::NotSent(error) if error.kind() == ErrorKind::InvalidKey),
+            "{blank:?}: {error}"
+        );
+    }
+    assert!(service.keys().is_empty());
+    // Whatever else it is, it is for the service to judge.
+    for key in ["abc", "\"a b\"", "\"\\\"\"", "\"", "?1", ";\"\""] {
+        let mut request = service.post("/pay");
+        request.headers_mut().insert("idempotency-key", key.parse()?);
+        let sent = send(client(&layer(&ManualClock::new())), request).await?;
+        assert!(sent.is_ok(), "{key:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn an_attempt_that_takes_too_long_is_followed_by_another() -> anyhow::Result<()> {
     let service = Scripted::start([Step::Hang, Step::Hang]).await?;

@@ -3,9 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use futures::future::try_join_all;
+use idempotency::record::State;
 use idempotency::store::{ClaimOutcome, MySqlStore, Store as _, StoreErrorKind};
+use idempotency::{Error, ErrorAction, Idempotency, OnCrash};
+use idempotency_test_support::deadline::eventually_async;
+use sqlx::mysql::MySqlPoolOptions;
 
-use crate::world::{PATIENCE, World, claim, everything, fresh, held, key, mine};
+use crate::world::{DAY, PATIENCE, World, claim, everything, fresh, held, key, mine};
 
 #[tokio::test]
 async fn time_zones_and_modes_change_nothing() -> anyhow::Result<()> {
@@ -59,6 +63,77 @@ async fn a_pool_whose_sessions_commit_nothing_or_change_results_is_refused() -> 
             error.kind() == StoreErrorKind::Config && error.to_string().contains(word),
             "{error}"
         );
+    }
+    Ok(())
+}
+
+/// Other code may return a connection to the pool as it should not.
+#[tokio::test]
+async fn what_is_granted_is_committed_whatever_other_code_has_left_in_the_session()
+-> anyhow::Result<()> {
+    let world = World::new().await?;
+    world.sql("CREATE TABLE charges (number INTEGER)").await?;
+    let charge = async |engine: &Idempotency, number: u32| {
+        let body = async || {
+            let charge = format!("INSERT INTO charges VALUES ({number})");
+            world.sql(&charge).await.expect("the charge");
+            Ok::<_, Error>(())
+        };
+        engine.call("payments.charge", number).ttl(DAY).run(body).await
+    };
+    for (number, left) in (0..).zip(["START TRANSACTION", "SET autocommit = 0"]) {
+        let pool = MySqlPoolOptions::new().max_connections(2).connect(&world.url).await?;
+        let engine = Idempotency::builder(MySqlStore::from_pool(pool.clone()));
+        let engine = engine.claim_timeout(PATIENCE).build()?;
+        let connections = [pool.acquire().await?, pool.acquire().await?];
+        for mut connection in connections {
+            sqlx::raw_sql(left).execute(&mut *connection).await?;
+        }
+        let first = charge(&engine, number).await;
+        pool.close().await;
+        let elsewhere =
+            Idempotency::builder(world.store.clone()).claim_timeout(PATIENCE).build()?;
+        let again = charge(&elsewhere, number).await;
+        let charges = format!("SELECT * FROM charges WHERE number = {number}");
+        let charges = world.sql(&charges).await?.len();
+        assert_eq!(charges, 1, "after {left}: {first:?}, {again:?}");
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct MayHaveHappened;
+
+impl From<Error> for MayHaveHappened {
+    fn from(_: Error) -> Self {
+        Self
+    }
+}
+
+/// The pool gives the session that was returned first, and its reads see the time of its first one.
+#[tokio::test]
+async fn an_owner_is_not_misled_by_what_other_code_has_left_in_a_session() -> anyhow::Result<()> {
+    for (number, left) in (0_u32..).zip(["START TRANSACTION", "SET autocommit = 0"]) {
+        let world = World::new().await?;
+        let pool = MySqlPoolOptions::new().max_connections(2).connect(&world.url).await?;
+        let engine = Idempotency::builder(MySqlStore::from_pool(pool.clone()));
+        let engine = engine.claim_timeout(PATIENCE).build()?;
+        let (mut first, second) = (pool.acquire().await?, pool.acquire().await?);
+        sqlx::raw_sql(left).execute(&mut *first).await?;
+        first.return_to_pool().await;
+        drop(second);
+        eventually_async("both sessions", async || pool.num_idle() == 2).await?;
+        let call = engine
+            .call("payments.charge", number)
+            .ttl(DAY)
+            .on_crash(OnCrash::Retry)
+            .on_error(ErrorAction::Hold);
+        let body = async || Err::<(), _>(MayHaveHappened);
+        let error = call.run(body).await.unwrap_err();
+        let elsewhere = Idempotency::new(world.store.clone());
+        let record = elsewhere.record("payments.charge", number).inspect().await?;
+        let state = record.map(|record| record.state);
+        assert_eq!(state, Some(State::InDoubt), "after {left}: {error:?}");
     }
     Ok(())
 }

@@ -1,11 +1,16 @@
 //! The server is there and refuses: no memory, no writes, no replicas, no password.
 
-use idempotency::store::StoreErrorKind;
+use std::time::Duration;
+
+use idempotency::key::KeyHash;
+use idempotency::store::{Claim, Commit, Store as _, StoreErrorKind, Token, WriteOutcome};
 use idempotency::{Error, ErrorKind};
 use idempotency_test_support::server::RedisOptions;
 use tokio::sync::oneshot;
 
-use crate::world::{World, engine_on, large, patient};
+use crate::world::{DAY, World, engine_on, large, patient};
+
+const KEY: KeyHash = KeyHash::from_bytes([7; 32]);
 
 /// What is stored is served, new calls are refused and have no effect; afterwards all is as before.
 async fn refuses_new_calls(refuse: &[&str], allow: &[&str], named: &str) -> anyhow::Result<()> {
@@ -66,6 +71,45 @@ async fn a_read_only_server_replays_and_refuses_new_calls() -> anyhow::Result<()
         "read-only replica",
     )
     .await
+}
+
+/// The claim is a transaction then, and its refusal is in the middle of it.
+#[tokio::test]
+async fn a_demoted_server_is_left_by_claims_that_ask_for_the_expiry() -> anyhow::Result<()> {
+    let hasty = |builder: idempotency::Builder| {
+        builder.near_cache(1_000_000).claim_timeout(Duration::from_secs(2))
+    };
+    let world = World::on(RedisOptions::new().private(), patient, hasty).await?;
+    world.charge(1).await?;
+    let claims_by = async || {
+        let clients = world.server.command(&["CLIENT", "LIST"]).await?;
+        let claims = |client: &&str| client.contains("cmd=exec");
+        let id = clients.lines().find(claims).and_then(|client| client.split_whitespace().next());
+        anyhow::Ok(id.map(str::to_owned))
+    };
+    world.charge(1).await?;
+    world.server.command(&["REPLICAOF", "127.0.0.1", "1"]).await?;
+    let error = world.charge(2).await.unwrap_err();
+    assert!(error.is_retryable() && error.to_string().contains("read-only replica"), "{error}");
+    let before = claims_by().await?;
+    world.server.command(&["REPLICAOF", "NO", "ONE"]).await?;
+    assert_eq!(world.charge(2).await?, "receipt 2.1");
+    assert_ne!(claims_by().await?, before, "on another connection: this server may stay a replica");
+    Ok(())
+}
+
+/// A commit whose answer was lost is repeated, with its large result.
+#[tokio::test]
+async fn a_result_that_is_stored_is_known_although_its_copy_has_no_room() -> anyhow::Result<()> {
+    let world = World::patient().await?;
+    let store = &world.direct;
+    let claim = Claim::new(KEY, Token::from_bits(1), "payments.charge".into());
+    store.claim(claim).await?;
+    let commit = Commit::new(KEY, Token::from_bits(1), large().into(), DAY);
+    assert_eq!(store.complete(commit.clone()).await?, WriteOutcome::Applied);
+    world.server.command(&["CONFIG", "SET", "maxmemory", "1"]).await?;
+    assert_eq!(store.complete(commit).await?, WriteOutcome::AlreadyApplied);
+    Ok(())
 }
 
 #[tokio::test]

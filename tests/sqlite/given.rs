@@ -11,7 +11,7 @@ use idempotency::key::KeyHash;
 use idempotency::store::{
     Claim, Commit, Release, Remove, Renewal, Scan, SqliteStore, Store, StoreError, Token,
 };
-use idempotency::{Error, Idempotency};
+use idempotency::{Error, ErrorKind, Idempotency};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection, SqlitePool};
 use tokio::runtime::Builder;
@@ -225,5 +225,55 @@ async fn writes_wait_for_a_lock_less_than_their_request_and_others_as_before() -
         assert!(told.iter().all(|(_, millis)| *millis == bound), "{told:?}");
         assert_eq!(busy_timeout(&mut *pool.acquire().await?).await?, i64::try_from(own)?);
     }
+    Ok(())
+}
+
+/// It sends `BEGIN` as a statement, and is dropped before it ends the transaction.
+#[tokio::test]
+async fn nothing_is_granted_in_a_transaction_that_other_code_has_left_in_the_session()
+-> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let options = SqliteConnectOptions::new().filename(directory.path().join("service.db"));
+    let pool = SqlitePoolOptions::new()
+        .max_connections(1)
+        .connect_with(options.clone().create_if_missing(true))
+        .await?;
+    let effects = AtomicU32::new(0);
+    let charge = async |pool: &SqlitePool| {
+        let engine = Idempotency::new(SqliteStore::from_pool(pool.clone()));
+        let body = async || Ok::<_, Error>(effects.fetch_add(1, Ordering::Relaxed));
+        engine.call(OPERATION, 1).ttl(DAY).run(body).await
+    };
+    SqliteStore::from_pool(pool.clone()).migrate().await?;
+    sqlx::raw_sql("BEGIN").execute(&pool).await?;
+    let first = charge(&pool).await;
+    pool.close().await;
+    let elsewhere = SqlitePoolOptions::new().connect_with(options).await?;
+    let again = charge(&elsewhere).await;
+    assert_eq!(effects.load(Ordering::Relaxed), 1, "{first:?}, {again:?}");
+    let error = first.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    assert!(error.to_string().contains("in a transaction that other code has begun"), "{error}");
+    assert_eq!(again?, 0);
+    Ok(())
+}
+
+/// SQLite has ended the transaction by itself, and the client goes on believing in it.
+#[tokio::test]
+async fn a_connection_whose_transaction_the_database_has_undone_serves_the_store()
+-> anyhow::Result<()> {
+    let service = Service::new(SqlitePoolOptions::new()).await?;
+    sqlx::raw_sql("CREATE TABLE once (number INTEGER UNIQUE); INSERT INTO once VALUES (1)")
+        .execute(&service.pool)
+        .await?;
+    let mut transaction = service.pool.begin().await?;
+    let undone = sqlx::raw_sql("INSERT OR ROLLBACK INTO once VALUES (1)");
+    assert!(undone.execute(&mut *transaction).await.is_err());
+    drop(transaction);
+    assert_eq!(service.charge().await?, 0, "its result is replayed");
+    let engine = &service.engine;
+    engine.call(OPERATION, 2).ttl(DAY).run(async || Ok::<_, Error>(())).await?;
+    let transaction = service.pool.begin().await?;
+    transaction.commit().await?;
     Ok(())
 }

@@ -168,7 +168,8 @@ async fn a_body_that_writes_in_its_transaction_is_looked_at() -> anyhow::Result<
     let call = async |order: usize| {
         in_transaction(&world.pool, async |mut transaction| {
             let body = async |connection: &mut SqliteConnection| {
-                let insert = sqlx::query("INSERT INTO ledger VALUES (?)").bind(order as i64);
+                let insert = sqlx::query("INSERT INTO ledger VALUES (?)")
+                    .bind(i64::try_from(order).unwrap());
                 insert.execute(connection).await?;
                 Ok::<_, Decline>(())
             };
@@ -179,8 +180,11 @@ async fn a_body_that_writes_in_its_transaction_is_looked_at() -> anyhow::Result<
     let points = crash_at_every_await(call, async |order, _| {
         call(order).await.unwrap();
         let count = "SELECT count(*) FROM ledger WHERE entry = ?";
-        let (entries,): (i64,) =
-            sqlx::query_as(count).bind(order as i64).fetch_one(&world.pool).await.unwrap();
+        let (entries,): (i64,) = sqlx::query_as(count)
+            .bind(i64::try_from(order).unwrap())
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
         assert_eq!(entries, 1);
     });
     assert!(points.await >= 1);

@@ -200,7 +200,7 @@ impl<V> EdgeCall<V> {
     /// assert_eq!(call(Duration::ZERO).check().unwrap_err().kind(), ErrorKind::Config);
     /// ```
     pub fn check(self) -> Result<(), Error> {
-        self.call.request.checked().map(drop)
+        self.call.request.checked().map(drop).map_err(Error::of_call)
     }
 
     /// Returns a handle to the record of this call, for
@@ -264,8 +264,10 @@ impl<V> EdgeCall<V> {
     {
         let task_state = TaskState::current();
         let unprotected = Unprotected::enter(&self.engine.inner, &task_state)
-            .ok_or_else(|| Error::new(ErrorKind::ShuttingDown).of_operation(&self.operation))?;
-        let context = unprotected.context(&self.operation, self.record().hash()?);
+            .ok_or_else(|| Error::new(ErrorKind::ShuttingDown).of_operation(&self.operation))
+            .map_err(Error::of_call)?;
+        let key = self.record().hash().map_err(Error::of_call)?;
+        let context = unprotected.context(&self.operation, key);
         let task_state = task_state.of_edge(&self.engine, &self.extensions).of_body(context);
         // The body is called inside too: it may be a part of what is protected elsewhere.
         let watch = BodyWatch::begins(&task_state);
@@ -302,7 +304,9 @@ impl EdgeCall {
     /// is dropped. A call that waits for another one, or is refused or replayed, spawns no task.
     ///
     /// `settled` is called in that task with the outcome once that is decided, so also if the
-    /// caller is gone. It is not called if the body was not to run.
+    /// caller is gone. It is not called for a call that is refused or replayed before there is a
+    /// task; one whose claim is lost before the body begins is refused in the task, and `settled`
+    /// gets that outcome, [`Refused`](EdgeOutcome::Refused) without `own`.
     ///
     /// # Panics
     /// If the body panics. Its outcome is unknown.
@@ -357,7 +361,7 @@ where
 
     /// Runs the call as [`EdgeCall::run_detached`] does. After a crash it verifies first, also in
     /// the task: a caller that leaves interrupts neither the verification nor the body. `settled`
-    /// is not called if the verification decides the call.
+    /// is not called if the verification decides the call, or if the claim is lost before it.
     ///
     /// # Panics
     /// If the callback or the body panics.

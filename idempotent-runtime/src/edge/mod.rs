@@ -118,6 +118,19 @@ pub fn limits(engine: &Idempotency) -> Limits {
     Limits { max_result_size: settings.max_result_size, max_ttl: settings.max_ttl }
 }
 
+/// Returns the [namespace](crate::Builder::namespace) of `engine`: what an edge makes of the name of
+/// one of its calls, for other engines, contains it.
+///
+/// ```
+/// # use idempotency::{Idempotency, store::MemoryStore};
+/// let engine = Idempotency::builder(MemoryStore::new()).namespace("shop").build()?;
+/// assert_eq!(&*idempotency::edge::namespace(&engine), "shop");
+/// # Ok::<(), idempotency::Error>(())
+/// ```
+pub fn namespace(engine: &Idempotency) -> Arc<str> {
+    engine.inner.settings.namespace.clone()
+}
+
 /// Returns the clock of `engine`, for the waits of an edge: under a test's clock they take as long
 /// as those of the engine.
 ///

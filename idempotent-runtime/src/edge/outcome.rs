@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::resolution;
 use super::turn::NotBegun;
+use crate::clock::whole_millis;
 use crate::context::Context;
 use crate::engine::Resolution;
 use crate::error::{Error, ErrorKind};
@@ -49,8 +50,9 @@ impl EdgeResult {
         Self { is_failed: true, ..Self::completed(bytes) }
     }
 
-    /// Sets the retention of this result, in place of the call's. It is brought into the bounds of
-    /// the engine: a millisecond, and the [largest retention](super::Limits::max_ttl). A result of a
+    /// Sets the retention of this result, in place of the call's. It is rounded up to whole
+    /// milliseconds, and brought into the bounds of the engine: a millisecond, and the
+    /// [largest retention](super::Limits::max_ttl). A result of a
     /// key with a [window](crate::key::window) is kept for at least the length of that.
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
@@ -73,7 +75,8 @@ impl EdgeResult {
     }
 
     pub(super) fn within(mut self, max_ttl: Duration) -> Self {
-        self.ttl = self.ttl.map(|ttl| ttl.clamp(Duration::from_millis(1), max_ttl));
+        // Bounded first: the longest duration has no next millisecond.
+        self.ttl = self.ttl.map(|ttl| whole_millis(ttl.clamp(Duration::from_millis(1), max_ttl)));
         self
     }
 
@@ -329,7 +332,7 @@ fn ending<T, P>(raw: Raw<T>, _: P) -> (Raw<T>, Ending) {
     match raw {
         Raw::Ended(value, End::NotBegun(not_begun)) if is_true(&not_begun) => {
             drop(value);
-            let refused = EdgeOutcome::Refused { error: not_begun.error(), own: None };
+            let refused = EdgeOutcome::Refused { error: not_begun.error().of_call(), own: None };
             (Raw::Decided(refused), Ending::NotBegun)
         }
         Raw::Ended(value, end) => {
@@ -359,9 +362,9 @@ fn is_true(not_begun: &NotBegun) -> bool {
 fn answer<T>(answer: Answer, own: Option<Raw<T>>, _: &Upgrades<Raw<T>>) -> Raw<T> {
     let own = own.and_then(|raw| EdgeOutcome::from(raw).own());
     Raw::Decided(match answer {
-        Answer::Refused(error) => EdgeOutcome::Refused { error, own },
+        Answer::Refused(error) => EdgeOutcome::Refused { error: error.of_call(), own },
         Answer::Stored(stored) => match stored.marker() {
-            Some(error) => EdgeOutcome::Lost { error, own },
+            Some(error) => EdgeOutcome::Lost { error: error.of_call(), own },
             None if stored.record.schema == stored.version => {
                 let is_failed = stored.record.state == State::Failed;
                 let bytes = stored.record.body.clone();
@@ -372,7 +375,7 @@ fn answer<T>(answer: Answer, own: Option<Raw<T>>, _: &Upgrades<Raw<T>>) -> Raw<T
                     "it has schema version {}, this call reads {}",
                     stored.record.schema, stored.version
                 );
-                EdgeOutcome::Refused { error: stored.unreadable(&detail), own }
+                EdgeOutcome::Refused { error: stored.unreadable(&detail).of_call(), own }
             }
         },
     })

@@ -60,6 +60,35 @@ impl Attempt {
         self.0.is_question()
     }
 
+    /// Returns true if the call has a verification callback, which the next caller calls if this
+    /// attempt breaks off.
+    ///
+    /// The callback runs outside of every step. What an edge derives inside a step has to have a name
+    /// that the callback knows too, such as that of
+    /// [`Context::derive_key_in_step`].
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotency::{Idempotency, Verdict, store::MemoryStore};
+    /// use idempotency::edge::{Attempt, EdgeCall, EdgeResult};
+    /// use idempotency::key::Key;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// EdgeCall::new(&engine, "mail", Key::of(&7), Duration::from_secs(60))
+    ///     .on_crash_verify(async |_: Attempt| Verdict::Unknown)
+    ///     .run(async |_| {
+    ///         assert!(Attempt::current().unwrap().may_be_verified());
+    ///         ((), EdgeResult::completed("").into())
+    ///     })
+    ///     .await;
+    /// # }
+    /// ```
+    pub fn may_be_verified(&self) -> bool {
+        self.0.may_be_verified()
+    }
+
     /// The number of the try of the [step](Context::step) that runs here: 1 in the first, and one
     /// more in each that [`retry`](crate::step::Step::retry) adds. `None` outside of a step of this
     /// attempt.
@@ -182,8 +211,9 @@ impl Turn {
 pub struct Waiting(Context);
 
 impl Waiting {
-    /// Resolves when the claim has ended as far as this process knows: a shutdown has taken it, or
-    /// its lease has expired. Never resolves in an attempt without a claim.
+    /// Resolves when the claim has ended as far as this process knows: a shutdown has taken it, its
+    /// lease has expired, or the call has ended without this turn. Never resolves in an attempt
+    /// without a claim.
     pub async fn claim_ended(&self) {
         self.0.lease_ended().await;
     }
@@ -192,8 +222,9 @@ impl Waiting {
     /// outcome as unknown.
     ///
     /// # Errors
-    /// [`NotBegun`] if the claim has ended: nothing may happen then, because another caller may
-    /// own the call.
+    /// [`NotBegun`] if the claim has ended, also by the end of the body or the drop of the call, or
+    /// if more than 80 % of the lease have elapsed without a renewal: nothing may happen then,
+    /// because another caller may own the call, or soon will.
     pub fn begin(self) -> Result<(), NotBegun> {
         if self.0.begins() { Ok(()) } else { Err(NotBegun(self.0)) }
     }
@@ -224,11 +255,10 @@ impl NotBegun {
         self.0.is(context)
     }
 
-    /// Returns true if the body has come to a step, which contradicts it.
+    /// Returns true if the body has come to a step, which contradicts it. From here on no task that
+    /// the body has left behind comes to one.
     pub(super) fn has_steps(&self) -> bool {
-        self.0
-            .journal()
-            .is_ok_and(|(_, journal)| journal.is_some_and(|journal| journal.has_asked()))
+        self.0.journal().is_ok_and(|(_, journal)| journal.is_some_and(|journal| journal.close()))
     }
 
     /// The error of the call.

@@ -44,9 +44,6 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
     // written. Without this, it would return in between, and the process could end.
     let _busy = owner.call.engine.keeper.busy();
     let cause = match cause_of(&ending) {
-        // The journal is closed. A step in another task may have been faster than the word of the
-        // body.
-        Cause::NotBegun if owner.has_come_to_a_step() => Cause::GivenUp,
         // The shutdown has left the record to the next call, which asks at once.
         Cause::Unanswered(_) if owner.lease.is_shut_down() => Cause::Cut(Reason::ShutDown),
         cause => cause,
@@ -239,10 +236,6 @@ fn conclude(
 }
 
 impl Owner {
-    fn has_come_to_a_step(&self) -> bool {
-        self.journal.as_ref().is_some_and(|journal| journal.has_asked())
-    }
-
     /// Returns what the recorded steps say about an attempt that ended for `cause`. Waits for those
     /// that are being written, where that could change it or where nothing waits for them later.
     async fn what_steps_say(&self, cause: Cause) -> Steps {

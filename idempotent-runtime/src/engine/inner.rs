@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::background_bounds::Bounds;
 use super::flight::Flights;
 use super::keeper::Keeper;
+use super::lease::is_early;
 use super::operations::Operations;
 use super::owed::Owed;
 use super::purge::Purge;
@@ -111,7 +112,7 @@ impl Inner {
     /// Returns true if a body whose claim was first sent at `sent` may still start: not if more
     /// than 80 % of its lease has passed.
     pub(super) fn may_start(&self, sent: Duration, lease: Duration) -> bool {
-        self.clock.monotonic().saturating_sub(sent) <= lease / 5 * 4
+        is_early(&*self.clock, sent, lease)
     }
 
     pub(crate) fn store_error(&self, error: StoreError) -> Error {

@@ -149,11 +149,12 @@ impl Lease {
         let _ = self.stage.compare_exchange(BEGUN, WAITING, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Takes the claim away for a shutdown. Returns true if something may have happened under it.
-    pub(crate) fn shut_down(&self) -> bool {
-        let has_begun = self.stage.swap(SHUT_DOWN, Ordering::AcqRel) == BEGUN;
+    /// Takes the claim away for a shutdown. Returns true if something may have happened under it, and
+    /// `None` if another shutdown has taken it away, which alone knows that.
+    pub(crate) fn shut_down(&self) -> Option<bool> {
+        let before = self.stage.swap(SHUT_DOWN, Ordering::AcqRel);
         self.give_up();
-        has_begun
+        (before != SHUT_DOWN).then_some(before == BEGUN)
     }
 
     /// Returns true if something may have happened under the claim, and no shutdown has taken it
@@ -203,6 +204,12 @@ impl Lease {
         self.length
     }
 
+    /// Returns true if a body may start: no other caller can own the claim, and enough of the lease
+    /// is left.
+    pub(crate) fn may_start(&self) -> bool {
+        !self.is_lost() && is_early(&*self.clock, self.term_began(), self.length)
+    }
+
     /// Returns true if the body has run for as long as it may. Work after the body has limits of
     /// its own.
     pub(super) fn max_run_is_over(&self, now: Duration) -> bool {
@@ -238,6 +245,11 @@ impl fmt::Debug for Lease {
             .field("token", &self.token)
             .finish_non_exhaustive()
     }
+}
+
+/// Returns true if little enough of a lease that began at `sent` has elapsed for a body to start.
+pub(super) fn is_early(clock: &dyn Clock, sent: Duration, lease: Duration) -> bool {
+    clock.monotonic().saturating_sub(sent) <= lease / 5 * 4
 }
 
 /// Returns the time at which to stop trusting a lease that was requested at `sent`, in monotonic

@@ -222,14 +222,20 @@ impl Owner {
     pub(crate) fn finish(mut self: Box<Self>, ending: Ending) -> Followed<CallerGets> {
         self.phase = Phase::Ended;
         self.end_body();
-        if self.has_run && !matches!(ending, Ending::NotBegun) {
-            // Its wait for its turn is over, if it was still in one, and the journal is closed, so that
-            // none begins: a shutdown must not release the claim while the end of the body is on
-            // its way to the store.
-            self.lease.begin();
+        if !matches!(ending, Ending::NotBegun) {
+            self.end_wait();
         }
         let keeper = self.call.engine.keeper.clone();
         Followed::new(&keeper, finish::finish(self, ending))
+    }
+
+    /// Ends the wait of the body for its turn, if it was still in one. The journal is closed, so none
+    /// begins: a shutdown must not release the claim while the end of the body is on its way to the
+    /// store.
+    fn end_wait(&self) {
+        if self.has_run {
+            self.lease.begin();
+        }
     }
 
     /// From here on no step begins, in any task. Steps that are already running are handled by the
@@ -285,10 +291,13 @@ impl Owner {
     pub(super) fn let_go(&mut self, record: Option<Arc<Record>>) {
         self.phase = Phase::Concluded;
         self.call.engine.keeper.forget(&self.lease);
-        let Some(leader) = self.leader.take() else { return };
-        if let Some(record) = record {
+        if let Some(leader) = self.leader.take()
+            && let Some(record) = record
+        {
             leader.answer(stored(record, self.call.version));
         }
+        // What the body has left behind in other tasks learns of it.
+        self.lease.give_up();
     }
 
     /// How far the attempt came. Once `finish` has begun this is `Begun`, also for a verification.
@@ -326,6 +335,7 @@ impl Drop for Owner {
             return;
         }
         self.end_body();
+        self.end_wait();
         let engine = self.call.engine.clone();
         let (lease, budget) = (self.lease.clone(), self.call.lease);
         let kept = Kept(engine.clone(), lease.clone());
@@ -384,6 +394,8 @@ impl Drop for Owner {
                         leave(&engine, &lease, (reason, left), budget).await;
                     }
                     drop(leader);
+                    // As in `let_go`.
+                    lease.give_up();
                 };
                 if waits {
                     keeper.spawn(rest);

@@ -11,6 +11,7 @@ use super::task_state::TaskState;
 use super::verify::SETTLE;
 use super::window::Windowed;
 use super::{Idempotency, Inner, exit};
+use crate::clock::whole_millis;
 use crate::error::{Error, ErrorKind};
 use crate::events::{Outcome, What};
 use crate::fingerprint::Fingerprint;
@@ -54,12 +55,6 @@ pub(super) enum Conflict {
 }
 
 const MILLI: Duration = Duration::from_millis(1);
-
-/// Rounds up to whole milliseconds.
-fn whole_millis(time: Duration) -> Duration {
-    let part = time.subsec_nanos() % 1_000_000;
-    if part == 0 { time } else { time + Duration::from_nanos(u64::from(1_000_000 - part)) }
-}
 
 /// A request that was refused before it had a record.
 pub(super) struct Invalid {

@@ -21,7 +21,8 @@ const CLOSED: u8 = 2;
 #[non_exhaustive]
 pub struct ShutdownReport {
     /// The number of calls that had begun and had not ended when the time was up: their body or their
-    /// verification ran, or their result was not stored yet. They were given up: in doubt under
+    /// verification ran, or their result was not stored yet. Of two shutdowns at once, one counts
+    /// each. They were given up: in doubt under
     /// `hold` and where the body's error is held, and otherwise left to the next caller. The outcome of a call in a transaction is that of
     /// the transaction, and a call without protection leaves no record. A store that does not
     /// answer learns of it when their leases expire. Zero if all had ended.
@@ -68,7 +69,8 @@ impl Idempotency {
             // The lease counts as lost from here on, so a commit that is under way no longer writes
             // a vanished record again. A verification counts as begun too: the next call verifies at
             // once.
-            let has_begun = lease.shut_down();
+            // `None`: another shutdown has, and ends it.
+            let Some(has_begun) = lease.shut_down() else { continue };
             // Another shutdown must not find the engine idle in between.
             let busy = engine.keeper.busy();
             engine.keeper.forget(&lease);

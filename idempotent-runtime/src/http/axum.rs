@@ -38,18 +38,33 @@ impl IntoResponse for Problem {
 /// The [`Problem`] that a client sees for the error, for handlers that return
 /// `Result<_, idempotency::Error>`.
 ///
-/// The error's [kind](ErrorKind) is in the extensions of the response, for the
-/// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler.
+/// The extensions of the response show the
+/// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler which error it
+/// is.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         Problem::of(&self).into_response()
     }
 }
 
-/// Adds the kind to a response that a handler builds from an error itself.
-/// `(StatusCode::CONFLICT, error.kind(), "busy")` reports to the
+/// Adds the error to a response that a handler builds from it itself.
+/// `(StatusCode::CONFLICT, error, "busy")` reports to the
 /// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler what happened
-/// to the guarded call.
+/// to the guarded call. The client gets nothing of it.
+impl IntoResponseParts for Error {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Infallible> {
+        parts.extensions_mut().insert(self.kind());
+        parts.extensions_mut().insert(self);
+        Ok(parts)
+    }
+}
+
+/// Adds the kind of an error to a response. It keeps the
+/// [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside) around the handler from storing
+/// the response. The key is held, because the kind alone does not show whose error it is: add the
+/// [`Error`] itself where it is that of a guarded call.
 impl IntoResponseParts for ErrorKind {
     type Error = Infallible;
 

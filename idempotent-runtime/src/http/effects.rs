@@ -41,70 +41,47 @@ impl NothingHappened {
     }
 }
 
-/// An extension of a problem that was made of an error with this kind: the body ran in a
-/// transaction of the user, and nothing that it wrote there is kept.
+/// An extension of a problem that was made of an error with this kind, whose guarded call
+/// [left nothing](Error::left_nothing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RolledBack(pub(super) ErrorKind);
+pub(super) struct LeftNothing(pub(super) ErrorKind);
+
+/// An extension of the refusal of a layer whose own call failed with an error.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OfLayer;
 
 /// Returns the decision that the extensions of a response contain. `None`: the status decides.
+///
+/// A response that passes on an error (R65) is never stored: the error was true for a moment, and
+/// would be replayed for as long as the record is kept. It releases the key only if it is the error
+/// of a guarded call that left nothing. Every other one may come after an effect of the handler.
 pub(super) fn told(extensions: &Extensions) -> Option<OnStatus> {
     if extensions.get::<NothingHappened>().is_some() {
         return Some(OnStatus::Release);
     }
+    let kind = extensions.get::<ErrorKind>().copied();
     // A problem built from an error has both kinds, and the error's is more precise.
-    let of_error = extensions.get().map(|&kind| {
-        // A kind that the handler has set since is about another call.
-        let is_rolled_back = extensions.get() == Some(&RolledBack(kind));
-        if is_rolled_back { OnStatus::Release } else { of_error(kind) }
-    });
-    of_error.or_else(|| extensions.get().copied().map(of_problem))
+    let left_nothing = match (extensions.get::<Error>(), kind) {
+        // A kind that the handler has set since is about something else.
+        (Some(error), kind) => error.left_nothing() && kind.is_none_or(|kind| kind == error.kind()),
+        (None, Some(kind)) => extensions.get() == Some(&LeftNothing(kind)),
+        (None, None) => return extensions.get().copied().map(of_problem),
+    };
+    Some(if left_nothing { OnStatus::Release } else { OnStatus::Hold })
 }
 
-/// Returns the kind of an error about the key of a guarded call inside the handler, if the client
-/// would relate the response's problem to the key that it sent. A layer inside has checked the
-/// request's own key, and puts its whole error into the extensions. The problem is logged, because
-/// the response that replaces it does not name it.
+/// Returns the kind of an error about a key that is not the request's, if the client would relate
+/// the response's problem to the key that it sent. A layer inside has checked the request's own key.
+/// The problem is logged, because the response that replaces it does not name it.
 pub(super) fn blames_the_key(extensions: &Extensions) -> Option<ErrorKind> {
     let kind = *extensions.get::<ErrorKind>()?;
     let is_about_a_key = matches!(kind, ErrorKind::MissingKey | ErrorKind::InvalidKey);
     let says_so = matches!(extensions.get(), Some(ProblemKind::Missing | ProblemKind::Malformed));
-    if !is_about_a_key || !says_so || extensions.get::<Error>().is_some() {
+    if !is_about_a_key || !says_so || extensions.get::<OfLayer>().is_some() {
         return None;
     }
-    tracing::error!(?kind, "a guarded call inside a handler has no valid key");
+    tracing::error!(?kind, "a handler failed because of a key that is not its request's");
     Some(kind)
-}
-
-/// Returns the decision for a response that passes on this error of a guarded call inside the
-/// handler (R65). It is never `Store`: the error was true of the call for a moment, and would be
-/// replayed for as long as the record is kept.
-const fn of_error(kind: ErrorKind) -> OnStatus {
-    match kind {
-        // The call did not run, or ran in a transaction that was rolled back: it has left nothing,
-        // and can run later or for another request. Other kinds do not show that by themselves
-        // (`RolledBack`).
-        ErrorKind::InProgress
-        | ErrorKind::StoreUnavailable
-        | ErrorKind::Full
-        | ErrorKind::ShuttingDown
-        | ErrorKind::Mismatch
-        | ErrorKind::MissingKey
-        | ErrorKind::InvalidKey => OnStatus::Release,
-        // There may be an effect of this call or of an earlier one.
-        ErrorKind::InDoubt
-        | ErrorKind::NotStored
-        | ErrorKind::TooLarge
-        | ErrorKind::Encode
-        | ErrorKind::Decode
-        | ErrorKind::Superseded
-        | ErrorKind::StepInterrupted
-        | ErrorKind::Expired
-        // The service is at fault, and an operator has to look in any case.
-        | ErrorKind::Reentrant
-        | ErrorKind::Config
-        | ErrorKind::Unsupported
-        | ErrorKind::NotInstalled => OnStatus::Hold,
-    }
 }
 
 /// Returns the decision for the refusal of a layer inside this one.
@@ -129,7 +106,7 @@ const fn of_problem(kind: ProblemKind) -> OnStatus {
 mod tests {
     use http::{Extensions, Response};
 
-    use super::{NothingHappened, blames_the_key, told};
+    use super::{NothingHappened, OfLayer, blames_the_key, told};
     use crate::error::{Error, ErrorKind};
     use crate::http::options::OnStatus;
     use crate::http::problem::{Problem, ProblemKind};
@@ -140,23 +117,44 @@ mod tests {
             (ErrorKind::InProgress, ProblemKind::InProgress, OnStatus::Release),
             (ErrorKind::Superseded, ProblemKind::InProgress, OnStatus::Hold),
         ] {
-            let response = Problem::of(&Error::new(kind)).to_response();
+            let response = Problem::of(&Error::new(kind).of_call()).to_response();
             assert_eq!(response.extensions().get(), Some(&problem));
             assert_eq!(told(response.extensions()), Some(expected), "{kind:?}");
         }
     }
 
     #[test]
+    fn only_the_error_of_a_guarded_call_releases() {
+        let kind = ErrorKind::StoreUnavailable;
+        let of_a_call = Error::new(kind).of_call();
+        for (error, expected) in
+            [(of_a_call.clone(), OnStatus::Release), (Error::new(kind), OnStatus::Hold)]
+        {
+            let mut whole = Response::new(());
+            whole.extensions_mut().insert(error.clone());
+            for extensions in [whole.extensions(), Problem::of(&error).to_response().extensions()] {
+                assert_eq!(told(extensions), Some(expected), "{error}");
+            }
+            // In words of the handler's own, and about something else.
+            whole.extensions_mut().insert(ErrorKind::Full);
+            assert_eq!(told(whole.extensions()), Some(OnStatus::Hold), "{error}");
+        }
+        let mut alone = Response::new(());
+        alone.extensions_mut().insert(kind);
+        assert_eq!(told(alone.extensions()), Some(OnStatus::Hold));
+    }
+
+    #[test]
     fn an_error_whose_transaction_was_rolled_back_releases_whatever_its_kind() {
         for kind in [ErrorKind::TooLarge, ErrorKind::Encode] {
-            let rolled_back = Error::new(kind).rolled_back(false);
+            let rolled_back = Error::new(kind).rolled_back(false).of_call();
             let mut response = Problem::of(&rolled_back).to_response();
             assert_eq!(told(response.extensions()), Some(OnStatus::Release), "{kind:?}");
             // Of another call.
             response.extensions_mut().insert(ErrorKind::InDoubt);
             assert_eq!(told(response.extensions()), Some(OnStatus::Hold), "{kind:?}");
             // Without a transaction.
-            let response = Problem::of(&Error::new(kind)).to_response();
+            let response = Problem::of(&Error::new(kind).of_call()).to_response();
             assert_eq!(told(response.extensions()), Some(OnStatus::Hold), "{kind:?}");
         }
     }
@@ -175,6 +173,8 @@ mod tests {
         let mut response = Problem::of(&error).to_response();
         assert_eq!(blames_the_key(response.extensions()), Some(ErrorKind::InvalidKey));
         response.extensions_mut().insert(error);
+        assert_eq!(blames_the_key(response.extensions()), Some(ErrorKind::InvalidKey));
+        response.extensions_mut().insert(OfLayer);
         assert_eq!(blames_the_key(response.extensions()), None);
         // In words of the handler's own.
         let mut response = Response::new(());

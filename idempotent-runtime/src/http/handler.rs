@@ -231,10 +231,11 @@ impl<S: Handles<B, R>, B, R: Readable> Handler<S, B, R> {
         }
         let (mut head, body) = response.into_parts();
         if let Some(kind) = blamed {
-            // A layer around this one still learns that the call did not run.
-            let problem = Problem::new(ProblemKind::Internal).with_error_kind(kind);
+            let left_nothing = told(&head.extensions) == Some(OnStatus::Release);
+            let problem = Problem::of_another_key(kind, left_nothing);
             let problem = self.options.refusal(problem, None);
-            return self.deliver(problem.map(ResponseBody::full), End::Released);
+            let end = if left_nothing { End::Released } else { End::Unknown };
+            return self.deliver(problem.map(ResponseBody::full), end);
         }
         // If present, it is a promise about another record: of a layer inside, or of an upstream
         // service.

@@ -192,9 +192,12 @@ fn bare(line: &HeaderValue) -> Result<String, Malformed> {
 /// The layer inserts it into the extensions of the request, and with the feature `axum` it is an
 /// extractor. Functions that the handler calls find it with [`current`](Self::current).
 ///
-/// As a part of another key it represents everything that names the request's record: the layer's
+/// As a part of another key it represents everything that names the request's record: the
+/// [namespace](crate::Builder::namespace) of the layer's engine, the layer's
 /// [operation](super::IdempotencyLayer::with_operation), the scope and the key. So two tenants with
-/// the same key remain distinct, and so do two routes whose layers have separate records:
+/// the same key remain distinct, and so do two routes whose layers have separate records, and two
+/// services in one process that call the same function. Two stores are not distinguished: give
+/// engines on different stores different namespaces if their handlers share guarded functions.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -213,14 +216,20 @@ pub struct IdempotencyKey(Arc<Parts>);
 
 #[derive(PartialEq, Eq)]
 struct Parts {
+    namespace: Arc<str>,
     operation: Arc<str>,
     key: String,
     scope: Option<Key>,
 }
 
 impl IdempotencyKey {
-    pub(super) fn new(operation: Arc<str>, key: String, scope: Option<Key>) -> Self {
-        Self(Arc::new(Parts { operation, key, scope }))
+    pub(super) fn new(
+        namespace: Arc<str>,
+        operation: Arc<str>,
+        key: String,
+        scope: Option<Key>,
+    ) -> Self {
+        Self(Arc::new(Parts { namespace, operation, key, scope }))
     }
 
     /// Returns the key of the request whose handler runs the current code, or `None` outside of a
@@ -249,7 +258,8 @@ impl IdempotencyKey {
 impl IntoKey for IdempotencyKey {
     fn encode(&self, encoder: &mut KeyEncoder) {
         encoder.tuple(|parts| {
-            parts.add(&*self.0.operation).add(&self.scope()).add(self.as_str());
+            parts.add(&*self.0.namespace).add(&*self.0.operation);
+            parts.add(&self.scope()).add(self.as_str());
         });
     }
 }

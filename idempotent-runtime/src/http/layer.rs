@@ -36,29 +36,34 @@ use crate::{Context, Idempotency, OnConflict, OnCrash, Verdict};
 /// other statuses.
 ///
 /// # Errors of guarded calls inside
-/// A handler that returns the error of a guarded call passes the error's kind in the extensions of
-/// the response: through `IntoResponse` of [`Error`](crate::Error) (feature `axum`), through
-/// [`Problem::of`](super::Problem::of), or by inserting an [`ErrorKind`](crate::ErrorKind) itself.
-/// The kind then decides instead of the status, and the response is never stored:
-/// - `InProgress`, `StoreUnavailable`, `Full`, `ShuttingDown`, `Mismatch`, `MissingKey` and
-///   `InvalidKey` release the key: the guarded call did not run, or its transaction was rolled back.
-/// - All other kinds hold it: there may be an effect, or an operator has to look in any case. A
-///   problem made of an error whose transaction [was rolled back](crate::Error::is_rolled_back)
-///   releases it whatever the kind, so `TooLarge` and `Encode` too.
+/// A handler that returns an error of this crate passes it on in the extensions of the response:
+/// through `IntoResponse` of [`Error`](crate::Error) (feature `axum`), through
+/// [`Problem::of`](super::Problem::of), or by inserting the [`Error`](crate::Error) itself. It then
+/// decides instead of the status, and the response is never stored:
+/// - The error of a guarded call that [left nothing](crate::Error::left_nothing) releases the key:
+///   `InProgress`, `StoreUnavailable`, `Full`, `ShuttingDown`, `Mismatch`, `MissingKey` and
+///   `InvalidKey`, because the call did not run, and every kind whose transaction
+///   [was rolled back](crate::Error::is_rolled_back), so `TooLarge` and `Encode` too.
+/// - Everything else holds it. Other kinds may hide an effect, or an operator has to look in any
+///   case. An error that is not that of a guarded call, of a
+///   [look](crate::record::RecordHandle::inspect) at a record, of a [step](crate::Context::step), of
+///   a [`RequestKey`](super::client::RequestKey) for example, says nothing about the handler,
+///   whatever its kind is. Neither does an [`ErrorKind`](crate::ErrorKind) in the extensions without
+///   its error.
 ///
-/// A kind that releases means that the *call* left nothing, not that the handler did nothing before
-/// it. **Whatever a handler does before must go through a guarded call or a
-/// [step](crate::Context::step) too, or the retry does it again.** A handler that cannot do this
-/// answers 500 without the kind, which is held. Refusals of a layer inside this one count in the
-/// same way, by their [`ProblemKind`](super::ProblemKind).
+/// That a call left nothing does not mean that the handler did nothing before it. **Whatever a
+/// handler does before must go through a guarded call or a [step](crate::Context::step) too, or the
+/// retry does it again.** A handler that cannot do this answers 500 without the error, which is
+/// held. Refusals of a layer inside this one count in the same way, by their
+/// [`ProblemKind`](super::ProblemKind).
 ///
 /// A problem made of `MissingKey` or `InvalidKey` becomes 500 `internal`: the client would relate it
 /// to the key that it sent. All problems get the form of the layer's refusals, which
 /// [`stripe`](Self::stripe) and [`with_problem`](Self::with_problem) set. What the handler and
 /// other layers have added to them or changed in them stays: headers, and the status.
 ///
-/// A response that a handler builds from an error itself, without the kind, is judged by its status
-/// like any other.
+/// A response that a handler builds from an error itself, without the error in its extensions, is
+/// judged by its status like any other.
 ///
 /// # Examples
 /// ```

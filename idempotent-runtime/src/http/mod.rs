@@ -89,7 +89,8 @@
 //!
 //! ## internal
 //! Status 500. The handler panicked, or the record cannot be read. Or a guarded call inside it was
-//! run in a transaction that was rolled back, and a retry would end in the same way.
+//! run in a transaction that was rolled back, and a retry would end in the same way; or it has no
+//! valid key.
 
 #[cfg(feature = "axum")]
 mod axum;

@@ -11,7 +11,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
-use super::effects::RolledBack;
+use super::effects::LeftNothing;
 use super::headers::IDEMPOTENCY_PROBLEM;
 use crate::error::{Error, ErrorKind};
 use crate::store::{Operation, StoreError};
@@ -167,8 +167,10 @@ pub struct Problem {
     kind: ProblemKind,
     /// The kind of the error that it was created from.
     error: Option<ErrorKind>,
-    /// The body of a call ran in a transaction that was rolled back. True if a retry can succeed.
-    rolled_back: Option<bool>,
+    /// It is the error of a guarded call that left nothing.
+    left_nothing: bool,
+    /// A retry runs the handler again, and ends in the same way.
+    would_recur: bool,
     /// The action that the client can take, where that of the kind would be wrong.
     advice: Option<&'static str>,
     detail: Option<&'static str>,
@@ -198,7 +200,8 @@ impl Problem {
         Self {
             kind,
             error: None,
-            rolled_back: None,
+            left_nothing: false,
+            would_recur: false,
             advice: None,
             detail: None,
             documentation: Cow::Borrowed(DOCUMENTATION),
@@ -249,7 +252,8 @@ impl Problem {
         };
         let mut problem = Self::new(kind);
         problem.error = Some(error.kind());
-        problem.rolled_back = error.is_rolled_back().then(|| error.is_retryable());
+        problem.left_nothing = error.left_nothing();
+        problem.would_recur = error.is_rolled_back() && !error.is_retryable();
         problem.advice = advice_of(error, kind, not_run);
         // R36: the rest of the lease says nothing about the end of the handler, after which a retry
         // succeeds.
@@ -259,10 +263,14 @@ impl Problem {
         problem
     }
 
-    /// Adds the kind of the error that is its reason.
-    pub(super) fn with_error_kind(mut self, kind: ErrorKind) -> Self {
-        self.error = Some(kind);
-        self
+    /// Returns the refusal that takes the place of one about a key that is not the request's. A
+    /// layer around this one still learns from it whether a guarded call `left_nothing`.
+    pub(super) fn of_another_key(kind: ErrorKind, left_nothing: bool) -> Self {
+        let mut problem = Self::new(ProblemKind::Internal);
+        problem.error = Some(kind);
+        problem.left_nothing = left_nothing;
+        problem.would_recur = true;
+        problem
     }
 
     /// The kind of the error that this was created from.
@@ -270,14 +278,14 @@ impl Problem {
         self.error
     }
 
-    /// The kind of the error, if nothing is kept of what its call wrote in a transaction.
-    pub(super) fn rolled_back(&self) -> Option<RolledBack> {
-        self.rolled_back.and(self.error).map(RolledBack)
+    /// The kind of the error, if it is that of a guarded call that left nothing.
+    pub(super) fn left_nothing(&self) -> Option<LeftNothing> {
+        self.error.filter(|_| self.left_nothing).map(LeftNothing)
     }
 
-    /// Returns true if a retry runs the call again, and ends in the same way.
+    /// Returns true if a retry runs the handler again, and ends in the same way.
     pub(super) fn would_recur(&self) -> bool {
-        self.rolled_back == Some(false)
+        self.would_recur
     }
 
     /// Adds a detail about a key that cannot be used.
@@ -330,7 +338,8 @@ impl Problem {
     ///
     /// Its extensions contain the [`ProblemKind`], and the [`ErrorKind`] of the error that it was
     /// created from. They show a [layer](super::IdempotencyLayer#errors-of-guarded-calls-inside)
-    /// around the handler that this is not a result. That layer also gives it the form of its own
+    /// around the handler that this is not a result, and whether it is the error of a guarded call
+    /// that [left nothing](Error::left_nothing). That layer also gives it the form of its own
     /// refusals.
     pub fn to_response(&self) -> Response<Full<Bytes>> {
         self.response().map(Full::new)
@@ -352,8 +361,8 @@ impl Problem {
         if let Some(error) = self.error {
             response.extensions_mut().insert(error);
         }
-        if let Some(rolled_back) = self.rolled_back() {
-            response.extensions_mut().insert(rolled_back);
+        if let Some(left_nothing) = self.left_nothing() {
+            response.extensions_mut().insert(left_nothing);
         }
         let headers = response.headers_mut();
         // R48.

@@ -11,7 +11,7 @@ use http::header::{
 };
 use http_body_util::Full;
 
-use super::effects::{NothingHappened, RolledBack};
+use super::effects::{LeftNothing, NothingHappened, OfLayer};
 use super::headers::IDEMPOTENCY_PROBLEM;
 use super::options::Options;
 use super::problem::{PROBLEM_JSON, Plain, Problem, ProblemKind};
@@ -176,16 +176,18 @@ impl Options {
         // response.
         extensions.remove::<NothingHappened>();
         extensions.remove::<ErrorKind>();
-        extensions.remove::<RolledBack>();
+        extensions.remove::<LeftNothing>();
+        extensions.remove::<Error>();
         extensions.insert(problem.kind());
         if let Some(kind) = problem.error_kind() {
             extensions.insert(kind);
         }
-        if let Some(rolled_back) = problem.rolled_back() {
-            extensions.insert(rolled_back);
+        if let Some(left_nothing) = problem.left_nothing() {
+            extensions.insert(left_nothing);
         }
         if let Some(error) = error {
             extensions.insert(error.clone());
+            extensions.insert(OfLayer);
         }
         response.map(Full::new)
     }
@@ -226,6 +228,7 @@ mod tests {
             // As a service may build all of its errors.
             let mut response = NothingHappened::mark(Response::new(Bytes::new()));
             response.extensions_mut().insert(ErrorKind::Full);
+            response.extensions_mut().insert(Error::new(ErrorKind::Full).of_call());
             *response.status_mut() = StatusCode::CONFLICT;
             response
         }));
@@ -235,9 +238,11 @@ mod tests {
             // Its problem is the one of a request that is still running.
             (ErrorKind::Superseded, OnStatus::Hold),
         ] {
-            let error = Error::new(kind);
-            let refusal = options.refusal(Problem::of(&error), Some(&error));
-            assert_eq!(told(refusal.extensions()), Some(expected), "{kind:?}");
+            let error = Error::new(kind).of_call();
+            for whole in [Some(&error), None] {
+                let refusal = options.refusal(Problem::of(&error), whole);
+                assert_eq!(told(refusal.extensions()), Some(expected), "{kind:?}");
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ use super::problem::{Problem, ProblemKind};
 use super::request_body::{RequestBody, Unread};
 use super::response_body::ResponseBody;
 use super::{BoxError, hook, scope};
+use crate::edge;
 
 /// A service behind an [`IdempotencyLayer`](super::IdempotencyLayer).
 #[derive(Clone)]
@@ -227,7 +228,10 @@ impl<S> Exchange<S> {
         };
         let key = match key {
             Some(Ok(key)) => match scope {
-                Ok(scope) => IdempotencyKey::new(options.operation.clone(), key, scope),
+                Ok(scope) => {
+                    let namespace = edge::namespace(&options.engine);
+                    IdempotencyKey::new(namespace, options.operation.clone(), key, scope)
+                }
                 Err(scope::Nobody) => return refuse(ProblemKind::NoPrincipal),
             },
             Some(Err(reason)) => return malformed(reason.0),

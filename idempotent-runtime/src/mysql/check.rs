@@ -4,6 +4,7 @@ use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
 
 use super::Inner;
 use super::error::store_error;
+use super::query::NO_AUTOCOMMIT;
 use super::statements::{ISOLATION, Isolation};
 use crate::sql::in_time;
 use crate::store::{Operation, StoreError, StoreErrorKind};
@@ -56,9 +57,7 @@ async fn session(connection: &mut MySqlConnection) -> Result<(), StoreError> {
     let unfit =
         |detail| Err(StoreError::new(StoreErrorKind::Config, OPERATION).with_detail(detail));
     if autocommit == 0 {
-        return unfit(
-            "`autocommit` is off in the sessions of the pool: what the store writes would never be committed",
-        );
+        return unfit(NO_AUTOCOMMIT);
     }
     if mode.split(',').any(|mode| mode.trim() == "EMPTY_STRING_IS_NULL") {
         return unfit(

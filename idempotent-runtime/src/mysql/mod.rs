@@ -104,7 +104,8 @@ impl MySqlStore {
     /// The caller chooses the settings of connections. Any isolation level will do except `READ
     /// UNCOMMITTED`, which shows results that are never committed and is rejected
     /// ([`Config`](crate::store::StoreErrorKind::Config)). So will any time zone and any `sql_mode`
-    /// except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by default.
+    /// except MariaDB's `EMPTY_STRING_IS_NULL`, but `autocommit` has to be on, as it is by default. A
+    /// session that other code has left without it, or in a transaction, is refused before a write.
     /// During a write, its session waits for locks of rows and tables for at most a second; the
     /// previous limits are kept in variables of the session and restored. Reads limit themselves.
     /// The server is not checked. Call [`migrate`](Self::migrate) once before the first use.
@@ -250,10 +251,23 @@ impl Rows for MySqlStore {
     }
 
     async fn row(&self, operation: Operation, key: KeyHash) -> Answer<Found> {
-        let mut lease = self.0.connections.lease(operation).await?;
+        let connections = &self.0.connections;
+        // An owner that does not find its record may not write at all. In a session that other code
+        // has left in a transaction, the record may be too new to be found.
+        let is_owners = !matches!(operation, Operation::Claim | Operation::Read | Operation::Watch);
+        let mut lease = if is_owners {
+            connections.impatient(operation).await?
+        } else {
+            connections.lease(operation).await?
+        };
         let reading = read_committed(operation, &mut lease, &self.0, &key);
-        let result = in_time(operation, self.0.connections.response_timeout, reading).await;
-        self.0.connections.end(lease, result.as_ref().err());
+        let result = in_time(operation, connections.response_timeout, reading).await;
+        let failure = result.as_ref().err();
+        if is_owners {
+            connections.end_impatient(lease, failure);
+        } else {
+            connections.end(lease, failure);
+        }
         result
     }
 

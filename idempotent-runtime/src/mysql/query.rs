@@ -8,7 +8,9 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Error, MySql, MySqlConnection};
 
 use super::builder::LOCK_WAIT_SECONDS;
-use super::error::{connection_error, has_conflict, is_demoted, no_connection, store_error};
+use super::error::{
+    connection_error, has_conflict, is_demoted, no_connection, number, store_error,
+};
 use super::waits::{self, ReadBack};
 use crate::sql::{Answer, Demotions, Lease, Pools, in_time, is_settled};
 use crate::store::{Operation, StoreError, StoreErrorKind};
@@ -19,6 +21,11 @@ pub(super) const ATTEMPTS: usize = 10;
 /// The statement that begins a transaction. `BEGIN` is not a statement in MariaDB's `sql_mode`
 /// ORACLE.
 pub(super) const START: &str = "START TRANSACTION";
+
+const IN_TRANSACTION: &str =
+    "a session of the pool is in a transaction that other code has begun and not ended";
+/// What the store writes in such a session is never committed.
+pub(super) const NO_AUTOCOMMIT: &str = "`autocommit` is off in the sessions of the pool: what the store writes would never be committed";
 
 pub(super) type Bound<'q> = Query<'q, MySql, MySqlArguments>;
 
@@ -79,9 +86,23 @@ impl Connections {
     pub(super) async fn impatient(&self, operation: Operation) -> Answer<Lease<MySql>> {
         let mut lease = self.lease(operation).await?;
         if !self.has_bounds {
-            let bounding = Box::pin(waits::bound(&mut lease, LOCK_WAIT_SECONDS));
             let bounding =
-                async { bounding.await.map_err(|error| connection_error(operation, error, true)) };
+                Box::pin(waits::bound_outside_of_transactions(&mut lease, LOCK_WAIT_SECONDS));
+            let bounding = async {
+                match bounding.await {
+                    Ok(true) => Ok(()),
+                    // The connection is closed with the lease.
+                    Ok(false) => Err(StoreError::new(StoreErrorKind::Refused, operation)
+                        .with_detail(IN_TRANSACTION)),
+                    // Another session may be as it should be.
+                    Err(error) if number(&error).is_some_and(has_no_autocommit) => {
+                        Err(StoreError::new(StoreErrorKind::Refused, operation)
+                            .with_detail(NO_AUTOCOMMIT)
+                            .with_source(error))
+                    }
+                    Err(error) => Err(connection_error(operation, error, true)),
+                }
+            };
             in_time(operation, self.response_timeout, bounding)
                 .await
                 .map_err(|error| not_sent(operation, error))?;
@@ -151,6 +172,10 @@ impl Connections {
         };
         in_time(operation, self.response_timeout, reading).await
     }
+}
+
+fn has_no_autocommit(number: u16) -> bool {
+    waits::AUTOCOMMIT_IS_OFF.contains(&number)
 }
 
 /// Converts the only error with an unknown outcome, that of the time limit: the request was not

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::mysql::MySqlRow;
-use sqlx::{AssertSqlSafe, Error, MySqlConnection, Row as _, raw_sql};
+use sqlx::{AssertSqlSafe, Connection as _, Error, MySqlConnection, Row as _, raw_sql};
 
 use crate::lock::Mutex;
 
@@ -12,6 +12,9 @@ use crate::lock::Mutex;
 /// `FLUSH TABLES WITH READ LOCK` take them. By default a session waits for the latter for a day,
 /// even if its client has gone.
 const BOUNDS: [&str; 2] = ["innodb_lock_wait_timeout", "lock_wait_timeout"];
+
+/// A variable was set to `NULL`: see [`bound_outside_of_transactions`].
+pub(super) const AUTOCOMMIT_IS_OFF: [u16; 2] = [1231, 1232];
 
 /// Returns the assignments by which a session waits for at most `seconds`: the server counts whole
 /// ones.
@@ -115,13 +118,36 @@ impl ReadBound {
 /// it could restore them. MariaDB accepts zero, and then does not wait; MySQL waits for at least a
 /// second.
 pub(super) async fn bound(connection: &mut MySqlConnection, seconds: u128) -> Result<(), Error> {
+    raw_sql(AssertSqlSafe(bounding(seconds))).execute(connection).await.map(drop)
+}
+
+/// Limits the waits like [`bound`], of a session in which each statement is to be a transaction of its
+/// own. Returns false if other code has left the session in a transaction: what is written there may
+/// never be committed. An error with the number [`AUTOCOMMIT_IS_OFF`] if it has no autocommit.
+pub(super) async fn bound_outside_of_transactions(
+    connection: &mut MySqlConnection,
+    seconds: u128,
+) -> Result<bool, Error> {
+    let [rows, _] = BOUNDS;
+    let refusing = format!(", SESSION {rows} = IF(@@SESSION.autocommit, {seconds}, NULL)");
+    // Each answer of the server says whether the session is in a transaction. The client shows that
+    // only here, where a statement of the caller's is to begin one; if the session is in one, it is
+    // rolled back.
+    match connection.begin_with(AssertSqlSafe(bounding(seconds) + &refusing)).await {
+        Ok(_transaction_of_other_code) => Ok(false),
+        Err(Error::BeginFailed) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the statement that keeps the session's bounds, and sets others.
+fn bounding(seconds: u128) -> String {
     let keeping = BOUNDS
         .map(|name| format!("@idempotency_{name} = CAST(COALESCE(@idempotency_{name}, @@SESSION.{name}) AS UNSIGNED)"));
     let at_once =
         BOUNDS.map(|name| format!(", SESSION {name} = IF(VERSION() LIKE '%MariaDB%', 0, 1)"));
     let at_once = if seconds == 0 { at_once.concat() } else { String::new() };
-    let statement = format!("SET {}, {}{at_once}", keeping.join(", "), bounds(seconds));
-    raw_sql(AssertSqlSafe(statement)).execute(connection).await.map(drop)
+    format!("SET {}, {}{at_once}", keeping.join(", "), bounds(seconds))
 }
 
 /// Restores the waits of the session to those before it was bounded.

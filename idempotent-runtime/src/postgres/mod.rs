@@ -115,7 +115,8 @@ impl PostgresStore {
     ///
     /// Any isolation level and any timeouts will do: each request states how long to wait for a
     /// lock. Hooks that the pool runs when it opens or lends a connection must leave it outside of
-    /// a transaction.
+    /// a transaction, and so must other code that returns one: what the store writes in a
+    /// transaction that other code has begun by a statement and not ended is never committed.
     pub fn from_pool(pool: PgPool) -> Self {
         PostgresStoreBuilder::in_pool(pool)
     }

@@ -96,6 +96,16 @@ fn meaning(error: &RedisError) -> (StoreErrorKind, Option<&'static str>) {
     }
 }
 
+/// Returns the refusal for which the server has aborted a transaction, as if its command had been
+/// sent alone.
+pub(super) fn first_refusal(error: RedisError) -> RedisError {
+    let first = error
+        .clone()
+        .into_server_errors()
+        .and_then(|errors| errors.first().map(|(_, first)| first.clone()));
+    first.map_or(error, RedisError::from)
+}
+
 /// Returns true if the server's ACL refuses a command: the user is known, but may not run it.
 pub(super) fn is_refused_command(error: &StoreError) -> bool {
     let source = Error::source(error).and_then(|source| source.downcast_ref::<RedisError>());

@@ -340,6 +340,7 @@ impl Store for RedisStore {
                     set_and_ask.query_async::<(Option<Vec<u8>>, i64)>(&mut connected.connection),
                 )
                 .await
+                .map_err(error::first_refusal)
             } else {
                 set.query_async::<Option<Vec<u8>>>(&mut connected.connection)
                     .await

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use redis::{Cmd, RedisError, RedisResult, Script, ScriptInvocation};
+use redis::{Cmd, RedisError, RedisResult, Script, ScriptInvocation, Value};
 
 use super::error::is_foreign;
 use super::{RedisStore, changed, flag, millis, pending, reason, unexpected};
@@ -22,6 +22,8 @@ use crate::store::{
 const INLINE: usize = 8 * 1024;
 /// The lifetime of a staged body that no script uses.
 const STAGED_MILLIS: u64 = 60_000;
+/// The answer of a script that has missed its staged body, and has changed nothing.
+const UNSTAGED: &str = "unstaged";
 
 impl RedisStore {
     pub(super) async fn renew_all(
@@ -153,16 +155,17 @@ impl RedisStore {
         let link = &self.0.commands;
         let mut connected = link.connected(operation).await?;
         let mut both = redis::pipe();
-        both.add_command(staging.command.clone()).ignore().invoke_script(invocation);
-        let mut answer = both.query_async::<(String,)>(&mut connected.connection).await;
+        // Each has an answer of its own: the script may need no staged body, for example because the
+        // result is stored already.
+        both.ignore_errors().add_command(staging.command.clone()).invoke_script(invocation);
+        let mut answer = both.query_async(&mut connected.connection).await.and_then(of_script);
         if answer.as_ref().is_err_and(is_unknown_script) {
             let loaded = script.load_async(&mut connected.connection).await;
             link.answer(operation, &connected, loaded)?;
             // Both again: loading may have taken any time, and the staged body may have expired.
-            answer = both.query_async(&mut connected.connection).await;
+            answer = both.query_async(&mut connected.connection).await.and_then(of_script);
         }
-        // If the body was not staged, the script did not find it and changed nothing.
-        link.answer(operation, &connected, answer.map_err(first_refusal)).map(|(answer,)| answer)
+        link.answer(operation, &connected, answer)
     }
 
     pub(super) async fn complete_record(
@@ -265,14 +268,18 @@ impl Carried<'_> {
     }
 }
 
-/// Returns the first refusal among commands that were sent together, as if that command had been
-/// sent alone.
-fn first_refusal(error: RedisError) -> RedisError {
-    let first = error
-        .clone()
-        .into_server_errors()
-        .and_then(|errors| errors.first().map(|(_, first)| first.clone()));
-    first.map_or(error, RedisError::from)
+/// Returns the answer of a script for which a body was staged. If that was refused and the script
+/// has missed it, the refusal is the answer.
+fn of_script((staged, answered): (Value, Value)) -> RedisResult<String> {
+    let staged = staged.extract_error();
+    let answer = answered.extract_error().and_then(|answer| Ok(redis::from_redis_value(answer)?));
+    match (staged, answer) {
+        // The script is loaded, and both are sent again.
+        (Err(_), Err(error)) if is_unknown_script(&error) => Err(error),
+        (Err(refusal), Err(_)) => Err(refusal),
+        (Err(refusal), Ok(answer)) if answer == UNSTAGED => Err(refusal),
+        (_, answer) => answer,
+    }
 }
 
 fn is_unknown_script(error: &RedisError) -> bool {
@@ -287,7 +294,7 @@ fn written(operation: Operation, answer: &str) -> Result<WriteOutcome, StoreErro
         "lost" => Ok(WriteOutcome::Lost),
         "gone" => Ok(WriteOutcome::Gone),
         // The staged body expired before the script ran: the engine sends both again.
-        "unstaged" => Err(StoreError::new(StoreErrorKind::Refused, operation)
+        UNSTAGED => Err(StoreError::new(StoreErrorKind::Refused, operation)
             .with_detail("the staged body had expired")),
         other => Err(unexpected(operation, other)),
     }

@@ -395,6 +395,8 @@ fn not_begun(error: sqlx::Error) -> Error {
     Error::new(ErrorKind::StoreUnavailable)
         .with_text("the transaction could not be begun", "run it again later")
         .with_source(error)
+        // Of all calls in it: none of them has run.
+        .of_call()
 }
 
 /// Builds the error for a body that ran when nothing was committed. `is_passing`: it can be

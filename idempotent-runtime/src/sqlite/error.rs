@@ -24,12 +24,19 @@ pub(super) fn store_error(operation: Operation, error: Error) -> StoreError {
     .with_source(error)
 }
 
+/// The message for a `BEGIN` in a transaction, which has no code of its own.
+const NESTED: &str = "cannot start a transaction within a transaction";
+
 fn meaning(error: &Error) -> (StoreErrorKind, Option<&'static str>) {
     use StoreErrorKind::{Config, Corrupt, Refused, Unavailable};
     match error {
         error if is_missing_table(error) => (
             Config,
             Some("the table is missing: call `migrate` on the store once, or run the shipped SQL"),
+        ),
+        Error::Database(database) if database.message().starts_with(NESTED) => (
+            Refused,
+            Some("the connection is in a transaction that other code has begun and not ended"),
         ),
         Error::Database(database) => {
             match database.code().and_then(|code| code.parse::<i32>().ok()).unwrap_or(0) & 0xff {

@@ -6,11 +6,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::{AssertSqlSafe, Error, Row as _, Sqlite, SqliteConnection, raw_sql};
+use sqlx::{AssertSqlSafe, Connection as _, Error, Row as _, Sqlite, SqliteConnection, raw_sql};
 use tokio::runtime::Handle;
 
 use crate::runtime::while_runtime_lives;
-use crate::sql::{Abandoned, Acquired};
+use crate::sql::{Abandoned, Acquired, TransactionDatabase as _};
 
 /// A connection that returns to its pool after its request.
 ///
@@ -52,7 +52,17 @@ impl Lease {
     ///
     /// A write that waits longer than its caller would be given up with an unknown outcome, and be
     /// applied later.
+    ///
+    /// Fails if the connection is in a transaction, where other code has left it: what is written
+    /// there may never be committed.
     pub(super) async fn bound(&mut self, longest: Duration) -> Result<(), Error> {
+        if self.is_in_transaction() {
+            // So the client believes. SQLite has ended the transaction by itself.
+            Sqlite::mend(self).await;
+        }
+        // Transactions are not nested. This one takes no lock, and the client ends it if the request
+        // is dropped. It is committed because users may count what is rolled back.
+        self.begin_with("BEGIN").await?.commit().await?;
         let longest = i64::try_from(longest.as_millis()).unwrap_or(i64::MAX);
         // Never prepared: this pragma takes effect, and reads its answer, when it is compiled.
         let found = raw_sql("PRAGMA busy_timeout").fetch_one(&mut **self).await?.try_get(0)?;

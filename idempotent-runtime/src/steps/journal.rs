@@ -215,11 +215,12 @@ impl Journal {
         }
     }
 
-    /// Marks that `step` has ended. If its body was running, its outcome is unknown.
+    /// Marks that `step` has ended. If its body was running, or its result was on its way, its outcome
+    /// is unknown: a checkpoint may have broken off, by a panic of the store's client for example.
     pub(super) fn ended(&self, step: &StepId) {
         {
             let mut steps = self.steps();
-            if steps.running.remove(step) == Some(Progress::Running) {
+            if steps.running.remove(step).is_some_and(|progress| progress != Progress::Asked) {
                 steps.unsettled = true;
             }
         }
@@ -227,9 +228,12 @@ impl Journal {
     }
 
     /// Prevents further steps from beginning. Those that run are known to
-    /// [`tells_of_effects`](Self::tells_of_effects).
-    pub(crate) fn close(&self) {
-        self.steps().closed = true;
+    /// [`tells_of_effects`](Self::tells_of_effects). Returns true if this attempt has come to a step,
+    /// of its own or of an earlier attempt.
+    pub(crate) fn close(&self) -> bool {
+        let mut steps = self.steps();
+        steps.closed = true;
+        !steps.asked.is_empty()
     }
 
     /// Marks that a step may have had an effect of which there is no record.
@@ -256,9 +260,15 @@ impl Journal {
         }
     }
 
-    /// Returns true if this attempt has come to a step, of its own or of an earlier attempt.
-    pub(crate) fn has_asked(&self) -> bool {
-        !self.steps().asked.is_empty()
+    /// Marks that something may have happened from now on, as the turn of the body has come. Returns
+    /// false if the claim has ended, or is about to: then nothing may happen.
+    ///
+    /// Under the lock, as the start of a step. A task that the body has left behind either begins
+    /// before the journal is closed, or not at all: by then the claim may be another caller's,
+    /// although the lease has not expired.
+    pub(crate) fn begins_turn(&self) -> bool {
+        let steps = self.steps();
+        !steps.closed && self.lease.may_start() && self.lease.begin()
     }
 
     /// The error for a result that leaves out a step which an earlier attempt has recorded.

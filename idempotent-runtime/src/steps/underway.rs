@@ -225,13 +225,15 @@ impl Underway {
     /// Handles an error of the step, which means that nothing happened: nothing stays recorded for
     /// it.
     pub(super) fn failed(self) -> Option<Writing> {
-        self.goes_on(Progress::Recording);
+        self.goes_on(Progress::Asked);
         let journal = self.journal.clone().filter(|_| self.at_most_once)?;
+        self.goes_on(Progress::Recording);
         let engine = self.engine.clone();
         Some(Writing::new(&engine, journal.clone(), async move {
             if let Err(unwritten) = journal.write(&self.engine, (self.id.clone(), None)).await {
                 tracing::warn!(step = %self.id, ?unwritten, "a step that failed stays recorded as started");
             }
+            self.goes_on(Progress::Asked);
             Ok(())
         }))
     }

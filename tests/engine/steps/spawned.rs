@@ -523,3 +523,43 @@ async fn a_body_that_does_not_wait_for_a_recorded_step_of_a_task_is_decode_until
     assert_eq!(fulfil(true, false).await.unwrap(), 1);
     assert_eq!(world.ledger.charges(), ["email"]);
 }
+
+/// The panic ends the task of the step, and nothing else.
+#[tokio::test]
+async fn an_error_after_a_step_whose_checkpoint_broke_off_is_in_doubt() {
+    let (world, charge) = (world(), Charge::new());
+    world.store.next(Operation::Checkpoint, Fault::Panic);
+    charge.may_charge.open();
+    let call = world.call(1).run(async || match charge.spawn(&world).await.await {
+        Err(panicked) if panicked.is_panic() => Err::<String, _>(Declined),
+        ended => panic!("the store's client breaks: {ended:?}"),
+    });
+    assert!(matches!(call.await, Err(Declined)));
+    assert_eq!(world.record(1).await.map(|record| record.state), Some(State::InDoubt));
+    assert_eq!(next(&world, 1).await, Err(ErrorKind::InDoubt));
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn an_error_after_a_dropped_step_whose_checkpoint_broke_off_is_in_doubt() {
+    let world = world();
+    // The request is made again in the background, which the panic ends.
+    world.store.next(Operation::Checkpoint, Fault::LostRequest);
+    world.store.next(Operation::Checkpoint, Fault::Panic);
+    let call = world.call(1).run(async || {
+        let charge = async || world.effect(1);
+        let mut step = Box::pin(Context::current().step("charge", charge).into_future());
+        eventually("the checkpoint", async || {
+            assert!(poll_once(&mut step).is_pending());
+            world.store.requests(Operation::Checkpoint) == 1
+        })
+        .await;
+        drop(step);
+        Err::<String, _>(Declined)
+    });
+    assert!(matches!(world.while_time_passes(call).await, Err(Declined)));
+    assert_eq!(world.store.requests(Operation::Checkpoint), 2);
+    assert_eq!(world.record(1).await.map(|record| record.state), Some(State::InDoubt));
+    assert_eq!(next(&world, 1).await, Err(ErrorKind::InDoubt));
+    assert_eq!(world.ledger.count(), 1);
+}

@@ -88,18 +88,81 @@ fn misused(attempt: &Attempt) -> Error {
 /// # charge.await
 /// # }
 /// ```
+///
+/// Inside a [step](crate::Context::step) the key also depends on the step, as that of `derive_key`
+/// does. [`of_step`](Self::of_step) names the step, so that the label stands for the same request
+/// everywhere: in the step, and in the verification after a crash, which runs outside of every step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestLabel(Arc<str>);
+pub struct RequestLabel {
+    text: Arc<str>,
+    /// The name and the index of the step that it names.
+    step: Option<(Arc<str>, u64)>,
+}
 
 impl RequestLabel {
-    /// Creates a label. The text must be different for each request of a body.
+    /// Creates a label. The text must be different for each request of a body, or of a step.
     pub fn new(label: impl Into<Arc<str>>) -> Self {
-        Self(label.into())
+        Self { text: label.into(), step: None }
+    }
+
+    /// Names the [step](crate::Context::step) that sends the request.
+    ///
+    /// In a call that verifies after a crash, a label in a step must name it, and the verification
+    /// repeats the request with the same label:
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotency::{Context, Error, Idempotency, Verdict, store::MemoryStore};
+    /// use idempotency::http::client::RequestLabel;
+    ///
+    /// # async fn send(_: &RequestLabel) -> Result<u32, Error> { Ok(7) }
+    /// # async fn example(engine: &Idempotency) -> Result<u32, Error> {
+    /// let charge = &RequestLabel::new("charge").of_step("pay");
+    /// engine
+    ///     .call("orders.pay", 7)
+    ///     .ttl(Duration::from_secs(86_400))
+    ///     .on_crash_verify(|_| async { Ok(Verdict::Completed(send(charge).await?)) })
+    ///     .run(|| async { Context::current().step("pay", || send(charge)).await })
+    ///     .await
+    /// # }
+    /// ```
+    ///
+    /// Without the step, the verification would send a request with another key, which is a second
+    /// charge. It is simpler to send such requests outside of steps, or to derive their keys there
+    /// and pass them in as [`RequestKey`]s.
+    #[must_use]
+    pub fn of_step(self, name: impl Into<Arc<str>>) -> Self {
+        self.of_step_at(name, 0)
+    }
+
+    /// Like [`of_step`](Self::of_step), for a step with an index
+    /// ([`step_at`](crate::Context::step_at)).
+    #[must_use]
+    pub fn of_step_at(self, name: impl Into<Arc<str>>, index: u64) -> Self {
+        Self { step: Some((name.into(), index)), ..self }
     }
 
     /// Returns the text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// Returns the key of the request in this attempt.
+    fn key_in(&self, attempt: &Attempt) -> Result<String, Error> {
+        let context = attempt.context();
+        if let Some((step, index)) = &self.step {
+            return Ok(context.derive_key_in_step(step, *index, &self.text));
+        }
+        // The verification cannot know that a step was meant, and would repeat the request with
+        // another key. So it has to be known here, where nothing has been sent.
+        if attempt.may_be_verified() && attempt.step_try().is_some() {
+            return Err(misused(attempt).with_text(
+                "the label of a request does not name the step that sends it, so the verification \
+                 after a crash could not repeat the request",
+                "name the step with `RequestLabel::of_step`, here and in the verification",
+            ));
+        }
+        Ok(context.derive_key(&self.text))
     }
 }
 
@@ -126,6 +189,13 @@ impl Options {
                     "send only one",
                 ));
             }
+            // To the service it is none, and a retry would be a second request.
+            if is_blank(header) {
+                return Err(Error::new(ErrorKind::InvalidKey).with_text(
+                    "the key in the header of the request is blank",
+                    "give it a key, or leave the header out",
+                ));
+            }
             return Ok(Some(Chosen { header: header.clone(), place: None }));
         }
         if let Some(key) = request.extensions.get::<RequestKey>() {
@@ -139,29 +209,42 @@ impl Options {
         let Some(attempt) = Attempt::current() else {
             return self.chosen(&self.fresh()?.to_string(), None).map(Some);
         };
-        if let Some(label) = request.extensions.get::<RequestLabel>() {
-            return self.chosen(&attempt.context().derive_key(label.as_str()), None).map(Some);
+        match request.extensions.get::<RequestLabel>() {
+            Some(label) => self.chosen(&label.key_in(&attempt)?, None).map(Some),
+            None => self.of_address(request, &attempt).map(Some),
         }
+    }
+
+    /// Returns the key of a request that only its method and address identify.
+    fn of_address(&self, request: &request::Parts, attempt: &Attempt) -> Result<Chosen, Error> {
         // It would get the response to the same lookup of an earlier attempt, or to the body's
         // request.
         if attempt.is_verification() {
-            return Err(misused(&attempt).with_text(
+            return Err(misused(attempt).with_text(
                 "a request of the verification after a crash does not say whether it repeats an \
                  earlier one",
-                "give it the `RequestLabel` of the one that it repeats, or a new `RequestKey`",
+                "give it the `RequestLabel` of the one that it repeats, with `of_step` if a step \
+                 sent that, or a new `RequestKey`",
+            ));
+        }
+        if request.uri.query().is_some() {
+            return Err(misused(attempt).with_text(
+                "a request of the body has a query, which may differ in the next attempt and would \
+                 then give it another key",
+                "give it a `RequestLabel`",
             ));
         }
         let key = attempt.context().derive_key(&format!("{} {}", request.method, request.uri));
         // A mistake in the body, and no key of anybody's that cannot be used: the request before it
         // may have taken effect.
-        let place = Place::take(&attempt, &key).ok_or_else(|| {
-            misused(&attempt).with_text(
+        let place = Place::take(attempt, &key).ok_or_else(|| {
+            misused(attempt).with_text(
                 "two requests of the body have the same method and address, and would have the \
                  same key",
                 "give each a `RequestLabel`",
             )
         })?;
-        self.chosen(&key, Some(place)).map(Some)
+        self.chosen(&key, Some(place))
     }
 
     /// Inserts `key` into the headers of its request.
@@ -199,6 +282,14 @@ impl Options {
         Ok(uuid::Builder::from_unix_timestamp_millis(self.clock.now().as_millis(), &random)
             .into_uuid())
     }
+}
+
+/// Returns true if no service finds a key in this header, because it is empty or white space, with
+/// quotes around it or without them. Parameters behind the quotes are not part of a key.
+fn is_blank(header: &HeaderValue) -> bool {
+    let value = header.as_bytes().trim_ascii();
+    let Some(quoted) = value.strip_prefix(b"\"") else { return value.is_empty() };
+    quoted.trim_ascii_start().strip_prefix(b"\"").is_some()
 }
 
 /// Returns the key without quotes, or `None` if a service would read another one: white space

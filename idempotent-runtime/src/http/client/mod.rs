@@ -41,7 +41,7 @@
 //!
 //! The first of these that is present:
 //!
-//! 1. the header, if the request already has it; it is sent unchanged;
+//! 1. the header, if the request already has it; it is sent unchanged, and a blank one is refused;
 //! 2. a [`RequestKey`] in the request's extensions;
 //! 3. inside a guarded call, where a request must have the same key in every attempt of the body:
 //!    the key that [`Context::derive_key`](crate::Context::derive_key) returns for the
@@ -70,11 +70,21 @@
 //! try of a step ([`retry`](crate::step::Step::retry)) repeats the requests of the one before, with
 //! their keys: a service that has stored its answer gives it again.
 //!
+//! A request with a query needs a label: without one it is **refused** ([`ClientError::NotSent`]).
+//! A query that is signed or has a time is another one in the next attempt, and so would the key be.
+//! The host and the path count as well. Where they may differ in the next attempt, add a label.
+//!
 //! In the callback of [`on_crash_verify`](crate::Call::on_crash_verify), and in that of the layer
 //! for services, a request without a label is refused as well: its key would be the same in every
 //! attempt, so a lookup by POST would be answered with the response to an earlier lookup. Give it
 //! the label of the request whose outcome it looks up, or a [`RequestKey`] that no other lookup
 //! has.
+//!
+//! The callback runs outside of every step, and a request that a step sends has a key of that step.
+//! Simplest: derive the key outside of the steps, in the body as in the callback, and pass it into
+//! the step as a [`RequestKey`]. Or name the step in both places, with [`RequestLabel::of_step`]. In
+//! a call with such a callback a label inside a step that does not name it is refused: the callback,
+//! with the same label, would send another request.
 //!
 //! The running call is determined where [`call`] is called: in the
 //! body, and in tasks that run [`in_current_call`](crate::InCurrentCall::in_current_call). Put a
