@@ -17,6 +17,7 @@ use crate::lock::Mutex;
 use crate::outcome::refused;
 use crate::steps::Journal;
 use crate::store::{CrashPolicy, Grant, StoreErrorKind, Token};
+use crate::watch::{body_is_in_line, engine_waits};
 
 /// The running call, seen from inside its body.
 ///
@@ -240,7 +241,7 @@ impl Context {
         };
         let superseded = || self.lost();
         let engine = self.0.own.engine.upgrade().ok_or_else(superseded)?;
-        let fence = engine.store.fence(self.0.own.key, token).await;
+        let fence = engine_waits(engine.store.fence(self.0.own.key, token)).await;
         fence
             .map_err(|error| {
                 // The kinds and messages of the store's errors are about calls whose body did not
@@ -331,9 +332,16 @@ impl Context {
         }
     }
 
+    /// The address of the engine, which says whether two calls have the same one.
+    #[cfg(feature = "testing")]
+    pub(crate) fn engine_ptr(&self) -> *const Inner {
+        self.0.own.engine.as_ptr()
+    }
+
     /// Marks the body as waiting for its turn: nothing has happened under the claim yet. A body that
     /// has come to a step has begun, whatever it says.
     pub(crate) fn stands_in_line(&self) {
+        body_is_in_line(true);
         if let Held::Claim(_, lease, _) = &self.0.own.claim {
             match lease.journal() {
                 Some(journal) => journal.stands_in_line(),
@@ -345,6 +353,7 @@ impl Context {
     /// Marks that something may have happened from now on. Returns false if the claim has ended:
     /// then nothing may happen.
     pub(crate) fn begins(&self) -> bool {
+        body_is_in_line(false);
         match &self.0.own.claim {
             Held::Claim(_, _, Some(journal)) => journal.begins_turn(),
             Held::Claim(_, lease, None) => !lease.is_lost() && lease.begin(),

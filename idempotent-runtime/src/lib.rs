@@ -53,6 +53,11 @@ pub mod task;
 pub mod testing;
 #[cfg(any(feature = "memory", feature = "__external"))]
 mod waiters;
+#[cfg(feature = "testing")]
+mod watch;
+#[cfg(not(feature = "testing"))]
+#[path = "no_watch.rs"]
+mod watch;
 
 pub use context::Context;
 pub use engine::{Builder, Call, Idempotency, Report, with_report};

@@ -1,11 +1,19 @@
 //! A store with faults says when a test has not tested what it planned.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::store::{DynStore, MemoryStore, Operation};
-use idempotency::testing::{Fault, FaultyStore, Gate};
+use futures::FutureExt as _;
+use idempotency::key::KeyHash;
+use idempotency::record::State;
+use idempotency::store::{
+    Checkpoint, Claim, DynStore, MemoryStore, Operation, Park, Reason, Store as _, Token,
+};
+use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
 use idempotency::{Error, ErrorKind, Idempotency};
+
+use crate::world::eventually;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -111,4 +119,60 @@ async fn a_store_that_does_not_answer_on_a_clock_that_goes_is_only_silent() {
     let error = call(&engine).await.unwrap_err();
     let reason = error.to_string();
     assert!(!reason.contains("start_paused"), "{reason}");
+}
+
+/// Until then the request waits at the gate, although its sender has given it up.
+async fn passes(gate: &Gate) {
+    assert!(!gate.is_passed());
+    gate.open();
+    eventually("the request", async || gate.is_passed()).await;
+}
+
+#[tokio::test]
+async fn a_late_commit_that_was_given_up_arrives() {
+    let (store, gate) = (FaultyStore::new(MemoryStore::new()), Gate::new());
+    let short = Duration::from_millis(50);
+    let engine = Idempotency::builder(store.clone()).claim_timeout(short).commit_timeout(short);
+    let engine = engine.build().unwrap();
+    store.next(Operation::Complete, Fault::Late(gate.clone()));
+    store.always(Operation::Complete, Some(Fault::LostRequest));
+    assert_eq!(call(&engine).await.unwrap_err().kind(), ErrorKind::NotStored);
+    let record = engine.record("faults.met", 1);
+    assert_eq!(record.inspect().await.unwrap().unwrap().state, State::InProgress);
+    passes(&gate).await;
+    assert_eq!(record.inspect().await.unwrap().unwrap().state, State::Completed);
+}
+
+/// Sends a request and gives it up.
+fn give_up<T>(request: impl Future<Output = T>) {
+    assert!(request.now_or_never().is_none(), "it is late");
+}
+
+#[tokio::test]
+async fn late_changes_that_were_given_up_arrive() {
+    let (store, key) = (FaultyStore::new(MemoryStore::new()), KeyHash::from_bytes([7; 32]));
+    let token = Token::from_bits(7);
+    let mut claim = Claim::new(key, token, "faults.met".into());
+    claim.lease = HOUR;
+    let read = async || store.read(key).await.unwrap().unwrap();
+
+    let gate = Gate::new();
+    store.next(Operation::Claim, Fault::Late(gate.clone()));
+    give_up(store.claim(claim));
+    assert!(store.read(key).await.unwrap().is_none());
+    passes(&gate).await;
+    assert_eq!(read().await.state, State::InProgress);
+
+    let gate = Gate::new();
+    store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
+    give_up(store.checkpoint(Checkpoint::new(key, token, 0, "step".into())));
+    passes(&gate).await;
+    assert_eq!(read().await.checkpoints, 1);
+
+    let clock = ManualClock::new();
+    store.next(Operation::Park, Fault::Slow(clock.clone(), HOUR));
+    give_up(store.park(Park::own(key, token, Reason::Error)));
+    assert_eq!(read().await.state, State::InProgress);
+    clock.advance(HOUR);
+    eventually("the request", async || read().await.state == State::InDoubt).await;
 }

@@ -8,6 +8,7 @@ mod commit;
 mod conflict;
 mod context;
 mod corrupt;
+mod could_not_look;
 mod crash;
 mod crash_points;
 mod errors;

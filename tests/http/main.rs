@@ -18,6 +18,7 @@ mod errors_inside;
 mod fleet;
 mod framing;
 mod handlers;
+mod helpers;
 mod hooks;
 mod keys;
 mod layers;

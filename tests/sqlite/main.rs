@@ -4,6 +4,7 @@ mod fences;
 mod files;
 mod formats;
 mod given;
+mod helpers;
 mod late_retries;
 mod migrations;
 mod purging;

@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::key::Fingerprint;
 use crate::key::Key;
 use crate::policy::{OnConflict, OnCrash, Verdict};
+use crate::watch::BodyWatch;
 
 /// A call of an edge: its key, scope and fingerprints are values that the edge has computed, and
 /// its body encodes its own result.
@@ -269,9 +270,10 @@ impl<V> EdgeCall<V> {
         let context = unprotected.context(&self.operation, key);
         let task_state = task_state.of_edge(&self.engine, &self.extensions).of_body(context);
         // The body is called inside too: it may be a part of what is protected elsewhere.
+        let watch = BodyWatch::begins(&task_state);
         Ok(task_state.wrap(async move {
             let _until_it_has_ended = unprotected;
-            body().await
+            watch.around(body()).await
         }))
     }
 

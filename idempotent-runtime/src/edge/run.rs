@@ -12,6 +12,7 @@ use super::turn::{Attempt, Turn};
 use crate::context::Context;
 use crate::engine::{Admission, Call, Run, Verified, admit, ask, in_its_own_task, verify};
 use crate::policy::Verdict;
+use crate::watch::engine_waits;
 
 pin_project! {
     /// The future of a body, as the engine runs it.
@@ -112,7 +113,7 @@ where
     W: FnOnce(&EdgeOutcome<T>) + Send + 'static,
 {
     let codec = codec();
-    match admit(call.request).await {
+    match engine_waits(admit(call.request)).await {
         Admission::Answer(answer) => codec.reader.answer(answer).into(),
         admission => detach(admission, body, settled).await,
     }
@@ -135,7 +136,7 @@ where
     F: Future<Output = (T, End)> + Send + 'static,
     W: FnOnce(&EdgeOutcome<T>) + Send + 'static,
 {
-    let admission = Box::pin(admit(call.request)).await;
+    let admission = engine_waits(Box::pin(admit(call.request))).await;
     let call = admission.call();
     match admission {
         Admission::Answer(answer) => codec().reader.answer(answer).into(),

@@ -8,6 +8,7 @@ use super::report::{Receiver, Report};
 use super::request::CheckedCall;
 use super::task_state::TaskState;
 use crate::events::{Outcome, What};
+use crate::watch::{Arrival, call_arrives};
 
 /// A call that has not ended. It ends once: with [`end`](Self::end), or as dropped.
 pub(super) struct Exit {
@@ -17,13 +18,22 @@ pub(super) struct Exit {
     /// Monotonic time at which the call turned to the store.
     since: Duration,
     has_ended: bool,
+    _arrival: Arrival,
 }
 
 impl Exit {
     /// Creates the exit of a call that turns to the store now.
     pub(super) fn new(call: &CheckedCall, task_state: &TaskState, report: Report) -> Self {
         let (engine, since) = (call.engine.clone(), call.engine.clock.monotonic());
-        Self { engine, receiver: task_state.receiver().cloned(), report, since, has_ended: false }
+        let arrival = call_arrives(Some(Arc::as_ptr(&engine)), &report.operation, task_state);
+        Self {
+            engine,
+            receiver: task_state.receiver().cloned(),
+            report,
+            since,
+            has_ended: false,
+            _arrival: arrival,
+        }
     }
 
     pub(super) fn end(mut self, outcome: Outcome) {
@@ -53,11 +63,13 @@ pub(super) fn at_once(
     mut report: Report,
     outcome: Outcome,
 ) {
+    let _arrival = call_arrives(Some(engine), &report.operation, task_state);
     tell(engine, task_state.receiver(), &mut report, outcome, None);
 }
 
 /// Like [`at_once`], for a call that has no engine, which no observer can learn of.
 pub(super) fn without_engine(task_state: &TaskState, mut report: Report, outcome: Outcome) {
+    let _arrival = call_arrives(None, &report.operation, task_state);
     report.ended(outcome);
     trace(&report);
     if let Some(receiver) = task_state.receiver() {

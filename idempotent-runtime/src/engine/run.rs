@@ -22,6 +22,7 @@ use super::task_state::TaskState;
 use super::verify::Cleared;
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{Answer, Codec, Reader, Writer};
+use crate::watch::{BodyWatch, engine_waits, of_engine};
 
 type Core<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -47,7 +48,7 @@ pin_project! {
     enum Stage<R, B, F, P> {
         Admission { core: Core<Admission>, body: B, writer: Writer<R, P> },
         Body { #[pin] future: F, guard: Guard, writer: Writer<R, P> },
-        Bypass { #[pin] future: F, task_state: TaskState, unprotected: Unprotected },
+        Bypass { #[pin] future: F, task_state: TaskState, watch: BodyWatch, unprotected: Unprotected },
         Finish { core: Followed<CallerGets>, result: R },
         Over,
     }
@@ -58,12 +59,31 @@ pin_project! {
 struct Guard {
     owner: Box<Owner>,
     task_state: TaskState,
+    watch: BodyWatch,
 }
 
 impl Guard {
     /// Runs the user's code with its task's state, and records a panic.
     fn run<T>(&mut self, code: impl FnOnce() -> T) -> std::thread::Result<T> {
         let answer = catch_unwind(AssertUnwindSafe(|| self.task_state.enter(code)));
+        if answer.is_err() {
+            self.owner.note_panic();
+        }
+        answer
+    }
+
+    /// Polls the body.
+    fn poll<F: Future>(
+        &mut self,
+        body: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> std::thread::Result<Poll<F::Output>> {
+        let answer = {
+            let polling = self.watch.polls(cx);
+            let answer = catch_unwind(AssertUnwindSafe(|| self.task_state.enter(|| body.poll(cx))));
+            polling.ended(matches!(answer, Ok(Poll::Pending)));
+            answer
+        };
         if answer.is_err() {
             self.owner.note_panic();
         }
@@ -105,7 +125,7 @@ where
         loop {
             match this.stage.as_mut().project() {
                 StageProjection::Admission { core, .. } => {
-                    let admission = ready!(core.as_mut().poll(cx));
+                    let admission = ready!(of_engine(core.as_mut().poll(cx)));
                     let StageOwned::Admission { body, writer, .. } =
                         this.stage.as_mut().project_replace(Stage::Over)
                     else {
@@ -116,6 +136,7 @@ where
                             return Poll::Ready(this.reader.answer(answer));
                         }
                         Admission::Bypass(task_state, unprotected) => Stage::Bypass {
+                            watch: BodyWatch::begins(&task_state),
                             future: task_state.enter(body),
                             task_state,
                             unprotected,
@@ -125,11 +146,10 @@ where
                                 return Poll::Ready(this.reader.answer(Answer::Refused(error)));
                             }
                             Ok(task_state) => {
-                                let mut guard = Guard { owner, task_state };
+                                let watch = BodyWatch::begins(&task_state);
+                                let mut guard = Guard { owner, task_state, watch };
                                 let future =
                                     guard.run(body).unwrap_or_else(|panic| resume_unwind(panic));
-                                #[cfg(feature = "testing")]
-                                crate::testing::body_begins(cx);
                                 Stage::Body { future, guard, writer }
                             }
                         },
@@ -137,12 +157,9 @@ where
                     this.stage.set(next);
                 }
                 StageProjection::Body { future, guard, .. } => {
-                    let result = match guard.run(|| future.poll(cx)) {
-                        Ok(Poll::Pending) => {
-                            #[cfg(feature = "testing")]
-                            crate::testing::body_waits();
-                            return Poll::Pending;
-                        }
+                    let polled = guard.poll(future, cx);
+                    let result = match polled {
+                        Ok(Poll::Pending) => return Poll::Pending,
                         Ok(Poll::Ready(result)) => Ok(result),
                         Err(panic) => Err(panic),
                     };
@@ -159,13 +176,16 @@ where
                         .unwrap_or_else(|panic| resume_unwind(panic));
                     this.stage.set(Stage::Finish { core: guard.owner.finish(ending), result });
                 }
-                StageProjection::Bypass { future, task_state, .. } => {
-                    let result = ready!(task_state.enter(|| future.poll(cx)));
+                StageProjection::Bypass { future, task_state, watch, .. } => {
+                    let polling = watch.polls(cx);
+                    let polled = task_state.enter(|| future.poll(cx));
+                    polling.ended(polled.is_pending());
+                    let result = ready!(polled);
                     this.stage.set(Stage::Over);
                     return Poll::Ready(result);
                 }
                 StageProjection::Finish { core, .. } => {
-                    let verdict = ready!(Pin::new(core).poll(cx));
+                    let verdict = ready!(of_engine(Pin::new(core).poll(cx)));
                     let StageOwned::Finish { result, .. } =
                         this.stage.as_mut().project_replace(Stage::Over)
                     else {
@@ -200,7 +220,7 @@ where
     // Created out here: an `async fn` would reserve space for the call too.
     let admission = Box::pin(admit(call.request));
     async move {
-        match admission.await {
+        match engine_waits(admission).await {
             Admission::Answer(answer) => codec.reader.answer(answer),
             admission => detach(admission, codec, body).await,
         }

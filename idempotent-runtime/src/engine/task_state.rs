@@ -12,6 +12,8 @@ use super::{Idempotency, Inner};
 use crate::context::Context;
 use crate::error::{Error, ErrorKind};
 use crate::steps::StepId;
+#[cfg(feature = "testing")]
+use crate::watch::Watched;
 
 tokio::task_local! {
     static TASK_STATE: TaskState;
@@ -32,6 +34,9 @@ struct Parts {
     /// that has steps itself.
     steps: Vec<RunningStep>,
     extensions: Extensions,
+    /// The call of a test helper that this is part of.
+    #[cfg(feature = "testing")]
+    watched: Option<Watched>,
 }
 
 #[derive(Clone)]
@@ -113,6 +118,17 @@ impl TaskState {
 
     pub(crate) fn extensions(&self) -> Extensions {
         self.0.as_ref().map(|parts| parts.extensions.clone()).unwrap_or_default()
+    }
+
+    /// The state for a call of a test helper.
+    #[cfg(feature = "testing")]
+    pub(crate) fn watched(&self, watched: Watched) -> Self {
+        Self::of(Parts { watched: Some(watched), ..self.parts() })
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn watcher(&self) -> Option<&Watched> {
+        self.0.as_ref()?.watched.as_ref()
     }
 
     pub(crate) fn context(&self) -> Option<&Context> {

@@ -28,6 +28,7 @@ use crate::store::transaction::{
     ClaimAnswer, End, KeepsLock, TransactionConnection as _, savepoint_without_claim,
 };
 use crate::store::{ClaimOutcome, CrashPolicy, Grant, Record, SqlTransaction, Token};
+use crate::watch::engine_waits;
 
 /// The result of [`begin`].
 #[expect(
@@ -87,7 +88,7 @@ where
 {
     let Codec { writer, reader } = codec;
     let version = call.request.version();
-    match seek(call.request, transaction).await {
+    match engine_waits(seek(call.request, transaction)).await {
         Ok(Sought::Found(record)) => Begun::Answered(reader.answer(stored(record, version))),
         Ok(Sought::Run { claimed, task_state }) => {
             Begun::Mine(InTransaction { claimed, task_state, writer, reader })

@@ -11,6 +11,7 @@ use crate::events::Outcome;
 use crate::outcome::{Answer, Ending};
 use crate::store::transaction::{End, TransactionConnection as _, is_over};
 use crate::store::{Commit, Park, Reason, Record, SqlTransaction, State, StoreError, Token};
+use crate::watch::{BodyWatch, engine_waits};
 
 /// The effect of a call on the transaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,11 +56,16 @@ impl InClaim {
 impl<R, P> InTransaction<R, P> {
     /// Runs the body with the task's state of the call.
     pub async fn body<F: Future<Output = R>>(&self, body: impl FnOnce() -> F) -> R {
-        self.task_state.clone().wrap(async move { body().await }).await
+        let watch = BodyWatch::begins(&self.task_state);
+        self.task_state.clone().wrap(async move { watch.around(body()).await }).await
     }
 
     /// Writes the record in the same transaction, as the body's result requires.
     pub async fn finish<X: SqlTransaction + ?Sized>(self, result: R, transaction: &mut X) -> R {
+        engine_waits(self.end(result, transaction)).await
+    }
+
+    async fn end<X: SqlTransaction + ?Sized>(self, result: R, transaction: &mut X) -> R {
         let Self { claimed, task_state, writer, reader } = self;
         let mut claim = match claimed {
             Ok(claim) => claim,

@@ -21,6 +21,7 @@ use crate::outcome::{
 };
 use crate::policy::Verdict;
 use crate::store::{Reason, Record};
+use crate::watch::engine_waits;
 
 /// The default delay before a call verifies: long enough for a request to arrive that was in flight
 /// when its sender died.
@@ -105,7 +106,7 @@ where
     // Created out here: an `async fn` would reserve space for the call too.
     let admission = Box::pin(admit(call.request.verifying()));
     async move {
-        match admission.await {
+        match engine_waits(admission).await {
             Admission::Answer(answer) => Verified::Answered(codec.reader.answer(answer)),
             // Boxed: it is rarely needed, and every future of a call would reserve space for it.
             Admission::Run(owner) if owner.must_ask() => {
@@ -148,7 +149,7 @@ where
         }
         Err(error) => (R::failed(error), owner.ask_again_later()),
     };
-    Verified::Answered(match owner.finish(ending).await {
+    Verified::Answered(match engine_waits(owner.finish(ending)).await {
         finish::CallerGets::Own => result,
         finish::CallerGets::Instead(answer) => codec.reader.answer(answer),
     })

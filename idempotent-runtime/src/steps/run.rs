@@ -13,6 +13,7 @@ use crate::clock::Sleep;
 use crate::encoding::{Encoded, Redacted, decode, encode_part};
 use crate::error::{Error, ErrorKind};
 use crate::outcome::{CallError, StoredValue};
+use crate::watch::{of_engine, step_waits_before_record};
 
 /// The body of a step: runs once, or again after an error.
 #[diagnostic::on_unimplemented(
@@ -115,6 +116,7 @@ pin_project! {
         Starting { underway: Underway },
         Running { #[pin] future: F, underway: Underway, timer: Option<Sleep> },
         Pausing { sleep: Sleep, underway: Underway },
+        Ended { underway: Underway, polled: Poll<Result<T, E>> },
         Recording { writing: Writing, result: Result<T, E> },
         Over,
     }
@@ -138,7 +140,8 @@ where
         let mut this = self.project();
         loop {
             let next = match this.stage.as_mut().project() {
-                StageProjection::Asking { core } => match ready!(core.as_mut().poll(cx)) {
+                StageProjection::Asking { core } => match ready!(of_engine(core.as_mut().poll(cx)))
+                {
                     Ok(Admitted::Run(underway)) => Ok(Stage::Starting { underway }),
                     Ok(Admitted::Replay(replay)) => Err(decode(replay.result.get().as_bytes())
                         .map_err(|error| {
@@ -177,6 +180,19 @@ where
                     else {
                         continue;
                     };
+                    let waits = polled.is_ready() && step_waits_before_record(cx);
+                    this.stage.set(Stage::Ended { underway, polled });
+                    if waits {
+                        return Poll::Pending;
+                    }
+                    continue;
+                }
+                StageProjection::Ended { .. } => {
+                    let StageOwned::Ended { underway, polled } =
+                        this.stage.as_mut().project_replace(Stage::Over)
+                    else {
+                        continue;
+                    };
                     match end_of_try(polled, &underway, || (this.next_pause)(this.body)) {
                         Ok(EndOfTry::Again(sleep)) => Ok(Stage::Pausing { sleep, underway }),
                         Ok(EndOfTry::Failed(error)) => record(underway.failed(), Err(error)),
@@ -191,7 +207,7 @@ where
                     }
                 }
                 StageProjection::Pausing { sleep, .. } => {
-                    ready!(sleep.as_mut().poll(cx));
+                    ready!(of_engine(sleep.as_mut().poll(cx)));
                     let StageOwned::Pausing { mut underway, .. } =
                         this.stage.as_mut().project_replace(Stage::Over)
                     else {
@@ -201,7 +217,7 @@ where
                     Ok(Stage::Starting { underway })
                 }
                 StageProjection::Recording { writing, .. } => {
-                    let recorded = ready!(Pin::new(writing).poll(cx));
+                    let recorded = ready!(of_engine(Pin::new(writing).poll(cx)));
                     let StageOwned::Recording { result, .. } =
                         this.stage.as_mut().project_replace(Stage::Over)
                     else {

@@ -1,6 +1,5 @@
 //! Calls that are dropped at every point at which they can be.
 
-use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::panic::Location;
 use std::pin::{Pin, pin};
@@ -13,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::task::coop::{consume_budget, has_budget_remaining};
 
 use crate::lock::Mutex;
+use crate::watch::{Watch, inside};
 
 /// The number of attempts to reach a point that a call did not come to: a network's latency varies.
 const TRIES: usize = 3;
@@ -44,7 +44,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// sent may be in flight. And it is dropped when it was woken and is about to continue: what it
 /// waited for has happened, but it does not know. On Tokio, the call also waits for what is ready
 /// at once: sockets, channels, locks, timers and spawned tasks yield, as Tokio makes them do if
-/// they are ready too often in a row.
+/// they are ready too often in a row. And a [step](crate::Context::step) waits once between its end
+/// and the record of its result.
 ///
 /// ```
 /// # use std::collections::HashMap;
@@ -76,15 +77,32 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// ```
 ///
 /// # Panics
-/// If it could not test anything. Either no call ever waited for something outside, so there was no
-/// point to drop it at: let the fake wait, with `tokio::task::yield_now().await`, before its effect
-/// and after it. Or at least two tasks, and at least half as many as calls were dropped, are still
-/// running at the end, with effects that were not checked: let them end sooner, with shorter timers
-/// or `tokio::time::pause()`.
+/// If it could not test anything, or not each operation of an engine that the calls came to:
 ///
-/// Tasks are awaited for as long as one of them ends every 200 ms, for five seconds at most. Fewer
-/// tasks that do nothing for longer cannot be distinguished from connections and workers, and their
-/// later effects are not checked.
+/// - No call ever waited for something outside, or none in the body of this operation, so there was
+///   no point to drop it at. Let the fake wait, with `tokio::task::yield_now().await`, before its
+///   effect and after it. The waits of the engine inside the body, for its store and for other
+///   calls, do not count, and neither does an edge's wait for its
+///   [turn](crate::edge::Turn::wait).
+/// - The body of this operation did not begin in the calls that were dropped: they returned an
+///   earlier result, or were refused. Give each number a key of its own.
+/// - At least two tasks, and at least half as many as calls were dropped, are still running at the
+///   end, with effects that were not checked. Let them end sooner, with shorter timers or
+///   `tokio::time::pause()`.
+///
+/// # What it does not see
+///
+/// - Tasks are awaited for as long as one of them ends every 200 ms, for five seconds at most. Fewer
+///   tasks that do nothing for longer cannot be distinguished from connections and workers, and
+///   their later effects are not checked.
+/// - Work on threads, `spawn_blocking` included, goes on when a call is dropped, and Tokio does not
+///   report it. It is awaited for 20 ms after the last drop, and its later effects are not checked:
+///   let the fake of what takes longer be a task, or make it fast.
+/// - A drop does not end what runs in a task of its own, as a `detach`ed body and an HTTP handler
+///   do. There it shows that a caller may leave, not what is left behind by a process that ends in
+///   the middle. A guarded call in a task that the call spawns without
+///   [`in_current_call`](crate::InCurrentCall::in_current_call) is not one of the operations above.
+/// - Code without a guard: whether it gets as far as its effect in the calls that are dropped.
 #[track_caller]
 pub fn crash_at_every_await<F: Future>(
     call: impl FnMut(usize) -> F,
@@ -94,21 +112,22 @@ pub fn crash_at_every_await<F: Future>(
     async move {
         let (mut call, mut check) = (call, check);
         let idle = running_tasks();
-        let output = call(1).await;
+        let watch = Arc::new(Watch::default());
+        let output = to_its_end(watch.enter(1, || call(1)), (&watch, 1)).await;
         check(1, Some(output)).await;
         settle(idle).await;
         let idle = running_tasks();
 
         let (mut calls, mut crashes, mut points) = (1, 0, 0);
-        let mut bodies = Bodies::default();
         'turns: for turn in 1.. {
             'waits: for wait in 0.. {
                 for moment in [Moment::BeginsToWait, Moment::IsAboutToGoOn] {
                     let mut tries = 0;
                     loop {
                         calls += 1;
-                        let end =
-                            until(call(calls), Point { turn, wait }, moment, &mut bodies).await;
+                        let watched = (&watch, calls);
+                        let call = watch.enter(calls, || call(calls));
+                        let end = until(call, watched, Point { turn, wait }, moment).await;
                         let is_met = matches!(end, End::Dropped { is_met: true });
                         crashes += usize::from(matches!(end, End::Dropped { .. }));
                         check(calls, end.output()).await;
@@ -125,10 +144,9 @@ pub fn crash_at_every_await<F: Future>(
             }
         }
         assert!(
-            crashes > 0 && (bodies.have_waited || !bodies.have_begun),
+            crashes > 0,
             "crash_at_every_await at {caller} could not look: no call ever waited for something \
-             outside, so there was no point at which to drop it; let the fake of what is outside \
-             wait, `tokio::task::yield_now().await`, before its effect and after it"
+             outside, so there was no point at which to drop it; {LET_IT_WAIT}"
         );
         linger(LINGER * 10).await;
         settle(idle).await;
@@ -143,6 +161,7 @@ pub fn crash_at_every_await<F: Future>(
             }
             settle(idle).await;
         }
+        check_that_bodies_were_dropped(&watch, caller);
         let left = running_tasks().saturating_sub(idle);
         assert!(
             left < 2 || left * 2 < crashes,
@@ -151,6 +170,32 @@ pub fn crash_at_every_await<F: Future>(
              let them end sooner, with shorter timers or `tokio::time::pause()`"
         );
         points
+    }
+}
+
+pub(super) const LET_IT_WAIT: &str = "let the fake of what is outside wait, \
+    `tokio::task::yield_now().await`, before its effect and after it";
+
+/// The number of calls after the first in which a body begins at least, if each has a key of its
+/// own: its first wait is a point, which is met from both sides.
+const DROPPED_IN_A_BODY: usize = 2;
+
+/// Panics if the calls came to an operation and were not dropped in its body.
+fn check_that_bodies_were_dropped(watch: &Watch, caller: &Location<'_>) {
+    for (operation, seen) in watch.operations() {
+        assert!(
+            seen.begun_in.iter().filter(|&&number| number > 1).count() >= DROPPED_IN_A_BODY,
+            "crash_at_every_await at {caller} could not look: no call after the first was dropped \
+             in the middle of `{operation}`, because its body did not begin: the call returned an \
+             earlier result, or was refused; give each number a key of its own, here and in the \
+             calls inside, and let its body run"
+        );
+        assert!(
+            seen.has_waited_inside || !seen.has_begun_inside,
+            "crash_at_every_await at {caller} could not look: no call ever waited for something \
+             outside in the body of `{operation}`, so there was no point at which to drop it \
+             there; {LET_IT_WAIT}"
+        );
     }
 }
 
@@ -189,12 +234,18 @@ impl<T> End<T> {
     }
 }
 
-/// Polls `call` until it waits at `point`, then drops it.
+/// Polls `call`, which has a number in the watch, until it returns.
+async fn to_its_end<F: Future>(call: F, (watch, number): (&Arc<Watch>, usize)) -> F::Output {
+    let mut call = pin!(call);
+    poll_fn(|cx| watch.enter(number, || call.as_mut().poll(cx))).await
+}
+
+/// Polls `call`, which has a number in the watch, until it waits at `point`, then drops it.
 async fn until<F: Future>(
     call: F,
+    (watch, number): (&Arc<Watch>, usize),
     point: Point,
     moment: Moment,
-    bodies: &mut Bodies,
 ) -> End<F::Output> {
     let mut call = pin!(call);
     let woken = Arc::new(Woken::default());
@@ -209,7 +260,7 @@ async fn until<F: Future>(
             return End::Dropped { is_met: reached == point };
         }
         let poll = poll_fn(|cx| {
-            let output = turns.poll(call.as_mut(), &woken, bodies, cx);
+            let output = watch.enter(number, || turns.poll(call.as_mut(), &woken, cx));
             Poll::Ready((output, has_budget_remaining()))
         });
         match poll.await {
@@ -241,7 +292,6 @@ impl Turns {
         &mut self,
         call: Pin<&mut F>,
         woken: &Arc<Woken>,
-        bodies: &mut Bodies,
         cx: &mut Context<'_>,
     ) -> Poll<F::Output> {
         match self.budget {
@@ -257,40 +307,13 @@ impl Turns {
             }
         }
         let waker = Waker::from(woken.clone());
-        BODIES.set(Some(*bodies));
-        let output = call.poll(&mut Context::from_waker(&waker));
-        *bodies = BODIES.take().unwrap_or(*bodies);
-        output
+        inside(|| call.poll(&mut Context::from_waker(&waker)))
     }
 }
 
-/// Observations about the guarded bodies that were polled here.
-#[derive(Clone, Copy, Default)]
-struct Bodies {
-    have_begun: bool,
-    have_waited: bool,
-}
-
-thread_local! {
-    /// The bodies of the call that is being polled; `None` outside of [`crash_at_every_await`].
-    static BODIES: Cell<Option<Bodies>> = const { Cell::new(None) };
-}
-
-/// Notes that the engine is about to poll a body for the first time. A `select!` on the way to it
-/// may have left some of Tokio's budget, so the rest is spent here: the body's first operation must
-/// be a point like all others.
-pub(crate) fn body_begins(cx: &mut Context<'_>) {
-    if let Some(bodies) = BODIES.get() {
-        BODIES.set(Some(Bodies { have_begun: true, ..bodies }));
-        spend(Turns::UNBOUNDED, cx);
-    }
-}
-
-/// Notes that the body which the engine has polled waits.
-pub(crate) fn body_waits() {
-    if let Some(bodies) = BODIES.get() {
-        BODIES.set(Some(Bodies { have_waited: true, ..bodies }));
-    }
+/// Spends what is left of this poll's budget: the next operation waits, whether or not it is ready.
+pub(crate) fn spend_budget(cx: &mut Context<'_>) {
+    spend(Turns::UNBOUNDED, cx);
 }
 
 /// Spends at most `count` operations of this poll's budget, and returns how many there were.
@@ -302,12 +325,34 @@ fn spend(count: usize, cx: &mut Context<'_>) -> usize {
 
 /// A waker that records whether the call was woken since it was last polled.
 #[derive(Default)]
-struct Woken {
-    is_woken: AtomicBool,
+pub(super) struct Woken {
+    is_set: AtomicBool,
+    /// It was woken since [`watch`](Self::watch).
+    was_set: AtomicBool,
     task: Mutex<Option<Waker>>,
 }
 
 impl Woken {
+    /// Returns true if the call was woken since the last time. If not, the task is woken with it.
+    pub(super) fn take(&self, cx: &Context<'_>) -> bool {
+        // In this order, as in `wait`.
+        *self.task.lock() = Some(cx.waker().clone());
+        self.is_set.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn is_woken(&self) -> bool {
+        self.is_set.load(Ordering::Acquire)
+    }
+
+    /// Begins to watch for a wake-up, whatever [`take`](Self::take) takes.
+    pub(super) fn watch(&self) {
+        self.was_set.store(self.is_woken(), Ordering::Release);
+    }
+
+    pub(super) fn was_woken_since(&self) -> bool {
+        self.was_set.load(Ordering::Acquire)
+    }
+
     /// Resolves when the call was woken, but never before the next poll of the task.
     async fn wait(&self) {
         let mut is_next_poll = false;
@@ -316,7 +361,7 @@ impl Woken {
             // takes the waker. A wake-up between these two steps therefore finds the waker, and no
             // wake-up is lost.
             *self.task.lock() = Some(cx.waker().clone());
-            if !self.is_woken.load(Ordering::Acquire) {
+            if !self.is_set.load(Ordering::Acquire) {
                 is_next_poll = true;
                 return Poll::Pending;
             }
@@ -324,7 +369,7 @@ impl Woken {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            self.is_woken.store(false, Ordering::Release);
+            self.is_set.store(false, Ordering::Release);
             Poll::Ready(())
         })
         .await;
@@ -337,7 +382,8 @@ impl Wake for Woken {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.is_woken.store(true, Ordering::Release);
+        self.was_set.store(true, Ordering::Release);
+        self.is_set.store(true, Ordering::Release);
         let task = self.task.lock().take();
         if let Some(task) = task {
             task.wake();

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::ManualClock;
@@ -26,11 +29,13 @@ pub enum Fault {
     LostRequest,
     /// The request is applied, but its response never arrives.
     LostAnswer,
-    /// The request waits for the gate before it is applied.
+    /// The request waits for the gate before it is applied. Then it is applied even if its sender
+    /// has given it up, as a message on its way is.
     Late(Gate),
     /// The request is applied, and its response waits for the gate.
     LateAnswer(Gate),
-    /// The request takes this long on this clock.
+    /// The request waits for this long on this clock before it is applied. Then it is applied even
+    /// if its sender has given it up.
     Slow(ManualClock, Duration),
     /// The request fails with this error, and is not applied.
     Refused(StoreErrorKind),
@@ -230,11 +235,11 @@ impl<S: Store> FaultyStore<S> {
         self.script().renewals_are_unanswered = true;
     }
 
-    async fn pass<T>(
+    async fn pass<T: Send + 'static>(
         &self,
         operation: Operation,
         key: Option<KeyHash>,
-        request: impl Future<Output = Result<T, StoreError>>,
+        request: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
         let fault = {
             let mut script = self.script();
@@ -252,8 +257,11 @@ impl<S: Store> FaultyStore<S> {
                 Err(lost)
             }
             Some(Fault::Late(gate)) => {
-                gate.wait().await;
-                request.await
+                OnItsWay::new(async move {
+                    gate.wait().await;
+                    request.await
+                })
+                .await
             }
             Some(Fault::LateAnswer(gate)) => {
                 let answer = request.await;
@@ -261,8 +269,11 @@ impl<S: Store> FaultyStore<S> {
                 answer
             }
             Some(Fault::Slow(clock, duration)) => {
-                clock.sleep(duration).await;
-                request.await
+                OnItsWay::new(async move {
+                    clock.sleep(duration).await;
+                    request.await
+                })
+                .await
             }
             Some(Fault::Refused(kind)) => Err(StoreError::new(kind, operation)),
             Some(Fault::Panic) => panic!("the store's client breaks at {operation}"),
@@ -281,6 +292,42 @@ impl<S> FaultyStore<S> {
         faults
             .flat_map(|(operation, faults)| faults.iter().map(|fault| (*operation, fault.clone())))
             .collect()
+    }
+}
+
+/// A request that was sent: it arrives even if its sender has given it up.
+struct OnItsWay<T: Send + 'static> {
+    /// `None` once it has arrived.
+    request: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    /// The runtime of its sender. Without one it does not go on.
+    runtime: Option<Handle>,
+}
+
+impl<T: Send + 'static> OnItsWay<T> {
+    fn new(request: impl Future<Output = T> + Send + 'static) -> Self {
+        Self { request: Some(Box::pin(request)), runtime: Handle::try_current().ok() }
+    }
+}
+
+impl<T: Send + 'static> Future for OnItsWay<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        // Taken out while it is polled: one that panics does not go on.
+        let Some(mut request) = self.request.take() else { return Poll::Pending };
+        let polled = request.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.request = Some(request);
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for OnItsWay<T> {
+    fn drop(&mut self) {
+        if let (Some(request), Some(runtime)) = (self.request.take(), &self.runtime) {
+            runtime.spawn(request);
+        }
     }
 }
 
@@ -317,11 +364,14 @@ macro_rules! through {
 
             async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {
                 self.script().claims.push(claim.clone());
-                self.pass(Operation::Claim, Some(claim.key), self.inner.claim(claim)).await
+                let (key, inner) = (claim.key, Arc::clone(&self.inner));
+                self.pass(Operation::Claim, Some(key), async move { inner.claim(claim).await }).await
             }
 
             async fn renew(&self, renewals: Vec<Renewal>) -> Result<Vec<WriteOutcome>, StoreError> {
-                let mut answers = self.pass(Operation::Renew, None, self.inner.renew(renewals)).await?;
+                let inner = Arc::clone(&self.inner);
+                let request = async move { inner.renew(renewals).await };
+                let mut answers = self.pass(Operation::Renew, None, request).await?;
                 if self.script().renewals_are_unanswered {
                     answers.clear();
                 }
@@ -329,7 +379,9 @@ macro_rules! through {
             }
             $(
                 async fn $method(&self, $($argument: $type),*) -> Result<$answer, StoreError> {
-                    self.pass(Operation::$operation, $key, self.inner.$method($($argument),*)).await
+                    let (key, inner) = ($key, Arc::clone(&self.inner));
+                    let request = async move { inner.$method($($argument),*).await };
+                    self.pass(Operation::$operation, key, request).await
                 }
             )*
         }

@@ -13,7 +13,7 @@ mod subject;
 #[doc(inline)]
 pub use crate::__conformance as conformance;
 pub use crashes::crash_at_every_await;
-pub(crate) use crashes::{body_begins, body_waits};
+pub(crate) use crashes::spend_budget;
 pub use faulty_store::{Fault, FaultyStore, Gate};
 pub use manual_clock::ManualClock;
 pub use retries::{assert_runs_once, run_concurrently};

@@ -2,9 +2,15 @@
 
 use std::future::{Future, poll_fn};
 use std::panic::Location;
-use std::task::Poll;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake as _, Waker};
 
-use super::crashes::{running_tasks, settle};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::crashes::{LET_IT_WAIT, Woken, running_tasks, settle};
+use crate::watch::Watch;
 
 /// Runs the same call twice, one after the other, and asserts that both had one effect and the same
 /// result.
@@ -75,8 +81,24 @@ where
 ///
 /// # Panics
 /// If it could not test anything: fewer than two calls are not concurrent, and neither are calls of
-/// which none ever waited before another one began. Let the fake wait, with
-/// `tokio::task::yield_now().await`.
+/// which none ever waited before another one began, here or in the tasks that they spawn. Let the
+/// fake wait, with `tokio::task::yield_now().await`, before its effect and after it.
+///
+/// If several of the calls come to an operation of an engine, a body of it must wait while another
+/// call of it comes or is under way, wherever else the calls wait. If no body began, because all
+/// were answered or refused, one call must come while another one is under way.
+///
+/// # What it does not see
+///
+/// - Code without a guard: whether a call waits between its check and its effect, or only before
+///   both. The fake must wait there.
+/// - Calls in tasks on a runtime with several threads, in a `LocalSet` and on threads: they count as
+///   concurrent if they have not ended when the last one has been created, whether or not they ran
+///   at the same time. Pass the future itself, or use a runtime with one thread, which
+///   `#[tokio::test]` does. A guarded call in a task counts as code without a guard, unless the task
+///   is that of its own `detach`ed body or was spawned
+///   [`in_current_call`](crate::InCurrentCall::in_current_call).
+/// - Effects of work on threads, `spawn_blocking` included, for which a call does not wait.
 ///
 /// ```
 /// # use std::sync::atomic::{AtomicUsize, Ordering};
@@ -107,31 +129,157 @@ pub fn run_concurrently<F: Future>(
     );
     async move {
         // Before the calls are created: one that is spawned is a task of its own.
-        let (idle, mut were_at_once) = (running_tasks(), false);
-        let mut calls: Vec<_> = (0..count).map(call).map(Box::pin).collect();
-        let mut answers: Vec<_> = calls.iter().map(|_| None).collect();
+        let (idle, watch) = (running_tasks(), Arc::new(Watch::default()));
+        let mut calls: Vec<_> = (0..count)
+            .scan(call, |call, number| Some(Concurrent::new(&watch, number, call)))
+            .collect();
+        let (mut were_at_once, mut tasks_wait) = (false, None);
         poll_fn(|cx| {
-            let mut is_over = true;
-            for (call, answer) in calls.iter_mut().zip(&mut answers) {
-                if answer.is_none() {
-                    were_at_once |= !is_over;
-                    match call.as_mut().poll(cx) {
-                        Poll::Ready(output) => *answer = Some(output),
-                        Poll::Pending => is_over = false,
-                    }
+            for next in 0..calls.len() {
+                if !calls[next].is_to_be_polled(cx) {
+                    continue;
                 }
+                // Not this one, which is about to go on.
+                let mut others = calls.iter().enumerate().filter(|(other, _)| *other != next);
+                were_at_once |= others.any(|(_, other)| other.waits());
+                calls[next].poll(&watch, next);
             }
+            if tasks_wait.is_none() {
+                tasks_wait = Some(first_tasks_wait(&calls));
+            }
+            let is_over = calls.iter().all(|call| call.answer.is_some());
             if is_over { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
-        assert!(
-            were_at_once,
-            "run_concurrently at {caller} could not look: no call ever waited while another was to come, so each ended before \
-             the next began; let the fake of what is outside wait, `tokio::task::yield_now().await`, before its effect and after it"
-        );
+        if let Some(Some(tasks_wait)) = tasks_wait {
+            were_at_once |= tasks_wait.await.unwrap_or(false);
+        }
         settle(idle).await;
-        answers.into_iter().flatten().collect()
+        check_that_calls_met(&watch, were_at_once, caller);
+        calls.into_iter().filter_map(|call| call.answer).collect()
     }
+}
+
+/// One of several calls that run concurrently.
+struct Concurrent<F: Future> {
+    call: Pin<Box<F>>,
+    answer: Option<F::Output>,
+    woken: Arc<Woken>,
+    wait: Wait,
+}
+
+/// What is known of a call that has not returned.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// It was not polled yet.
+    ToBegin,
+    /// It waits, and what it does happens where it is polled.
+    Here,
+    /// It has spawned a task, and may wait for that alone. The task may never wait.
+    MaybeForTask,
+}
+
+impl<F: Future> Concurrent<F> {
+    fn new(watch: &Arc<Watch>, number: usize, create: &mut impl FnMut(usize) -> F) -> Self {
+        let tasks = running_tasks();
+        let call = Box::pin(watch.enter(number, || create(number)));
+        let wait = if running_tasks() > tasks { Wait::MaybeForTask } else { Wait::ToBegin };
+        let woken = Arc::new(Woken::default());
+        woken.wake_by_ref();
+        Self { call, answer: None, woken, wait }
+    }
+
+    /// Returns true if the call has not returned and was woken.
+    fn is_to_be_polled(&self, cx: &Context<'_>) -> bool {
+        self.answer.is_none() && self.woken.take(cx)
+    }
+
+    fn waits(&self) -> bool {
+        self.answer.is_none() && self.wait == Wait::Here
+    }
+
+    fn poll(&mut self, watch: &Arc<Watch>, number: usize) {
+        let tasks = running_tasks();
+        let waker = Waker::from(self.woken.clone());
+        let polled =
+            watch.enter(number, || self.call.as_mut().poll(&mut Context::from_waker(&waker)));
+        match polled {
+            Poll::Ready(answer) => self.answer = Some(answer),
+            // It has woken itself: no task of its own has run yet.
+            Poll::Pending if self.woken.is_woken() => self.wait = Wait::Here,
+            Poll::Pending if self.wait == Wait::MaybeForTask || running_tasks() > tasks => {
+                self.wait = Wait::MaybeForTask;
+            }
+            Poll::Pending => self.wait = Wait::Here,
+        }
+    }
+}
+
+/// Finds out whether a task of one of `calls`, which have all been polled once, waits while that of
+/// a later one begins. Returns `None` if no call has spawned a task.
+///
+/// A runtime with one thread polls new tasks in the order in which they were spawned. So a task that
+/// is spawned now is polled after each of them, and a call that was not woken until then waits for a
+/// task that has waited.
+fn first_tasks_wait<F: Future>(calls: &[Concurrent<F>]) -> Option<oneshot::Receiver<bool>> {
+    let (_, earlier) = calls.split_last()?;
+    let earlier: Vec<_> = earlier
+        .iter()
+        .filter(|call| call.answer.is_none() && call.wait == Wait::MaybeForTask)
+        .map(|call| call.woken.clone())
+        .collect();
+    if earlier.is_empty() || Handle::try_current().is_err() {
+        return None;
+    }
+    for woken in &earlier {
+        woken.watch();
+    }
+    let (sender, receiver) = oneshot::channel();
+    spawn_last(running_tasks() + 1, move || {
+        let _ = sender.send(earlier.iter().any(|woken| !woken.was_woken_since()));
+    });
+    Some(receiver)
+}
+
+/// Runs `look` in a task that is polled after all the others. Those may spawn some in turn, so this
+/// is repeated until as many tasks run as before.
+fn spawn_last(tasks: usize, look: impl FnOnce() + Send + 'static) {
+    let last: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+        let now = running_tasks();
+        if now == tasks {
+            look();
+        } else {
+            spawn_last(now, look);
+        }
+    });
+    tokio::spawn(last);
+}
+
+/// Panics if no call was under way when another one came.
+fn check_that_calls_met(watch: &Watch, were_at_once: bool, caller: &Location<'_>) {
+    let mut operations = watch.operations();
+    operations.retain(|(_, seen)| seen.callers.len() > 1);
+    for (operation, seen) in &operations {
+        // A detached body may begin only after the others were refused for its claim.
+        let body_was_met = seen.body_was_met || (seen.has_waited && seen.calls_met);
+        assert!(
+            body_was_met || seen.begun_in.is_empty(),
+            "run_concurrently at {caller} could not look: no body of `{operation}` waited while \
+             another call of it was under way; {LET_IT_WAIT}, and let the calls come to it at once"
+        );
+        assert!(
+            body_was_met || seen.calls_met,
+            "run_concurrently at {caller} could not look: no call of `{operation}` was under way \
+             when another one came, because no body began: each call returned an earlier result, \
+             or was refused"
+        );
+    }
+    assert!(
+        were_at_once || !operations.is_empty(),
+        "run_concurrently at {caller} could not look: no call ever waited while another was to \
+         come, so each ended before the next began, here or in a task that it spawned; \
+         {LET_IT_WAIT}"
+    );
 }
 
 #[cfg(test)]
@@ -212,6 +360,33 @@ mod tests {
         let effects = Arc::new(AtomicUsize::new(0));
         let call = || tokio::spawn(spawns(effects.clone()));
         let _ = assert_runs_once(call, || effects.load(Ordering::SeqCst)).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "could not look: no call ever waited")]
+    async fn tasks_in_tasks_that_never_wait_are_reported() {
+        run_concurrently(64, |_| {
+            tokio::spawn(async { tokio::spawn(async { tokio::spawn(async {}).await }).await })
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn tasks_in_tasks_that_wait_are_at_once() {
+        run_concurrently(64, |_| tokio::spawn(async { tokio::spawn(yield_now()).await })).await;
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "could not look: no call ever waited")]
+    async fn a_last_task_that_waits_alone_is_reported() {
+        run_concurrently(3, |number| {
+            tokio::spawn(async move {
+                if number == 2 {
+                    yield_now().await;
+                }
+            })
+        })
+        .await;
     }
 
     #[tokio::test]
