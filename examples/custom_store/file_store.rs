@@ -9,9 +9,9 @@ use bytes::Bytes;
 use idempotency::clock::Clock;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    Cursor, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
-    Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, transition,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, Cursor, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal,
+    Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, transition,
 };
 
 use super::directory::Directory;
@@ -129,7 +129,7 @@ impl Store for FileStore {
         Ok(page)
     }
 
-    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+    async fn census(&self, budget: CensusBudget) -> Result<Census, StoreError> {
         let (mut census, began) = (Census::new(), Instant::now());
         for key in self.0.keys(Operation::Census)? {
             if began.elapsed() >= budget.time {

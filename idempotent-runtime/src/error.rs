@@ -464,6 +464,9 @@ impl Error {
     /// call can make it again, or can itself report that nothing happened, if it has done nothing
     /// else.
     ///
+    /// It speaks of the innermost guarded call: one around it, whose body has returned this error, may
+    /// have left something. `tx::in_transaction` counts as a guarded call.
+    ///
     /// False for every error that is not that of a guarded call, whatever its kind: one of
     /// [`inspect`](crate::record::RecordHandle::inspect), of a [step](crate::Context::step) or of a
     /// key that was made by hand says nothing about the code that gets it.

@@ -1,8 +1,9 @@
 //! Bodies that wait for their turn, and what they say if it does not come.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-use futures::poll;
+use futures::{FutureExt as _, poll};
 use idempotency::clock::Clock as _;
 use idempotency::edge::{Attempt, EdgeCall, EdgeOutcome, End, NotBegun, Turn};
 use idempotency::key::{Key, window};
@@ -325,5 +326,25 @@ async fn a_call_that_is_dropped_before_its_turn_is_released() -> Result<(), Erro
     let outcome = world.while_time_passes(attempt).await;
     assert!(matches!(outcome, EdgeOutcome::Executed(1)), "{outcome:?}");
     assert_eq!(world.ledger.count(), 1);
+    Ok(())
+}
+
+/// What a panic means is not known, whatever the body had said before it.
+#[tokio::test]
+async fn a_body_that_panics_while_it_waits_is_in_doubt() -> Result<(), Error> {
+    let world = World::new();
+    let panics = async |turn: Turn| {
+        let _waiting = turn.wait();
+        panic!("the body breaks");
+        #[expect(unreachable_code, reason = "it gives the result its type")]
+        ((), End::Unknown)
+    };
+    let call = AssertUnwindSafe(world.mail().run(panics)).catch_unwind();
+    assert!(call.await.is_err());
+    let is_in_doubt = async || {
+        let record = world.mail_record().await;
+        record.is_ok_and(|record| record.is_some_and(|record| record.state == State::InDoubt))
+    };
+    eventually("the doubt", is_in_doubt).await;
     Ok(())
 }

@@ -7,9 +7,9 @@ use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::record::State;
 use idempotency::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
-    Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
+    Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 use idempotency::testing::ManualClock;
 use idempotency::{ErrorAction, ErrorKind, Idempotency};
@@ -17,7 +17,7 @@ use idempotency::{ErrorAction, ErrorKind, Idempotency};
 use crate::faults::{Fault, Gate};
 use crate::world::{OPERATION, World, without_renewals};
 
-const MINUTE: Budget = Budget::of(Duration::from_secs(60));
+const MINUTE: CensusBudget = CensusBudget::of(Duration::from_secs(60));
 
 #[tokio::test]
 async fn a_census_counts_the_records_of_the_engine_s_namespace() {
@@ -42,7 +42,7 @@ async fn a_census_counts_the_records_of_the_engine_s_namespace() {
 async fn a_census_without_time_is_not_complete_and_no_error() {
     let world = World::new();
     world.charge(1).await.unwrap();
-    let census = world.engine.census(Budget::of(Duration::ZERO)).await.unwrap();
+    let census = world.engine.census(CensusBudget::of(Duration::ZERO)).await.unwrap();
     assert_eq!((census.complete, census.percent, census.count()), (false, Some(0), 0));
     assert_eq!(world.store.requests(Operation::Census), 1);
 }
@@ -113,7 +113,7 @@ macro_rules! unreachable_store {
                 self.fail(Operation::Fence).await
             }
 
-            async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+            async fn census(&self, budget: CensusBudget) -> Result<Census, StoreError> {
                 self.budgets.lock().unwrap().push(budget.time);
                 if budget.time.is_zero() {
                     return Ok(Census::new().stopped(Some(0)));
@@ -152,7 +152,7 @@ async fn a_census_of_a_store_that_cannot_be_reached_is_an_error() {
         let store = Unreachable::new(&world.clock, Duration::from_millis(delay));
         let engine =
             Idempotency::builder(store.clone()).clock(world.clock.clone()).build().unwrap();
-        let census = engine.census(Budget::of(Duration::from_secs(seconds)));
+        let census = engine.census(CensusBudget::of(Duration::from_secs(seconds)));
         let refused = without_renewals(&world, census).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::StoreUnavailable, "{seconds} s, {delay} ms");
         let budgets = store.budgets.lock().unwrap();
@@ -162,6 +162,6 @@ async fn a_census_of_a_store_that_cannot_be_reached_is_an_error() {
 
     let store = Unreachable::new(&world.clock, Duration::ZERO);
     let engine = Idempotency::builder(store).clock(world.clock.clone()).build().unwrap();
-    let census = engine.census(Budget::of(Duration::ZERO)).await.unwrap();
+    let census = engine.census(CensusBudget::of(Duration::ZERO)).await.unwrap();
     assert_eq!((census.complete, census.count()), (false, 0), "without time it asks no server");
 }

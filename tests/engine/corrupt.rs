@@ -8,9 +8,9 @@ use bytes::Bytes;
 use idempotency::clock::Timestamp;
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
-    Store, StoreError, Token, Watch, WriteOutcome, envelope, transition,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
+    Scan, Store, StoreError, Token, Watch, WriteOutcome, envelope, transition,
 };
 use idempotency::{Error, ErrorKind, Idempotency, OnError};
 use proptest::prelude::*;
@@ -112,7 +112,7 @@ impl Store for ByteStore {
         Ok(Page::default())
     }
 
-    async fn census(&self, _: Budget) -> Result<Census, StoreError> {
+    async fn census(&self, _: CensusBudget) -> Result<Census, StoreError> {
         Ok(Census::new())
     }
 

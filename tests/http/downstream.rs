@@ -443,3 +443,24 @@ async fn a_label_in_a_step_of_a_call_that_may_ask_names_the_step() -> anyhow::Re
     assert!(refused.kind() == ErrorKind::Config && text.contains("of_step"), "{text}");
     Ok(())
 }
+
+/// Each of the others would send the request of the first, and record its answer as its own.
+#[tokio::test]
+async fn a_label_names_no_other_step_than_the_one_that_sends_it() -> anyhow::Result<()> {
+    let caller = Caller::new([]).await?;
+    let label = RequestLabel::new("charge").of_step("charge");
+    let body = || async {
+        let context = Context::current();
+        for index in 0..2 {
+            let charge = || async { anyhow::Ok(caller.send_as("/charge", &label).await??.status) };
+            context.step_at("charge", index, charge).await?;
+        }
+        anyhow::Ok(0)
+    };
+    let error = caller.order(1).on_crash(OnCrash::Resume).run(body).await.unwrap_err();
+    let refused = Error::find(&*error).expect("the request was refused");
+    let text = refused.to_string();
+    assert!(refused.kind() == ErrorKind::Config && text.contains("of_step_at"), "{text}");
+    assert_eq!(caller.service.keys().len(), 1);
+    Ok(())
+}

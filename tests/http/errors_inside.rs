@@ -13,7 +13,7 @@ use idempotency::http::client::{ClientError, RequestKey};
 use idempotency::http::{IdempotencyLayer, Scope};
 use idempotency::record::{Resolution, State as RecordState};
 use idempotency::store::{
-    Budget, MemoryStore, Operation, Scan, SqliteStore, StoreError, StoreErrorKind,
+    CensusBudget, MemoryStore, Operation, Scan, SqliteStore, StoreError, StoreErrorKind,
 };
 use idempotency::testing::{Fault, FaultyStore, Gate, ManualClock};
 use idempotency::tx::in_transaction;
@@ -559,7 +559,7 @@ async fn rule_65_a_record_that_cannot_be_looked_at_or_answered_holds_the_key_of_
         ("forget", record.forget().await.unwrap_err()),
         ("find", engine.find("0123456789ab").await.unwrap_err()),
         ("records", list.next().await.expect("it has not ended").unwrap_err()),
-        ("census", engine.census(Budget::of(PATIENCE)).await.unwrap_err()),
+        ("census", engine.census(CensusBudget::of(PATIENCE)).await.unwrap_err()),
     ];
     for (name, error) in sources {
         held_after(name, error).await?.assert_problem(503, "unavailable")?;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use idempotency::clock::Timestamp;
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Budget, CrashPolicy, Reason, Record, Release, Renewal, Scan, State, Store as _, StoreErrorKind,
-    Token, WriteOutcome,
+    CensusBudget, CrashPolicy, Reason, Record, Release, Renewal, Scan, State, Store as _,
+    StoreErrorKind, Token, WriteOutcome,
 };
 
 use crate::world::{LEASE, World, claim, commit, fresh, held, key, mine};
@@ -144,7 +144,7 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
         (vec![mine_too], vec![key(1)]),
         "it lists what can be read"
     );
-    let census = store.census(Budget::of(Duration::from_secs(600))).await?;
+    let census = store.census(CensusBudget::of(Duration::from_secs(600))).await?;
     assert_eq!((census.count(), census.unreadable, census.complete), (1, 1, true));
     assert_eq!(store.purge(100).await?.removed, 0);
     assert_eq!(world.sql(dump).await?, before);

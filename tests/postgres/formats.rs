@@ -5,7 +5,7 @@ use std::time::Duration;
 use idempotency::clock::Timestamp;
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Budget, Claim, Commit, CrashPolicy, Only, PostgresStore, Reason, Record, Scan, State,
+    CensusBudget, Claim, Commit, CrashPolicy, Only, PostgresStore, Reason, Record, Scan, State,
     Store as _, StoreErrorKind, Token,
 };
 
@@ -99,7 +99,7 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
     world.store.claim(claim(2)).await?;
     let unknown = format!("WHERE key_hash = '\\x{}'", key(2).to_hex());
     world.sql(&format!("UPDATE idempotency_records SET policy = 77 {unknown}")).await?;
-    let census = world.store.census(Budget::of(DAY)).await?;
+    let census = world.store.census(CensusBudget::of(DAY)).await?;
     assert_eq!((census.count(), census.unreadable, census.complete), (1, 3, true));
     world.sql(&format!("DELETE FROM idempotency_records {unknown}")).await?;
     let purged = world.store.purge(10).await?;
@@ -164,7 +164,7 @@ async fn a_row_whose_key_is_no_hash_costs_no_other_its_place_in_a_list() -> anyh
         }
         assert_eq!(listed, expected, "pages of {limit}");
     }
-    let census = world.store.census(Budget::of(DAY)).await?;
+    let census = world.store.census(CensusBudget::of(DAY)).await?;
     // The empty one is before every place.
     assert_eq!((census.count(), census.unreadable, census.complete), (6, 2, true));
     Ok(())

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use idempotency::store::{Budget, CrashPolicy, PostgresStore, Scan, State, Store as _};
+use idempotency::store::{CensusBudget, CrashPolicy, PostgresStore, Scan, State, Store as _};
 use idempotency::{Error, ErrorKind, Idempotency};
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::{PgBouncer, PgBouncerOptions};
@@ -202,7 +202,7 @@ async fn reads_of_a_locked_table_leave_no_session_waiting() -> anyhow::Result<()
             let (reads, listed, counted, watched) = futures::join!(
                 reads,
                 store.scan(Scan::default()),
-                store.census(Budget::of(DAY)),
+                store.census(CensusBudget::of(DAY)),
                 store.watch(key(1))
             );
             let others = [listed.map(drop), counted.map(drop), watched.map(drop)];

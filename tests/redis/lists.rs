@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use idempotency::key::KeyHash;
-use idempotency::store::{Budget, Claim, Scan, Store as _, Token};
+use idempotency::store::{CensusBudget, Claim, Scan, Store as _, Token};
 use idempotency_test_support::proxy::{Action, Fault, Moment};
 
 use crate::world::{DAY, OPERATION, World, patient};
@@ -82,14 +82,14 @@ async fn a_census_is_one_walk_and_says_how_far_it_came() -> anyhow::Result<()> {
     world.direct.claim(Claim::new(key, Token::from_bits(7), OPERATION.into())).await?;
     copies(&world, key, 20_000).await?;
     let before = steps(&world).await?;
-    let census = world.direct.census(Budget::of(DAY)).await?;
+    let census = world.direct.census(CensusBudget::of(DAY)).await?;
     assert_eq!((census.count(), census.unreadable, census.complete), (20_001, 0, true));
     let taken = steps(&world).await? - before;
     assert!(taken <= 40, "{taken} steps for 20001 records");
 
     // As many steps as its time allows: the place of the walk says how much that is.
     for millis in [0, 1, 5, 10, 20, 40] {
-        let part = world.direct.census(Budget::of(Duration::from_millis(millis))).await?;
+        let part = world.direct.census(CensusBudget::of(Duration::from_millis(millis))).await?;
         let share = part.count() * 100 / census.count();
         let percent = part.percent.context("a walk has a place")?;
         assert_eq!(part.complete, percent == 100, "{part:?}");
@@ -109,7 +109,7 @@ async fn a_census_whose_server_goes_away_keeps_what_it_has_counted() -> anyhow::
     let nth = |nth| world.proxy.nth(nth, |request| request.command() == "SCAN", close);
 
     let planned = nth(11);
-    let census = store.census(Budget::of(DAY)).await?;
+    let census = store.census(CensusBudget::of(DAY)).await?;
     planned.happened().await?;
     assert!(!census.complete, "{census:?}");
     let percent = census.percent.context("a walk has a place")?;
@@ -118,7 +118,7 @@ async fn a_census_whose_server_goes_away_keeps_what_it_has_counted() -> anyhow::
     assert!((40..60).contains(&percent), "ten of some twenty steps, and not {percent} %");
 
     let planned = nth(1);
-    let error = store.census(Budget::of(DAY)).await.expect_err("nothing was counted");
+    let error = store.census(CensusBudget::of(DAY)).await.expect_err("nothing was counted");
     planned.happened().await?;
     assert!(error.is_transient(), "{error}");
     Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::try_join_all;
 use idempotency::key::KeyHash;
-use idempotency::store::{Budget, Claim, Renewal, Scan, Store as _, Token, WriteOutcome};
+use idempotency::store::{CensusBudget, Claim, Renewal, Scan, Store as _, Token, WriteOutcome};
 use idempotency::testing::ManualClock;
 use idempotency::{Context, Error, Idempotency};
 use idempotency_test_support::deadline::{eventually_within, within};
@@ -108,7 +108,7 @@ async fn a_key_that_somebody_else_has_overwritten_costs_no_other_its_renewal_or_
     let page = world.direct.scan(Scan::default()).await?;
     let listed: Vec<_> = page.records.iter().map(|record| record.key).collect();
     assert_eq!((listed, page.unreadable), (vec![key(1), key(4)], vec![key(2), key(3)]));
-    let census = world.direct.census(Budget::of(DAY)).await?;
+    let census = world.direct.census(CensusBudget::of(DAY)).await?;
     assert_eq!((census.count(), census.unreadable, census.complete), (2, 2, true));
     Ok(())
 }

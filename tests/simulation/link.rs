@@ -9,9 +9,9 @@ use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::record::State;
 use idempotency::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    Facets, Grant, Operation, Page, Park, PurgeOutcome, Reason, Record, Release, Remove, Renewal,
-    Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, Facets, Grant, Operation, Page, Park, PurgeOutcome, Reason, Record, Release, Remove,
+    Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 use idempotency_test_support::random::Random;
 use tokio::sync::oneshot;
@@ -330,7 +330,7 @@ impl Store for Link {
         self.pass(Operation::Scan, move |server, _| server.scan(scan.clone())).await
     }
 
-    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+    async fn census(&self, budget: CensusBudget) -> Result<Census, StoreError> {
         self.pass(Operation::Census, move |server, _| server.census(budget.clone())).await
     }
 

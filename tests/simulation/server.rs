@@ -9,9 +9,9 @@ use idempotency::clock::{Clock as _, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::record::State;
 use idempotency::store::{
-    Abandon, AdminOutcome, Budget, Census, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy,
-    MemoryStore, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
-    Store as _, StoreError, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome, Commit,
+    CrashPolicy, MemoryStore, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
+    Scan, Store as _, StoreError, Token, Watch, WriteOutcome,
 };
 use idempotency_test_support::history::{Request, Transition};
 
@@ -295,7 +295,7 @@ impl Server {
         now(self.store.scan(scan))
     }
 
-    pub fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+    pub fn census(&self, budget: CensusBudget) -> Result<Census, StoreError> {
         now(self.store.census(budget))
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use idempotency::clock::Timestamp;
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Budget, Claim, Commit, CrashPolicy, Reason, Record, Scan, State, Store as _, StoreErrorKind,
-    Token,
+    CensusBudget, Claim, Commit, CrashPolicy, Reason, Record, Scan, State, Store as _,
+    StoreErrorKind, Token,
 };
 
 use crate::world::{DAY, World};
@@ -91,7 +91,7 @@ async fn rows_of_an_unknown_format_are_refused_and_left_alone() -> anyhow::Resul
     );
     let readable = Claim::new(KeyHash::from_bytes([7; 32]), owner, "payments.charge".into());
     world.store.claim(readable).await?;
-    let census = world.store.census(Budget::of(DAY)).await?;
+    let census = world.store.census(CensusBudget::of(DAY)).await?;
     assert_eq!((census.count(), census.unreadable, census.complete), (1, 2, true));
     world.clock.advance(Duration::from_secs(400 * 86_400));
     let purged = world.store.purge(10).await?;
@@ -132,7 +132,7 @@ async fn a_row_whose_key_is_no_hash_costs_no_other_its_place_in_a_list() -> anyh
         }
         assert_eq!(listed, [1, 2, 4, 6, 8, 9].map(key), "pages of {limit}");
     }
-    let census = world.store.census(Budget::of(DAY)).await?;
+    let census = world.store.census(CensusBudget::of(DAY)).await?;
     // The empty one is before every place.
     assert_eq!((census.count(), census.unreadable, census.complete), (6, 2, true));
     Ok(())
@@ -158,7 +158,7 @@ async fn a_row_whose_names_are_not_text_is_counted_as_unreadable() -> anyhow::Re
     }
     let page = world.store.scan(Scan::default()).await?;
     assert_eq!((page.records.len(), page.unreadable), (1, vec![key(2), key(3)]));
-    let census = world.store.census(Budget::of(DAY)).await?;
+    let census = world.store.census(CensusBudget::of(DAY)).await?;
     assert_eq!((census.count(), census.unreadable, census.complete), (1, 2, true));
     Ok(())
 }

@@ -43,7 +43,7 @@ macro_rules! all_around {
             Resolve resolve(resolve: idempotency::store::Resolve) -> idempotency::store::AdminOutcome;
             Remove remove(remove: idempotency::store::Remove) -> idempotency::store::AdminOutcome;
             Scan scan(scan: idempotency::store::Scan) -> idempotency::store::Page;
-            Census census(budget: idempotency::store::Budget) -> idempotency::store::Census;
+            Census census(budget: idempotency::store::CensusBudget) -> idempotency::store::Census;
             Purge purge(limit: usize) -> idempotency::store::PurgeOutcome;
         }
     };

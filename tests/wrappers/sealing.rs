@@ -187,7 +187,7 @@ impl<S: Store> Store for Sealing<S> {
         Fence fence(key: KeyHash, token: Token) -> Option<u64>;
         Remove remove(remove: idempotency::store::Remove) -> idempotency::store::AdminOutcome;
         Scan scan(scan: idempotency::store::Scan) -> idempotency::store::Page;
-        Census census(budget: idempotency::store::Budget) -> idempotency::store::Census;
+        Census census(budget: idempotency::store::CensusBudget) -> idempotency::store::Census;
         Purge purge(limit: usize) -> idempotency::store::PurgeOutcome;
     }
 }

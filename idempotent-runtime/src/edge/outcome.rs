@@ -75,8 +75,9 @@ impl EdgeResult {
     }
 
     pub(super) fn within(mut self, max_ttl: Duration) -> Self {
-        // Bounded first: the longest duration has no next millisecond.
-        self.ttl = self.ttl.map(|ttl| whole_millis(ttl.clamp(Duration::from_millis(1), max_ttl)));
+        // Bounded before, because the longest duration has no next millisecond, and after.
+        let bounded = |ttl: Duration| ttl.clamp(Duration::from_millis(1), max_ttl);
+        self.ttl = self.ttl.map(|ttl| bounded(whole_millis(bounded(ttl))));
         self
     }
 

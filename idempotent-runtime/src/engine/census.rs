@@ -2,10 +2,10 @@
 
 use super::Inner;
 use crate::error::{Error, ErrorKind};
-use crate::store::{Budget, Census};
+use crate::store::{Census, CensusBudget};
 
 /// Counts the records of the engine's namespace.
-pub(super) async fn census(engine: &Inner, budget: Budget) -> Result<Census, Error> {
+pub(super) async fn census(engine: &Inner, budget: CensusBudget) -> Result<Census, Error> {
     engine.at_home()?;
     let census = engine.store.census(&budget).await.map_err(|error| {
         let error = engine.store_error(error);

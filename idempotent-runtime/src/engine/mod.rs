@@ -85,7 +85,7 @@ pub(crate) use store_client::StoreClient;
 use crate::error::Error;
 use crate::key::{IntoKey, Key, KeyHash};
 use crate::registry;
-use crate::store::{Budget, Census, Scan, Store};
+use crate::store::{Census, CensusBudget, Scan, Store};
 
 /// The engine: a handle that is cheap to clone. One per store and process is enough. After a
 /// `fork`, the child must create a store and an engine of its own: the parent's engine refuses to
@@ -264,14 +264,14 @@ impl Idempotency {
     /// ```
     /// # use std::time::Duration;
     /// # use idempotency::{Error, Idempotency};
-    /// # use idempotency::store::{Budget, MemoryStore};
+    /// # use idempotency::store::{CensusBudget, MemoryStore};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
     /// # let engine = Idempotency::new(MemoryStore::new());
     /// let call = engine.call("payments.charge", 7).ttl(Duration::from_secs(60));
     /// call.run(|| async { Ok::<_, Error>(()) }).await?;
     ///
-    /// let census = engine.census(Budget::of(Duration::from_secs(5))).await?;
+    /// let census = engine.census(CensusBudget::of(Duration::from_secs(5))).await?;
     /// for group in census.groups() {
     ///     println!("{} {:?}: {} records, {} bytes", group.operation, group.state, group.count, group.bytes);
     /// }
@@ -287,7 +287,7 @@ impl Idempotency {
     /// The store's errors, also where a request goes on for [`claim_timeout`](Builder::claim_timeout)
     /// after the end of the budget, and [`Config`](crate::ErrorKind::Config) in a fork of the
     /// process. Running out of the budget is not an error.
-    pub async fn census(&self, budget: Budget) -> Result<Census, Error> {
+    pub async fn census(&self, budget: CensusBudget) -> Result<Census, Error> {
         census::census(&self.inner, budget).await
     }
 

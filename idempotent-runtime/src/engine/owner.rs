@@ -330,7 +330,7 @@ impl Drop for Owner {
             return;
         }
         self.end_body();
-        if self.has_run && self.lease.is_waiting() {
+        if self.phase == Phase::Started && self.lease.is_waiting() {
             // The body never had its turn, and no task that it has left behind will.
             self.phase = Phase::Granted;
         }

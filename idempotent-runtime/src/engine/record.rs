@@ -270,10 +270,10 @@ impl RecordHandle {
             AdminOutcome::Applied => Ok(()),
             AdminOutcome::Running if tries.may_be_applied() => Err(self.overtaken(&key)),
             AdminOutcome::Running => Err(self.error(&key, Error::new(ErrorKind::InProgress))),
-            _ => match self.read(key).await {
+            changed => match self.read(key).await {
                 Ok(Some(record)) if record.owner == token => Ok(()),
                 // An earlier try may have been applied and its answer lost.
-                Ok(None) if not_executed => Ok(()),
+                Ok(None) if not_executed && changed == AdminOutcome::Absent => Ok(()),
                 // It may have been applied before the record became what it is now.
                 Ok(_) if tries.may_be_applied() => Err(self.overtaken(&key)),
                 Err(error) if tries.may_be_applied() => Err(unknown(error)),

@@ -15,9 +15,9 @@ use crate::events::{Interest, Observers, What};
 use crate::key::KeyHash;
 use crate::paused::explain;
 use crate::store::{
-    Abandon, AdminOutcome, Budget as CensusBudget, Capabilities, Census, Checkpoint, Claim,
-    ClaimOutcome, Commit, DynStore, Facets, Operation, Page, Park, PurgeOutcome, Record, Release,
-    Remove, Renewal, Resolve, Scan, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, DynStore, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove,
+    Renewal, Resolve, Scan, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 
 /// The store of an engine, as the engine sees it. Cheap to clone.

@@ -21,9 +21,9 @@ use crate::clock::{Clock, Timestamp};
 use crate::key::KeyHash;
 use crate::lock::Mutex;
 use crate::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    Cursor, Facets, LocalResults, Operation, Page, Park, PurgeOutcome, Record, Release, Remove,
-    Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, Cursor, Facets, LocalResults, Operation, Page, Park, PurgeOutcome, Record, Release,
+    Remove, Renewal, Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
     transition,
 };
 
@@ -303,7 +303,7 @@ impl Store for MemoryStore {
         Ok(Page::new(listing.records, None))
     }
 
-    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+    async fn census(&self, budget: CensusBudget) -> Result<Census, StoreError> {
         let clock = &self.inner.clock;
         let began = clock.monotonic();
         let (mut census, mut left) = (Census::new(), COUNTED_PER_LOCK);

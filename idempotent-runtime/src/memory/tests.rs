@@ -10,8 +10,8 @@ use super::{MemoryStore, lock};
 use crate::clock::{Clock, Sleep, Timestamp};
 use crate::key::KeyHash;
 use crate::store::{
-    Adoption, Budget, Claim, ClaimOutcome, Commit, Grant, Record, Release, Scan, State, Store,
-    StoreErrorKind, Token, WriteOutcome,
+    Adoption, CensusBudget, Claim, ClaimOutcome, Commit, Grant, Record, Release, Scan, State,
+    Store, StoreErrorKind, Token, WriteOutcome,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -273,7 +273,7 @@ fn a_census_of_many_records_lets_others_run() {
             let mut claiming = std::pin::pin!(store.claim(claim(number)));
             assert!(matches!(claiming.as_mut().poll(&mut task), Poll::Ready(Ok(_))));
         }
-        let mut census = std::pin::pin!(store.census(Budget::of(Duration::MAX)));
+        let mut census = std::pin::pin!(store.census(CensusBudget::of(Duration::MAX)));
         let mut pauses = 0;
         loop {
             match census.as_mut().poll(&mut task) {

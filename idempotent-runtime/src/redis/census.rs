@@ -4,12 +4,12 @@ use super::RedisStore;
 use super::scan::{BATCH, STEP};
 use crate::clock::Clock as _;
 use crate::store::census::percent_of;
-use crate::store::{Budget, Census, CensusGroup, Operation, StoreError};
+use crate::store::{Census, CensusBudget, CensusGroup, Operation, StoreError};
 
 const OPERATION: Operation = Operation::Census;
 
 impl RedisStore {
-    pub(super) async fn count_records(&self, budget: &Budget) -> Result<Census, StoreError> {
+    pub(super) async fn count_records(&self, budget: &CensusBudget) -> Result<Census, StoreError> {
         let clock = &self.0.clock;
         let began = clock.monotonic();
         let is_over = || clock.monotonic().saturating_sub(began) >= budget.time;

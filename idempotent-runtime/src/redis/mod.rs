@@ -32,10 +32,10 @@ use crate::clock::{Clock, Randomness as _, SystemRandomness, Timestamp, millis};
 use crate::key::{KeyHash, hex};
 use crate::runtime::while_runtime_lives;
 use crate::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    Facets, Grant, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
-    Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, codes,
-    envelope,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, Facets, Grant, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal,
+    Resolve, Scan, State, Store, StoreClock, StoreError, StoreErrorKind, Token, Watch,
+    WriteOutcome, codes, envelope,
 };
 
 type SetupFuture = Pin<Box<dyn Future<Output = RedisResult<()>> + Send>>;
@@ -499,7 +499,7 @@ impl Store for RedisStore {
         at_home(Operation::Scan, async { self.scan_records(&scan).await }).await
     }
 
-    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+    async fn census(&self, budget: CensusBudget) -> Result<Census, StoreError> {
         at_home(Operation::Census, async { self.count_records(&budget).await }).await
     }
 

@@ -18,7 +18,8 @@ use crate::clock::{Clock as _, SystemClock, Timestamp};
 use crate::store::census::percent_before;
 use crate::store::codes::{self, POLICIES, REASONS, STATES, policy_code};
 use crate::store::{
-    Budget, Census, CensusGroup, CrashPolicy, Operation, State, StoreError, StoreErrorKind, texts,
+    Census, CensusBudget, CensusGroup, CrashPolicy, Operation, State, StoreError, StoreErrorKind,
+    texts,
 };
 
 const OPERATION: Operation = Operation::Census;
@@ -196,14 +197,14 @@ where
 }
 
 /// Counts the records of the table step by step.
-pub(crate) async fn census(rows: &impl Rows, budget: Budget) -> Result<Census, StoreError> {
+pub(crate) async fn census(rows: &impl Rows, budget: CensusBudget) -> Result<Census, StoreError> {
     let count = |after: Vec<u8>, stride| async move { rows.count(&after, stride).await };
     in_steps(budget, rows.response_timeout(), count).await
 }
 
 /// Adds up the steps that `count` makes, each of which begins after a key and may take `limit`.
 async fn in_steps<F>(
-    budget: Budget,
+    budget: CensusBudget,
     limit: Duration,
     mut count: impl FnMut(Vec<u8>, Stride) -> F,
 ) -> Result<Census, StoreError>
@@ -254,7 +255,7 @@ mod tests {
     use crate::clock::Timestamp;
     use crate::key::KeyHash;
     use crate::store::{
-        Budget, Census, CensusGroup, Record, State, StoreError, StoreErrorKind, Token,
+        Census, CensusBudget, CensusGroup, Record, State, StoreError, StoreErrorKind, Token,
     };
 
     #[test]
@@ -279,7 +280,7 @@ mod tests {
     /// A census whose step after `steps` full ones fails.
     async fn failing_after(steps: usize, kind: StoreErrorKind) -> Result<Census, StoreError> {
         let mut answers = (0..=steps).rev();
-        in_steps(Budget::of(Duration::MAX), Duration::from_secs(2), |_, stride| {
+        in_steps(CensusBudget::of(Duration::MAX), Duration::from_secs(2), |_, stride| {
             let left = answers.next();
             async move {
                 match left {

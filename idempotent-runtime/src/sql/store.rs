@@ -458,7 +458,7 @@ macro_rules! store_of_rows {
 
             async fn census(
                 &self,
-                budget: $crate::store::Budget,
+                budget: $crate::store::CensusBudget,
             ) -> $crate::sql::Answer<$crate::store::Census> {
                 $crate::sql::census::census(self, budget).await
             }

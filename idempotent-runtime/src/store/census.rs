@@ -13,13 +13,13 @@ use crate::key::KeyHash;
 /// The bounds of a [census](super::Store::census).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Budget {
+pub struct CensusBudget {
     /// The time after which the store begins no further step, counted on a monotonic clock. A step
     /// that has begun may take as long as any request. Zero allows no step.
     pub time: Duration,
 }
 
-impl Budget {
+impl CensusBudget {
     /// A census that stops after `time`.
     pub const fn of(time: Duration) -> Self {
         Self { time }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    Cursor, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
-    Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, envelope, transition,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, Cursor, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal,
+    Resolve, Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome, envelope,
+    transition,
 };
 use tokio::sync::Notify;
 
@@ -181,7 +182,7 @@ impl Store for CustomStore {
         Ok(Page::new(records, None))
     }
 
-    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+    async fn census(&self, budget: CensusBudget) -> Result<Census, StoreError> {
         let (mut census, began) = (Census::new(), self.clock.monotonic());
         for key in self.keys() {
             if self.clock.monotonic().saturating_sub(began) >= budget.time {

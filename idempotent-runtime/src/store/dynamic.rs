@@ -5,9 +5,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    Facets, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, Store,
-    StoreError, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, Facets, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
+    Store, StoreError, Token, Watch, WriteOutcome,
 };
 use crate::key::KeyHash;
 
@@ -114,6 +114,6 @@ twin! {
     resolve(resolve: Resolve) -> AdminOutcome;
     remove(remove: Remove) -> AdminOutcome;
     scan(scan: Scan) -> Page;
-    census(budget: Budget) -> Census;
+    census(budget: CensusBudget) -> Census;
     purge(limit: usize) -> PurgeOutcome;
 }

@@ -54,7 +54,7 @@ pub use crate::redis::{RedisAddress, RedisStore, RedisStoreBuilder};
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{SqliteStore, SqliteStoreBuilder};
 pub use capability::{Capabilities, StoreClock};
-pub use census::{Budget, Census, CensusGroup};
+pub use census::{Census, CensusBudget, CensusGroup};
 pub use cursor::{Cursor, ParseCursorError};
 pub use dynamic::DynStore;
 pub use error::{StoreError, StoreErrorKind};
@@ -360,7 +360,10 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///   behind that works or waits. No step keeps writers waiting for longer than other requests.
     /// - A record that cannot be read is counted in [`Census::unreadable`], and costs no other its
     ///   place.
-    fn census(&self, budget: Budget) -> impl Future<Output = Result<Census, StoreError>> + Send;
+    fn census(
+        &self,
+        budget: CensusBudget,
+    ) -> impl Future<Output = Result<Census, StoreError>> + Send;
 
     /// Removes at most `limit` expired records. Does nothing in stores whose server expires records
     /// itself.

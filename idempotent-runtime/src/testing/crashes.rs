@@ -103,6 +103,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///   the middle. A guarded call in a task that the call spawns without
 ///   [`in_current_call`](crate::InCurrentCall::in_current_call) is not one of the operations above.
 /// - Code without a guard: whether it gets as far as its effect in the calls that are dropped.
+/// - A guarded body whose fake waits before its effect and not after it: no crash comes between the
+///   effect and the end of the body. After a step, the engine waits.
 #[track_caller]
 pub fn crash_at_every_await<F: Future>(
     call: impl FnMut(usize) -> F,

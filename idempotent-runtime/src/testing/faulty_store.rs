@@ -16,9 +16,9 @@ use crate::clock::Clock as _;
 use crate::key::KeyHash;
 use crate::lock::Mutex;
 use crate::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
-    Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, Facets, Operation, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
+    Scan, Store, StoreError, StoreErrorKind, Token, Watch, WriteOutcome,
 };
 
 /// The fault of one request to a [`FaultyStore`].
@@ -400,6 +400,6 @@ through! {
     Resolve resolve(resolve: Resolve) for Some(resolve.key) => AdminOutcome;
     Remove remove(remove: Remove) for Some(remove.key) => AdminOutcome;
     Scan scan(scan: Scan) for None => Page;
-    Census census(budget: Budget) for None => Census;
+    Census census(budget: CensusBudget) for None => Census;
     Purge purge(limit: usize) for None => PurgeOutcome;
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use idempotent_runtime::key::KeyHash;
 use idempotent_runtime::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, Checkpoint, Claim, ClaimOutcome, Commit,
-    DynStore, Facets, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan,
-    Store, StoreError, Token, Watch, WriteOutcome,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome,
+    Commit, DynStore, Facets, Page, Park, PurgeOutcome, Record, Release, Remove, Renewal, Resolve,
+    Scan, Store, StoreError, Token, Watch, WriteOutcome,
 };
 
 use super::{
@@ -143,6 +143,6 @@ through! {
     watch(key: KeyHash) -> Watch;
     remove(remove: Remove) -> AdminOutcome;
     scan(scan: Scan) -> Page;
-    census(budget: Budget) -> Census;
+    census(budget: CensusBudget) -> Census;
     purge(limit: usize) -> PurgeOutcome;
 }

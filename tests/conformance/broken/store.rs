@@ -10,7 +10,7 @@ use bytes::Bytes;
 use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
-    Abandon, AdminOutcome, Budget, Capabilities, Census, CensusGroup, Checkpoint, Claim,
+    Abandon, AdminOutcome, Capabilities, Census, CensusBudget, CensusGroup, Checkpoint, Claim,
     ClaimOutcome, Commit, CrashPolicy, Cursor, Facets, Grant, Only, Page, Park, PurgeOutcome,
     Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token, Watch,
     WriteOutcome, transition,
@@ -564,7 +564,7 @@ impl Store for BrokenStore {
         Ok(Page::new(records, None))
     }
 
-    async fn census(&self, budget: Budget) -> Result<Census, StoreError> {
+    async fn census(&self, budget: CensusBudget) -> Result<Census, StoreError> {
         let (mut census, began) = (Census::new(), self.shared.clock.monotonic());
         for (seen, key) in self.keys().into_iter().enumerate() {
             let is_over = self.shared.clock.monotonic().saturating_sub(began) >= budget.time;

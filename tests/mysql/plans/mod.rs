@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Budget, Checkpoint, ClaimOutcome, MySqlStore, Park, Reason, Release, Remove, Renewal,
-    Scan, Store as _, Token, WriteOutcome,
+    Abandon, CensusBudget, Checkpoint, ClaimOutcome, MySqlStore, Park, Reason, Release, Remove,
+    Renewal, Scan, Store as _, Token, WriteOutcome,
 };
 use idempotency_test_support::deadline::eventually_async;
 use idempotency_test_support::server::MariaDbOptions;
@@ -92,7 +92,7 @@ async fn everything(store: &MySqlStore, loaded: KeyHash) -> anyhow::Result<()> {
         scan.after = store.scan(scan.clone()).await?.next;
         assert!(scan.after.is_some());
     }
-    let census = store.census(Budget::of(Duration::from_secs(600))).await?;
+    let census = store.census(CensusBudget::of(Duration::from_secs(600))).await?;
     assert!(census.complete && census.unreadable == 0, "{census:?}");
     for _ in 0..3 {
         assert!(store.purge(1_000).await?.removed > 0);

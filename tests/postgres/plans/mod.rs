@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use idempotency::key::KeyHash;
 use idempotency::store::{
-    Abandon, Budget, Checkpoint, ClaimOutcome, Commit, Park, PostgresStore, Reason, Release,
+    Abandon, CensusBudget, Checkpoint, ClaimOutcome, Commit, Park, PostgresStore, Reason, Release,
     Remove, Renewal, Scan, Store as _, WriteOutcome,
 };
 use idempotency_test_support::server::{PostgresOptions, PostgresServer};
@@ -138,7 +138,7 @@ async fn everything(
     }
     expect("pages of a listing", 1_200).await?;
     // Step by step, each with as many rows as it counts.
-    let census = store.census(Budget::of(DAY)).await?;
+    let census = store.census(CensusBudget::of(DAY)).await?;
     assert!(census.complete && census.unreadable == 0, "{census:?}");
     assert!(census.count() > u64::from(rows()) / 2, "{census:?}");
     let plans = log.plans().await?;
@@ -146,7 +146,7 @@ async fn everything(
     for plan in &plans {
         plan.assert_finds(&[PRIMARY], 4_000 * 3);
     }
-    let part = store.census(Budget::of(Duration::from_millis(20))).await?;
+    let part = store.census(CensusBudget::of(Duration::from_millis(20))).await?;
     assert!(!part.complete && part.percent < Some(100), "{part:?}");
     let (percent, share) = (part.percent.unwrap_or_default(), part.count() * 100 / census.count());
     assert!(share.abs_diff(percent.into()) <= 3, "{percent} % with {share} % of the records");

@@ -150,16 +150,27 @@ impl RequestLabel {
     /// Returns the key of the request in this attempt.
     fn key_in(&self, attempt: &Attempt) -> Result<String, Error> {
         let context = attempt.context();
+        let is_in_step = attempt.step_try().is_some();
         if let Some((step, index)) = &self.step {
-            return Ok(context.derive_key_in_step(step, *index, &self.text));
+            let key = context.derive_key_in_step(step, *index, &self.text);
+            // Another step would send this one's request, and get its answer.
+            if is_in_step && key != context.derive_key(&self.text) {
+                return Err(misused(attempt).with_text(
+                    "the label of a request names another step than the one that sends it",
+                    "name the step that sends it: `RequestLabel::of_step`, or `of_step_at` with the \
+                     index of `step_at`",
+                ));
+            }
+            return Ok(key);
         }
         // The verification cannot know that a step was meant, and would repeat the request with
         // another key. So it has to be known here, where nothing has been sent.
-        if attempt.may_be_verified() && attempt.step_try().is_some() {
+        if attempt.may_be_verified() && is_in_step {
             return Err(misused(attempt).with_text(
                 "the label of a request does not name the step that sends it, so the verification \
                  after a crash could not repeat the request",
-                "name the step with `RequestLabel::of_step`, here and in the verification",
+                "name the step with `RequestLabel::of_step`, or `of_step_at`, here and in the \
+                 verification",
             ));
         }
         Ok(context.derive_key(&self.text))
@@ -223,8 +234,8 @@ impl Options {
             return Err(misused(attempt).with_text(
                 "a request of the verification after a crash does not say whether it repeats an \
                  earlier one",
-                "give it the `RequestLabel` of the one that it repeats, with `of_step` if a step \
-                 sent that, or a new `RequestKey`",
+                "give it the `RequestLabel` of the one that it repeats, which needs one in the body \
+                 too, with `of_step` if a step sends it; or a new `RequestKey`",
             ));
         }
         if request.uri.query().is_some() {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use super::Scene;
 use super::scene::{answered, key, token};
 use crate::store::{
-    Budget, Census, Claim, Commit, CrashPolicy, Park, Reason, Release, State, Store, WriteOutcome,
+    Census, CensusBudget, Claim, Commit, CrashPolicy, Park, Reason, Release, State, Store,
+    WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -185,5 +186,5 @@ pub async fn a_census_stops_at_its_budget<S: Subject>(scene: Scene<S>) {
 }
 
 pub(super) async fn expect_census(store: &impl Store, time: Duration) -> Census {
-    answered(|| store.census(Budget::of(time))).await
+    answered(|| store.census(CensusBudget::of(time))).await
 }

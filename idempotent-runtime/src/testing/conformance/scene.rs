@@ -10,7 +10,7 @@ use crate::clock::SystemClock;
 use crate::fingerprint::Fingerprint;
 use crate::key::KeyHash;
 use crate::store::{
-    Abandon, AdminOutcome, Adoption, Budget, Census, Checkpoint, Claim, ClaimOutcome, Commit,
+    Abandon, AdminOutcome, Adoption, Census, CensusBudget, Checkpoint, Claim, ClaimOutcome, Commit,
     CrashPolicy, Grant, Park, PurgeOutcome, Reason, Record, Release, Remove, Renewal, Resolve,
     Scan, State, Store, Token, Watch, WriteOutcome,
 };
@@ -401,7 +401,8 @@ impl<S: Subject> Scene<S> {
 
     /// Returns a census that nothing has stopped.
     pub(super) async fn census(&self, rule: &str) -> Census {
-        let census = answered(|| self.store().census(Budget::of(Duration::from_secs(3_600)))).await;
+        let census =
+            answered(|| self.store().census(CensusBudget::of(Duration::from_secs(3_600)))).await;
         assert!(census.complete, "{rule}: an hour is enough: {census:?}");
         census
     }

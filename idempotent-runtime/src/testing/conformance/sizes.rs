@@ -10,7 +10,7 @@ use super::Scene;
 use super::census::expect_census;
 use super::scene::{OPERATION, all_pages, answered, numbered, token};
 use crate::store::{
-    Budget, Claim, ClaimOutcome, Commit, Renewal, Scan, State, Store, WriteOutcome,
+    CensusBudget, Claim, ClaimOutcome, Commit, Renewal, Scan, State, Store, WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -133,7 +133,7 @@ async fn stops_on_the_way<S: Subject>(scene: &Scene<S>, store: &S::Store) -> boo
     /// Too short for ten thousand records, and longer than a store takes to look at its clock.
     const MOMENT: Duration = Duration::from_micros(10);
     for _ in 0..5 {
-        let mut census = std::pin::pin!(store.census(Budget::of(MOMENT)));
+        let mut census = std::pin::pin!(store.census(CensusBudget::of(MOMENT)));
         let mut waits = false;
         let counted = loop {
             tokio::select! {
