@@ -348,3 +348,33 @@ async fn a_body_that_panics_while_it_waits_is_in_doubt() -> Result<(), Error> {
     eventually("the doubt", is_in_doubt).await;
     Ok(())
 }
+
+/// The release of a shutdown is on its way when the caller hangs up.
+#[tokio::test]
+async fn a_call_that_is_dropped_after_a_shutdown_has_released_it_is_in_no_doubt()
+-> Result<(), Error> {
+    let (world, gate) = (World::new(), Gate::new());
+    let waits = async |turn: Turn| {
+        let _waiting = turn.wait();
+        std::future::pending::<((), End)>().await
+    };
+    let mut dropped = Box::pin(world.mail().run(waits));
+    eventually("the claim", async || {
+        assert!(poll!(&mut dropped).is_pending());
+        world.mail_record().await.is_ok_and(|found| found.is_some())
+    })
+    .await;
+    world.store.next(Operation::Release, Fault::Late(gate.clone()));
+    let mut shutdown = Box::pin(world.engine.shutdown(Duration::ZERO));
+    eventually("the release", async || {
+        assert!(poll!(&mut shutdown).is_pending());
+        world.store.requests(Operation::Release) == 1
+    })
+    .await;
+    drop(dropped);
+    let drained = world.while_time_passes(shutdown).await;
+    assert_eq!(drained.abandoned, 0);
+    gate.open();
+    assert_eq!(world.store.requests(Operation::Park), 0, "nothing is in doubt");
+    Ok(())
+}

@@ -366,7 +366,7 @@ async fn rule_65_a_call_that_did_not_run_does_not_say_so_of_its_request() -> any
     world.store.always(Operation::Claim, full());
     let refused = order(&world, "/passed", "around").await?;
     refused.assert_problem(503, "unavailable")?;
-    let of_request = "It was not run. Retry later with the same key.";
+    let of_request = "It was not run this time. Retry later with the same key.";
     assert_eq!(
         (&refused.json()?["detail"], world.effects("handled-around")),
         (&of_request.into(), 0)

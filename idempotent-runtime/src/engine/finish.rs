@@ -242,10 +242,15 @@ impl Owner {
         let Some(journal) = &self.journal else { return Steps::Silent };
         match cause {
             Cause::Answered if journal.unasked().is_some() => Steps::LeftOut,
-            // For `Held` the answer changes nothing, but a record in doubt accepts no checkpoint.
-            Cause::Failed | Cause::Held => {
-                self.steps_are_settled().await;
+            Cause::Failed => {
+                let engine = &self.call.engine;
+                journal.settled(engine, engine.settings.commit_timeout).await;
                 if journal.tells_of_effects() { Steps::HadEffects } else { Steps::Silent }
+            }
+            // It changes nothing, but a record in doubt accepts no checkpoint.
+            Cause::Held => {
+                self.steps_are_flushed().await;
+                Steps::HadEffects
             }
             _ => Steps::Silent,
         }
@@ -318,15 +323,15 @@ impl Owner {
 
     /// Waits for steps that are still being written. A step that was dropped may be on its way to
     /// the record, which accepts it only while this owner holds the record.
-    async fn steps_are_settled(&self) {
+    async fn steps_are_flushed(&self) {
         if let Some(journal) = &self.journal {
-            journal.settled(&self.call.engine, self.call.engine.settings.commit_timeout).await;
+            journal.flushed(&self.call.engine, self.call.engine.settings.commit_timeout).await;
         }
     }
 
     /// Leaves the record with its steps to the next caller, or in doubt.
     async fn leave(&self, reason: Reason, left: Left) -> Option<WriteOutcome> {
-        self.steps_are_settled().await;
+        self.steps_are_flushed().await;
         let engine = &self.call.engine;
         // Forgotten first: otherwise a renewal could bring back the lease that is being given up.
         engine.keeper.forget(&self.lease);

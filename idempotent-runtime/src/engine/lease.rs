@@ -22,8 +22,10 @@ const ROUNDING: Duration = Duration::from_millis(1);
 const WAITING: u8 = 0;
 /// The body, or the verification of an earlier one, has begun.
 const BEGUN: u8 = 1;
-/// A shutdown has taken the claim away.
+/// A shutdown has taken the claim away, and leaves an unknown outcome.
 const SHUT_DOWN: u8 = 2;
+/// A shutdown has taken the claim away before anything was done under it, and releases it.
+const SHUT_DOWN_UNUSED: u8 = 3;
 
 /// One claim of this process, from its grant to the end of its commit.
 pub(crate) struct Lease {
@@ -166,14 +168,20 @@ impl Lease {
     /// Takes the claim away for a shutdown. Returns true if something may have happened under it, and
     /// `None` if another shutdown has taken it away, which alone knows that.
     pub(crate) fn shut_down(&self) -> Option<bool> {
-        let before = self.stage.swap(SHUT_DOWN, Ordering::AcqRel);
+        let taken_away = |stage| match stage {
+            WAITING => Some(SHUT_DOWN_UNUSED),
+            BEGUN => Some(SHUT_DOWN),
+            _ => None,
+        };
+        let before = self.stage.fetch_update(Ordering::AcqRel, Ordering::Acquire, taken_away);
         self.give_up();
-        (before != SHUT_DOWN).then_some(before == BEGUN)
+        before.ok().map(|before| before == BEGUN)
     }
 
-    /// Returns true if the body waits for its turn, and no shutdown has taken the claim away.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.stage.load(Ordering::Acquire) == WAITING
+    /// Returns true if nothing was done under the claim: its body waits for its turn, or a shutdown
+    /// was faster.
+    pub(crate) fn is_unused(&self) -> bool {
+        matches!(self.stage.load(Ordering::Acquire), WAITING | SHUT_DOWN_UNUSED)
     }
 
     /// Returns true if something may have happened under the claim, and no shutdown has taken it
@@ -183,7 +191,7 @@ impl Lease {
     }
 
     pub(crate) fn is_shut_down(&self) -> bool {
-        self.stage.load(Ordering::Acquire) == SHUT_DOWN
+        matches!(self.stage.load(Ordering::Acquire), SHUT_DOWN | SHUT_DOWN_UNUSED)
     }
 
     pub(crate) fn end_body(&self) {

@@ -330,7 +330,7 @@ impl Drop for Owner {
             return;
         }
         self.end_body();
-        if self.phase == Phase::Started && self.lease.is_waiting() {
+        if self.phase == Phase::Started && self.lease.is_unused() {
             // The body never had its turn, and no task that it has left behind will.
             self.phase = Phase::Granted;
         }
@@ -385,7 +385,7 @@ impl Drop for Owner {
                 let waits = journal.as_ref().is_some_and(|journal| !journal.is_settled());
                 let rest = async move {
                     if let Some(journal) = journal {
-                        journal.settled(&engine, engine.settings.commit_timeout).await;
+                        journal.flushed(&engine, engine.settings.commit_timeout).await;
                     }
                     // Dropped before the lease is given up: otherwise a renewal could bring it
                     // back.

@@ -31,7 +31,7 @@ pub(super) async fn put_in_doubt(
 pub(super) async fn close_steps(engine: &Inner, lease: &Lease, budget: Duration) {
     if let Some(journal) = lease.journal() {
         journal.close();
-        journal.settled(engine, budget.min(engine.settings.commit_timeout)).await;
+        journal.flushed(engine, budget.min(engine.settings.commit_timeout)).await;
     }
 }
 

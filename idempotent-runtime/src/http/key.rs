@@ -238,7 +238,8 @@ impl IdempotencyKey {
         Extensions::current().get().cloned()
     }
 
-    /// Returns the key without quotes.
+    /// Returns the key without quotes. It is unique only together with the [scope](Self::scope): to
+    /// another service, send a key that is [derived](crate::Context::derive_key), which contains both.
     pub fn as_str(&self) -> &str {
         &self.0.key
     }

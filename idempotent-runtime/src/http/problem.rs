@@ -143,8 +143,26 @@ impl ProblemKind {
 }
 
 const RETRY_LATER: &str = "Retry later with the same key.";
-const CALL_NOT_RUN: &str = "The call was not run. Retry later with the same key.";
-const REQUEST_NOT_RUN: &str = "It was not run. Retry later with the same key.";
+
+/// The call that an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    /// The request itself.
+    Request,
+    /// A call, or something else, in its handler. The handler may have done something before it,
+    /// under keys that are derived from the request's.
+    Inside,
+}
+
+impl Subject {
+    /// The advice if the call was refused before it ran. An earlier attempt may have run it.
+    const fn not_run(self) -> &'static str {
+        match self {
+            Self::Request => "It was not run this time. Retry later with the same key.",
+            Self::Inside => "The call was not run. Retry later with the same key.",
+        }
+    }
+}
 
 /// A refusal, as `application/problem+json`. It contains neither keys nor any part of a request or
 /// a result.
@@ -212,17 +230,17 @@ impl Problem {
     /// Returns the refusal that reports `error` to a client. It does not contain the store's
     /// message.
     pub fn of(error: &Error) -> Self {
-        Self::made_of(error, CALL_NOT_RUN)
+        Self::made_of(error, Subject::Inside)
     }
 
     /// Returns the refusal of a request whose own call ended with `error`: what did not run is all
     /// of the request. A handler may have done something before the call of which [`of`](Self::of)
     /// speaks.
     pub(super) fn of_request(error: &Error) -> Self {
-        Self::made_of(error, REQUEST_NOT_RUN)
+        Self::made_of(error, Subject::Request)
     }
 
-    fn made_of(error: &Error, not_run: &'static str) -> Self {
+    fn made_of(error: &Error, subject: Subject) -> Self {
         let kind = match error.kind() {
             // The next request would run the handler again.
             ErrorKind::Superseded if !error.is_retryable() => ProblemKind::Uncertain,
@@ -241,6 +259,8 @@ impl Problem {
             ErrorKind::StoreUnavailable | ErrorKind::Full | ErrorKind::ShuttingDown => {
                 ProblemKind::Unavailable
             }
+            // The handler has not ended, whatever became of what it called.
+            ErrorKind::TooLarge if subject == Subject::Inside => ProblemKind::Uncertain,
             ErrorKind::TooLarge => ProblemKind::NotKept,
             ErrorKind::Expired => ProblemKind::Expired,
             ErrorKind::Encode
@@ -254,7 +274,7 @@ impl Problem {
         problem.error = Some(error.kind());
         problem.left_nothing = error.left_nothing();
         problem.would_recur = error.is_rolled_back() && !error.is_retryable();
-        problem.advice = advice_of(error, kind, not_run);
+        problem.advice = advice_of(error, kind, subject);
         // R36: the rest of the lease says nothing about the end of the handler, after which a retry
         // succeeds.
         if kind != ProblemKind::InProgress {
@@ -381,8 +401,14 @@ impl Problem {
 }
 
 /// Returns the advice about `error` where that of the problem's kind would be wrong, or says less.
-/// `not_run` is the one if a call was refused before it ran.
-fn advice_of(error: &Error, kind: ProblemKind, not_run: &'static str) -> Option<&'static str> {
+fn advice_of(error: &Error, kind: ProblemKind, subject: Subject) -> Option<&'static str> {
+    // With a new key, what the handler has done before would be done again.
+    if subject == Subject::Inside && matches!(kind, ProblemKind::Mismatch | ProblemKind::Expired) {
+        return Some(
+            "It is that of a call which the service has made for this request. Do not send the \
+             request with another key.",
+        );
+    }
     if error.is_rolled_back() {
         return Some(if error.is_retryable() {
             "The call was run, and its transaction was rolled back. Retry later with the same key."
@@ -397,7 +423,8 @@ fn advice_of(error: &Error, kind: ProblemKind, not_run: &'static str) -> Option<
     let is_of_its_claim = store_error.is_none_or(|error: &StoreError| {
         matches!(error.operation(), Operation::Claim | Operation::Transaction | Operation::Connect)
     });
-    (kind == ProblemKind::Unavailable && is_of_a_call && is_of_its_claim).then_some(not_run)
+    (kind == ProblemKind::Unavailable && is_of_a_call && is_of_its_claim)
+        .then_some(subject.not_run())
 }
 
 impl From<&Error> for Problem {
@@ -408,7 +435,7 @@ impl From<&Error> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::Problem;
+    use super::{Problem, ProblemKind};
     use crate::error::{Error, ErrorKind};
     use crate::store::{Operation, StoreError, StoreErrorKind};
 
@@ -428,8 +455,21 @@ mod tests {
         }
         let claimed = StoreError::new(StoreErrorKind::Unavailable, Operation::Claim);
         let of_request = Problem::of_request(&Error::from(claimed)).detail();
-        assert_eq!(of_request, "It was not run. Retry later with the same key.");
+        assert_eq!(of_request, "It was not run this time. Retry later with the same key.");
         let shutting_down = Problem::of(&Error::new(ErrorKind::ShuttingDown));
         assert_eq!(shutting_down.detail(), failed(Operation::Claim));
+    }
+
+    #[test]
+    fn the_error_of_a_call_inside_asks_for_no_other_key_and_says_nothing_of_the_whole_request() {
+        for kind in [ErrorKind::Mismatch, ErrorKind::Expired] {
+            let inside = Problem::of(&Error::new(kind)).detail();
+            assert!(inside.contains("Do not send the request with another key"), "{inside}");
+            let own = Problem::of_request(&Error::new(kind)).detail();
+            assert!(!own.contains("Do not send the request with another key"), "{own}");
+        }
+        let too_large = Error::new(ErrorKind::TooLarge);
+        assert_eq!(Problem::of(&too_large).kind(), ProblemKind::Uncertain);
+        assert_eq!(Problem::of_request(&too_large).kind(), ProblemKind::NotKept);
     }
 }

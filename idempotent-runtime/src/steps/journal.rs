@@ -64,6 +64,9 @@ impl Drop for Unheard {
 #[derive(Default)]
 struct Steps {
     recorded: BTreeMap<StepId, Recorded>,
+    /// What became of steps that have ended, where no checkpoint could be sent in time: it was
+    /// another one's turn. It is a part of the next checkpoint.
+    postponed: BTreeMap<StepId, Option<Recorded>>,
     /// The identities that this attempt has used.
     asked: BTreeSet<StepId>,
     /// The steps that are running or about to run.
@@ -100,7 +103,20 @@ struct Writer {
 
 struct Sent {
     body: Bytes,
-    change: Change,
+    changes: BTreeMap<StepId, Option<Recorded>>,
+}
+
+impl Writer {
+    /// Returns true if a checkpoint was given up that the record needs. The start of a step that
+    /// will not run is not needed.
+    fn owes_a_result(&self) -> bool {
+        self.unanswered.as_ref().is_some_and(|sent| sent.changes.values().any(is_of_an_end))
+    }
+}
+
+/// Returns true unless it is the start of a step.
+fn is_of_an_end(recorded: &Option<Recorded>) -> bool {
+    !matches!(recorded, Some(Recorded::Started))
 }
 
 /// The change that a checkpoint makes to one step; `None` forgets it.
@@ -176,7 +192,7 @@ impl Journal {
             return Ok(Some(recorded.clone()));
         }
         // Whatever its outcome, there must be room to record that it ran.
-        match steps.checkpoint((step, Some(&Recorded::NotEncodable)), true) {
+        match steps.checkpoint(Some((step, Some(&Recorded::NotEncodable))), true) {
             Ok(body) if body.len() <= self.limit => {}
             _ => {
                 let detail =
@@ -281,16 +297,28 @@ impl Journal {
         Some(self.refused(ErrorKind::Decode, step).with_detail(detail))
     }
 
-    /// Returns true if no checkpoint is under way or about to be.
+    /// Returns true if no checkpoint is under way or about to be, and none was given up.
     pub(crate) fn is_settled(&self) -> bool {
         let is_recording =
             self.steps().running.values().any(|progress| *progress == Progress::Recording);
-        !is_recording && self.writer.try_lock().is_ok()
+        let is_free = self.writer.try_lock().is_ok_and(|writer| !writer.owes_a_result());
+        !is_recording && is_free && self.steps().postponed.is_empty()
     }
 
     /// Resolves when no checkpoint is under way or about to be, after `patience` at the latest: a
     /// step that is no longer polled makes no progress.
     pub(crate) async fn settled(&self, engine: &Inner, patience: Duration) {
+        self.settles(engine, patience, false).await;
+    }
+
+    /// Like [`settled`](Self::settled), before the record is left to others. A checkpoint that was
+    /// given up because the store did not answer in time is sent once more: the next caller would
+    /// otherwise run a step again whose result is in hand.
+    pub(crate) async fn flushed(&self, engine: &Inner, patience: Duration) {
+        self.settles(engine, patience, true).await;
+    }
+
+    async fn settles(&self, engine: &Inner, patience: Duration, sends_again: bool) {
         let all_recorded = async {
             loop {
                 // Created before the check: a step that ends in between wakes it too.
@@ -300,7 +328,12 @@ impl Journal {
                 }
                 step_ended.await;
             }
-            drop(self.writer.lock().await);
+            let mut writer = self.writer.lock().await;
+            if sends_again {
+                let end = engine.clock.monotonic().saturating_add(patience);
+                // What is left out is known to `tells_of_effects`.
+                let _ = self.flush(engine, &mut writer, end).await;
+            }
         };
         tokio::select! {
             biased;
@@ -325,9 +358,33 @@ impl Journal {
             }
         }
         match self.writer.try_lock() {
-            Ok(mut writer) => self.follow(engine, &mut writer, end).await,
+            Ok(mut writer) => {
+                self.follow(engine, &mut writer, end).await?;
+                self.flush(engine, &mut writer, end).await
+            }
             Err(_) => Ok(()),
         }
+    }
+
+    /// Sends again what was given up, and what was postponed, if it says what became of a step.
+    async fn flush(
+        &self,
+        engine: &Inner,
+        writer: &mut Writer,
+        end: Duration,
+    ) -> Result<(), Unwritten> {
+        if !writer.owes_a_result() && self.steps().postponed.is_empty() {
+            return Ok(());
+        }
+        self.follow(engine, writer, end).await?;
+        {
+            let steps = self.steps();
+            if !steps.postponed.is_empty() {
+                let body = steps.checkpoint(None, false).map_err(Unwritten::not_encodable)?;
+                writer.unanswered = Some(Sent { body, changes: steps.postponed.clone() });
+            }
+        }
+        self.follow(engine, writer, end).await
     }
 
     /// Resolves when the background no longer waits for an answer: it has them all, or has given
@@ -346,9 +403,21 @@ impl Journal {
     /// Records `change`, and waits at most `commit_timeout` for the store.
     pub(super) async fn write(&self, engine: &Inner, change: Change) -> Result<(), Unwritten> {
         let end = engine.clock.monotonic().saturating_add(engine.settings.commit_timeout);
-        let mut writer = self.writer_by(engine, end).await?;
-        self.follow(engine, &mut writer, end).await?;
-        let body = {
+        let ready = async {
+            let mut writer = self.writer_by(engine, end).await?;
+            self.follow(engine, &mut writer, end).await?;
+            Ok(writer)
+        };
+        let mut writer = match ready.await {
+            Err(Unwritten::Unknown(error)) => {
+                if is_of_an_end(&change.1) {
+                    self.steps().postponed.insert(change.0, change.1);
+                }
+                return Err(Unwritten::Unknown(error));
+            }
+            ready => ready?,
+        };
+        let (body, postponed) = {
             let steps = self.steps();
             // The step will not run, so its start must not be written.
             let will_not_run = steps.closed || self.lease.is_lost();
@@ -356,14 +425,21 @@ impl Journal {
                 return Err(Unwritten::Superseded);
             }
             let (step, recorded) = (&change.0, change.1.as_ref());
-            let size =
-                steps.checkpoint((step, recorded), true).map_err(Unwritten::not_encodable)?.len();
+            let size = steps
+                .checkpoint(Some((step, recorded)), true)
+                .map_err(Unwritten::not_encodable)?
+                .len();
             if size > self.limit {
                 return Err(Unwritten::TooLarge(size));
             }
-            steps.checkpoint((step, recorded), false).map_err(Unwritten::not_encodable)?
+            let body = steps
+                .checkpoint(Some((step, recorded)), false)
+                .map_err(Unwritten::not_encodable)?;
+            (body, steps.postponed.clone())
         };
-        writer.unanswered = Some(Sent { body, change });
+        let mut changes = postponed;
+        changes.insert(change.0, change.1);
+        writer.unanswered = Some(Sent { body, changes });
         self.follow(engine, &mut writer, end).await
     }
 
@@ -403,35 +479,42 @@ impl Journal {
             return Err(Unwritten::Superseded);
         }
         writer.sequence = writer.sequence.saturating_add(1);
-        if let Some(Sent { change: (step, recorded), .. }) = writer.unanswered.take() {
-            self.steps().apply(step, recorded);
+        if let Some(Sent { changes, .. }) = writer.unanswered.take() {
+            let mut steps = self.steps();
+            for (step, recorded) in changes {
+                steps.apply(step, recorded);
+            }
         }
         Ok(())
     }
 }
 
 impl Steps {
-    /// Encodes the checkpoint with one step changed. With `room`, it includes a marker for each
+    /// Encodes the checkpoint with what was postponed, and one more step changed. With `room`, it includes a marker for each
     /// running step, for which there must be room.
     fn checkpoint(
         &self,
-        change: (&StepId, Option<&Recorded>),
+        change: Option<(&StepId, Option<&Recorded>)>,
         room: bool,
     ) -> Result<Bytes, serde_json::Error> {
         let mut steps: BTreeMap<_, _> = self.recorded.iter().collect();
+        let postponed = self.postponed.iter().map(|(step, recorded)| (step, recorded.as_ref()));
         if room {
             for step in self.running.keys() {
                 steps.entry(step).or_insert(&Recorded::NotEncodable);
             }
         }
-        match change {
-            (step, Some(recorded)) => steps.insert(step, recorded),
-            (step, None) => steps.remove(step),
-        };
+        for (step, recorded) in postponed.chain(change) {
+            match recorded {
+                Some(recorded) => steps.insert(step, recorded),
+                None => steps.remove(step),
+            };
+        }
         encode(&steps)
     }
 
     fn apply(&mut self, step: StepId, recorded: Option<Recorded>) {
+        self.postponed.remove(&step);
         match recorded {
             // The answer came too late, so the step did not run: the next checkpoint leaves it out.
             Some(Recorded::Started) if !self.running.contains_key(&step) => {}

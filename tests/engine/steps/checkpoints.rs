@@ -75,7 +75,7 @@ async fn a_step_whose_record_is_not_confirmed_in_time_is_not_stored() {
     });
     assert_eq!(world.while_time_passes(call).await.unwrap_err().kind(), ErrorKind::NotStored);
     let took = world.clock_now().saturating_sub(start);
-    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(2), "{took:?}");
+    assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(3), "{took:?}");
     assert_eq!(
         world.record(1).await.unwrap().state,
         State::InProgress,
@@ -87,6 +87,63 @@ async fn a_step_whose_record_is_not_confirmed_in_time_is_not_stored() {
         "reserve done"
     );
     assert_eq!(world.ledger.charges(), ["reserve", "reserve"]);
+}
+
+/// The store is back when the body ends, or when its caller leaves.
+#[tokio::test]
+async fn a_result_that_was_given_up_is_on_the_record_before_it_is_left_to_others() {
+    for is_dropped in [false, true] {
+        let world = impatient();
+        world.store.always(Operation::Checkpoint, Some(Fault::LostRequest));
+        let mut call = Box::pin(world.fulfil().run(async || {
+            let error = world.step("reserve").await.unwrap_err();
+            world.store.always(Operation::Checkpoint, None);
+            if is_dropped { hang().await } else { Err::<String, _>(error) }
+        }));
+        if is_dropped {
+            let is_back = async || {
+                assert!(poll_once(&mut call).is_pending());
+                world.store.requests(Operation::Checkpoint) > 0 && world.clock_now() > LEASE / 5
+            };
+            world.while_time_passes(eventually("the end of the patience", is_back)).await;
+            drop(call);
+        } else {
+            let error = world.while_time_passes(call).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotStored);
+        }
+        let next = world.fulfil().run(async || world.step("reserve").await);
+        assert_eq!(world.while_time_passes(next).await.unwrap(), "reserve done");
+        assert_eq!(world.ledger.charges(), ["reserve"], "dropped: {is_dropped}");
+    }
+}
+
+/// It waits for the checkpoint of the other one, which the store does not answer in time.
+#[tokio::test]
+async fn the_result_of_a_step_that_had_no_turn_is_on_the_next_checkpoint() {
+    for runs_another in [true, false] {
+        let world = impatient();
+        world.store.always(Operation::Checkpoint, Some(Fault::LostRequest));
+        let call = world.fulfil().run(async || {
+            let (one, other) = tokio::join!(world.step("one"), world.step("other"));
+            assert!(one.is_err() && other.is_err(), "neither is known to be stored");
+            world.store.always(Operation::Checkpoint, None);
+            if runs_another {
+                world.step("third").await?;
+            }
+            other
+        });
+        let error = world.while_time_passes(call).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotStored);
+        let before = world.ledger.count();
+        let next = world.fulfil().run(async || {
+            for name in ["one", "other"] {
+                world.step(name).await?;
+            }
+            if runs_another { world.step("third").await } else { Ok(String::new()) }
+        });
+        world.while_time_passes(next).await.unwrap();
+        assert_eq!(world.ledger.count(), before, "each is replayed: {:?}", world.ledger.charges());
+    }
 }
 
 #[tokio::test]

@@ -558,7 +558,7 @@ async fn an_error_after_a_dropped_step_whose_checkpoint_broke_off_is_in_doubt() 
         Err::<String, _>(Declined)
     });
     assert!(matches!(world.while_time_passes(call).await, Err(Declined)));
-    assert_eq!(world.store.requests(Operation::Checkpoint), 2);
+    assert!(world.store.requests(Operation::Checkpoint) >= 2, "the background has sent it again");
     assert_eq!(world.record(1).await.map(|record| record.state), Some(State::InDoubt));
     assert_eq!(next(&world, 1).await, Err(ErrorKind::InDoubt));
     assert_eq!(world.ledger.count(), 1);
