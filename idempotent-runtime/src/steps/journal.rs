@@ -110,12 +110,13 @@ impl Writer {
     /// Returns true if a checkpoint was given up that the record needs. The start of a step that
     /// will not run is not needed.
     fn owes_a_result(&self) -> bool {
-        self.unanswered.as_ref().is_some_and(|sent| sent.changes.values().any(is_of_an_end))
+        let of_an_end = |recorded: &Option<Recorded>| is_of_an_end(recorded.as_ref());
+        self.unanswered.as_ref().is_some_and(|sent| sent.changes.values().any(of_an_end))
     }
 }
 
 /// Returns true unless it is the start of a step.
-fn is_of_an_end(recorded: &Option<Recorded>) -> bool {
+fn is_of_an_end(recorded: Option<&Recorded>) -> bool {
     !matches!(recorded, Some(Recorded::Started))
 }
 
@@ -410,7 +411,7 @@ impl Journal {
         };
         let mut writer = match ready.await {
             Err(Unwritten::Unknown(error)) => {
-                if is_of_an_end(&change.1) {
+                if is_of_an_end(change.1.as_ref()) {
                     self.steps().postponed.insert(change.0, change.1);
                 }
                 return Err(Unwritten::Unknown(error));
