@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::effects::LeftNothing;
 use super::headers::IDEMPOTENCY_PROBLEM;
+use super::key::IdempotencyKey;
 use crate::error::{Error, ErrorKind};
 use crate::store::{Operation, StoreError};
 
@@ -149,8 +150,10 @@ const RETRY_LATER: &str = "Retry later with the same key.";
 enum Subject {
     /// The request itself.
     Request,
-    /// A call, or something else, in its handler. The handler may have done something before it,
-    /// under keys that are derived from the request's.
+    /// A call of a service that has no layer. Its key may be the client's.
+    Call,
+    /// A call, or something else, in a handler behind a layer. The handler may have done something
+    /// before it, under keys that are derived from the request's.
     Inside,
 }
 
@@ -159,7 +162,7 @@ impl Subject {
     const fn not_run(self) -> &'static str {
         match self {
             Self::Request => "It was not run this time. Retry later with the same key.",
-            Self::Inside => "The call was not run. Retry later with the same key.",
+            Self::Call | Self::Inside => "The call was not run. Retry later with the same key.",
         }
     }
 }
@@ -230,7 +233,8 @@ impl Problem {
     /// Returns the refusal that reports `error` to a client. It does not contain the store's
     /// message.
     pub fn of(error: &Error) -> Self {
-        Self::made_of(error, Subject::Inside)
+        let is_inside = IdempotencyKey::current().is_some();
+        Self::made_of(error, if is_inside { Subject::Inside } else { Subject::Call })
     }
 
     /// Returns the refusal of a request whose own call ended with `error`: what did not run is all
@@ -435,7 +439,7 @@ impl From<&Error> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::{Problem, ProblemKind};
+    use super::{Problem, ProblemKind, Subject};
     use crate::error::{Error, ErrorKind};
     use crate::store::{Operation, StoreError, StoreErrorKind};
 
@@ -463,13 +467,17 @@ mod tests {
     #[test]
     fn the_error_of_a_call_inside_asks_for_no_other_key_and_says_nothing_of_the_whole_request() {
         for kind in [ErrorKind::Mismatch, ErrorKind::Expired] {
-            let inside = Problem::of(&Error::new(kind)).detail();
+            let inside = Problem::made_of(&Error::new(kind), Subject::Inside).detail();
             assert!(inside.contains("Do not send the request with another key"), "{inside}");
-            let own = Problem::of_request(&Error::new(kind)).detail();
-            assert!(!own.contains("Do not send the request with another key"), "{own}");
+            for own in [Problem::of_request(&Error::new(kind)), Problem::of(&Error::new(kind))] {
+                let own = own.detail();
+                assert!(!own.contains("Do not send the request with another key"), "{own}");
+            }
         }
         let too_large = Error::new(ErrorKind::TooLarge);
-        assert_eq!(Problem::of(&too_large).kind(), ProblemKind::Uncertain);
+        let inside = Problem::made_of(&too_large, Subject::Inside).kind();
+        assert_eq!(inside, ProblemKind::Uncertain);
+        assert_eq!(Problem::of(&too_large).kind(), ProblemKind::NotKept);
         assert_eq!(Problem::of_request(&too_large).kind(), ProblemKind::NotKept);
     }
 }

@@ -13,7 +13,11 @@
 //! body runs. There is no third case.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, MutexGuard};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,8 +68,8 @@ impl Drop for Unheard {
 #[derive(Default)]
 struct Steps {
     recorded: BTreeMap<StepId, Recorded>,
-    /// What became of steps that have ended, where no checkpoint could be sent in time: it was
-    /// another one's turn. It is a part of the next checkpoint.
+    /// What became of steps that have ended, where the checkpoint was given up, or none could be
+    /// sent in time because it was another one's turn. It is a part of the next checkpoint.
     postponed: BTreeMap<StepId, Option<Recorded>>,
     /// The identities that this attempt has used.
     asked: BTreeSet<StepId>,
@@ -320,6 +324,7 @@ impl Journal {
     }
 
     async fn settles(&self, engine: &Inner, patience: Duration, sends_again: bool) {
+        let end = engine.clock.monotonic().saturating_add(patience);
         let all_recorded = async {
             loop {
                 // Created before the check: a step that ends in between wakes it too.
@@ -331,9 +336,14 @@ impl Journal {
             }
             let mut writer = self.writer.lock().await;
             if sends_again {
-                let end = engine.clock.monotonic().saturating_add(patience);
-                // What is left out is known to `tells_of_effects`.
-                let _ = self.flush(engine, &mut writer, end).await;
+                let mut flushing = pin!(self.flush(engine, &mut writer, end));
+                // What is left out is known to `tells_of_effects`. The record has to be left also
+                // where the store's client panics.
+                poll_fn(|cx| {
+                    let poll = AssertUnwindSafe(|| flushing.as_mut().poll(cx));
+                    catch_unwind(poll).map_or(Poll::Ready(()), |polled| polled.map(drop))
+                })
+                .await;
             }
         };
         tokio::select! {
@@ -377,11 +387,14 @@ impl Journal {
         if !writer.owes_a_result() && self.steps().postponed.is_empty() {
             return Ok(());
         }
+        let sent = writer.unanswered.as_ref().map(|sent| sent.body.clone());
         self.follow(engine, writer, end).await?;
         {
-            let steps = self.steps();
-            if !steps.postponed.is_empty() {
-                let body = steps.checkpoint(None, false).map_err(Unwritten::not_encodable)?;
+            let mut steps = self.steps();
+            steps.fit(self.limit);
+            let body = steps.checkpoint(None, false).map_err(Unwritten::not_encodable)?;
+            // They differ where the start of a step was sent that did not run.
+            if !steps.postponed.is_empty() || sent.is_some_and(|sent| sent != body) {
                 writer.unanswered = Some(Sent { body, changes: steps.postponed.clone() });
             }
         }
@@ -419,7 +432,8 @@ impl Journal {
             ready => ready?,
         };
         let (body, postponed) = {
-            let steps = self.steps();
+            let mut steps = self.steps();
+            steps.fit(self.limit);
             // The step will not run, so its start must not be written.
             let will_not_run = steps.closed || self.lease.is_lost();
             if will_not_run && matches!(change.1, Some(Recorded::Started)) {
@@ -475,7 +489,14 @@ impl Journal {
         let checkpoint = Checkpoint::new(key, token, writer.sequence, sent.body.clone());
         let left = end.saturating_sub(engine.clock.monotonic());
         let written = engine.store.checkpoint(Budget::of(left), checkpoint).await;
-        if !written.map_err(Unwritten::Unknown)?.is_done() {
+        let written = written.map_err(|error| {
+            // Whether or not it is on the record, it takes its room.
+            let ends = sent.changes.iter().filter(|(_, recorded)| is_of_an_end(recorded.as_ref()));
+            let ends = ends.map(|(step, recorded)| (step.clone(), recorded.clone()));
+            self.steps().postponed.extend(ends);
+            Unwritten::Unknown(error)
+        })?;
+        if !written.is_done() {
             self.steps().superseded = true;
             return Err(Unwritten::Superseded);
         }
@@ -512,6 +533,19 @@ impl Steps {
             };
         }
         encode(&steps)
+    }
+
+    /// Makes room for what was postponed, and for a marker of each running step: a result for which
+    /// there is none is marked as too large, as it would have been on a checkpoint of its own.
+    fn fit(&mut self, limit: usize) {
+        while !self.postponed.is_empty()
+            && self.checkpoint(None, true).is_ok_and(|body| body.len() > limit)
+        {
+            let finished =
+                |recorded: &&mut Option<Recorded>| matches!(recorded, Some(Recorded::Finished(_)));
+            let Some(recorded) = self.postponed.values_mut().rev().find(finished) else { return };
+            *recorded = Some(Recorded::TooLarge);
+        }
     }
 
     fn apply(&mut self, step: StepId, recorded: Option<Recorded>) {

@@ -8,7 +8,7 @@ use idempotency::step::StepRetry;
 use idempotency::store::{
     Checkpoint, Claim, CrashPolicy, Operation, Release, Store as _, StoreErrorKind, Token,
 };
-use idempotency::{Context, Error, ErrorKind};
+use idempotency::{Builder, Context, Error, ErrorKind};
 use tokio::sync::Notify;
 
 use super::hang;
@@ -143,6 +143,43 @@ async fn the_result_of_a_step_that_had_no_turn_is_on_the_next_checkpoint() {
         });
         world.while_time_passes(next).await.unwrap();
         assert_eq!(world.ledger.count(), before, "each is replayed: {:?}", world.ledger.charges());
+    }
+}
+
+/// One for which there is no room is marked as too large, as it would have been in its turn.
+#[tokio::test]
+async fn a_result_that_had_no_turn_takes_no_room_of_a_later_step() {
+    let limited = |builder: Builder, limit| {
+        builder.commit_timeout(Duration::from_secs(1)).max_result_size(limit)
+    };
+    let world = World::with(|builder| limited(builder, 300));
+    let large = async |name: &str| {
+        let act = async || world.act(name).await.map(|done| done.repeat(15));
+        Context::current().step(name, act).await
+    };
+    world.store.always(Operation::Checkpoint, Some(Fault::LostRequest));
+    let call = world.fulfil().run(async || {
+        let (one, other) = tokio::join!(large("one"), large("other"));
+        assert!(one.is_err() && other.is_err(), "neither is known to be stored");
+        world.store.always(Operation::Checkpoint, None);
+        // Whether or not there is room for it.
+        let _ = world.step("third").await;
+        other
+    });
+    world.while_time_passes(call).await.unwrap_err();
+    let roomy = world.other_process_with(|builder| limited(builder, 10_000));
+    let next = roomy.fulfil().run(async || {
+        for name in ["one", "other"] {
+            let act = async || roomy.act(name).await;
+            let _ = Context::current().step(name, act).await;
+        }
+        roomy.step("third").await
+    });
+    let _ = roomy.while_time_passes(next).await;
+    let charges = world.ledger.charges();
+    for name in ["one", "other", "third"] {
+        let effects = charges.iter().filter(|charge| *charge == name).count();
+        assert!(effects <= 1, "{name} has had {effects} effects: {charges:?}");
     }
 }
 

@@ -528,7 +528,7 @@ async fn a_body_that_does_not_wait_for_a_recorded_step_of_a_task_is_decode_until
 #[tokio::test]
 async fn an_error_after_a_step_whose_checkpoint_broke_off_is_in_doubt() {
     let (world, charge) = (world(), Charge::new());
-    world.store.next(Operation::Checkpoint, Fault::Panic);
+    world.store.always(Operation::Checkpoint, Some(Fault::Panic));
     charge.may_charge.open();
     let call = world.call(1).run(async || match charge.spawn(&world).await.await {
         Err(panicked) if panicked.is_panic() => Err::<String, _>(Declined),
