@@ -33,7 +33,8 @@ async fn stopped(scene: &Scene, work: Work, point: &str) -> anyhow::Result<Worke
 
 /// Lets it go on. Gives what its caller got, and whether it reported a duplicate.
 async fn go_on(mut owner: Worker) -> anyhow::Result<(Call, bool)> {
-    owner.go().await?;
+    // A checkpoint that it could not send in time is sent once more before it gives up.
+    owner.go_past().await?;
     owner.cont()?;
     let lines = owner.lines().await?;
     let answer = answers(&lines)?.pop().with_context(|| format!("no answer: {lines:?}"))?;

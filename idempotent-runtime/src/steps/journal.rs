@@ -512,8 +512,8 @@ impl Journal {
 }
 
 impl Steps {
-    /// Encodes the checkpoint with what was postponed, and one more step changed. With `room`, it includes a marker for each
-    /// running step, for which there must be room.
+    /// Encodes the checkpoint with what was postponed, and one more step changed. With `room`, it
+    /// includes a marker for each running step, for which there must be room.
     fn checkpoint(
         &self,
         change: Option<(&StepId, Option<&Recorded>)>,

@@ -106,6 +106,16 @@ impl Worker {
         self.go_from(&point).await
     }
 
+    /// Lets it continue from the point at which it waits, also where it comes to that once more.
+    ///
+    /// # Errors
+    /// If it waits at no point, or is gone.
+    pub async fn go_past(&mut self) -> anyhow::Result<()> {
+        let point = self.current.take().context("the worker waits at no point")?;
+        self.go_from(&point).await?;
+        self.go_from(&point).await
+    }
+
     /// Lets one of its tasks continue from this point, whichever was reached last.
     ///
     /// # Errors
