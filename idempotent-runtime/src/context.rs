@@ -356,7 +356,8 @@ impl Context {
         body_is_in_line(false);
         match &self.0.own.claim {
             Held::Claim(_, _, Some(journal)) => journal.begins_turn(),
-            Held::Claim(_, lease, None) => !lease.is_lost() && lease.begin(),
+            // A question has no turn.
+            Held::Claim(_, _, None) => false,
             Held::Transaction { .. } | Held::Nothing { .. } => true,
         }
     }

@@ -14,6 +14,7 @@ use idempotency::testing::ManualClock;
 use idempotency::{
     Call, Context, Error, ErrorKind, Idempotency, InCurrentCall as _, OnCrash, Verdict,
 };
+use tokio::sync::Notify;
 
 use crate::scripted::{Outcome, Scripted, Step, Strict, answer, client, layer, send};
 use crate::world::{DAY, PATIENCE};
@@ -381,16 +382,19 @@ async fn asked_about_a_step(
     asks: &RequestLabel,
 ) -> anyhow::Result<u32> {
     let order = || caller.order(1).settle(Duration::from_millis(1));
+    let answered = Notify::new();
     let body = || async {
         let charge = || async { anyhow::Ok(caller.send_as("/charge", sends).await??.status) };
-        let status = Context::current().step_at("charge", 7, charge).await?;
-        std::future::pending::<()>().await;
-        Ok(u32::from(status))
+        Context::current().step_at("charge", 7, charge).await?;
+        answered.notify_one();
+        std::future::pending().await
     };
     {
         let unasked = async |_: Context| anyhow::Ok(Verdict::Unknown);
-        let attempt = order().on_crash_verify(unasked).run(body);
-        tokio::time::timeout(Duration::from_millis(200), attempt).await.unwrap_or(Ok(0))?;
+        tokio::select! {
+            ended = order().on_crash_verify(unasked).run(body) => return ended,
+            () = answered.notified() => {}
+        }
     }
     let question = |_: Context| async {
         let status = caller.send_as("/charge", asks).await??.status;

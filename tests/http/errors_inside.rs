@@ -619,7 +619,9 @@ async fn rule_65_a_key_that_belongs_to_no_guarded_call_holds_that_of_the_handler
 async fn rule_65_what_is_not_of_a_guarded_call_holds_the_key_of_the_handler() -> anyhow::Result<()>
 {
     let unavailable = StoreError::new(StoreErrorKind::Unavailable, Operation::Connect);
-    held_after("a store that was not connected", unavailable.into()).await?;
+    let refused = held_after("a store that was not connected", unavailable.into()).await?;
+    // There was no call.
+    assert_eq!(refused.json()?["detail"], "Retry later with the same key.");
     let store = FaultyStore::new(MemoryStore::new());
     let engine = Idempotency::builder(store.clone()).claim_timeout(NO_PATIENCE).build()?;
     store.always(Operation::Read, Some(Fault::Refused(StoreErrorKind::Unavailable)));

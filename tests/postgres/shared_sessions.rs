@@ -2,7 +2,7 @@
 //! lets a client run the statement that another client has prepared under the same name.
 
 use idempotency::store::PostgresStore;
-use idempotency::{Error, Idempotency};
+use idempotency::{Error, ErrorKind, Idempotency};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -10,6 +10,10 @@ use crate::world::{DAY, OPERATION, PATIENCE, World, patient};
 
 /// The table of another service in the same database.
 const OTHER_TABLE: &str = "other_records";
+
+/// Lists the statements that a service has prepared in its session.
+const PREPARED: &str = "SELECT name, statement, array_to_string(parameter_types, ', ')
+    FROM pg_prepared_statements WHERE statement LIKE '%_records%'";
 
 /// A service and another one, each with one session.
 struct Services {
@@ -37,13 +41,25 @@ impl Services {
     /// Has the session run what the other service has prepared under the same names in its own, as
     /// a pooler does that gives the one service the session of the other.
     async fn swap_sessions(&self) -> anyhow::Result<()> {
-        let prepared = "SELECT name, statement, array_to_string(parameter_types, ', ')
-             FROM pg_prepared_statements WHERE statement LIKE '%_records%'";
-        let prepared = sqlx::query_as::<_, (String, String, String)>(prepared).persistent(false);
+        let prepared = sqlx::query_as::<_, (String, String, String)>(PREPARED).persistent(false);
         let prepared = prepared.fetch_all(&self.others_pool).await?;
         anyhow::ensure!(!prepared.is_empty(), "the other service has prepared nothing");
         let mut session = self.pool.acquire().await?;
         for (name, statement, types) in prepared {
+            let swap = format!("DEALLOCATE {name}; PREPARE {name} ({types}) AS {statement}");
+            sqlx::raw_sql(AssertSqlSafe(swap)).execute(&mut *session).await?;
+        }
+        Ok(())
+    }
+
+    /// Has each name stand for the statement of another one.
+    async fn rotate_names(&self) -> anyhow::Result<()> {
+        let mut session = self.pool.acquire().await?;
+        let prepared = sqlx::query_as::<_, (String, String, String)>(PREPARED).persistent(false);
+        let prepared = prepared.fetch_all(&mut *session).await?;
+        anyhow::ensure!(prepared.len() > 1, "no two statements to exchange");
+        let others = prepared.iter().cycle().skip(1);
+        for ((name, ..), (_, statement, types)) in prepared.iter().zip(others) {
             let swap = format!("DEALLOCATE {name}; PREPARE {name} ({types}) AS {statement}");
             sqlx::raw_sql(AssertSqlSafe(swap)).execute(&mut *session).await?;
         }
@@ -85,6 +101,22 @@ async fn a_claim_that_another_clients_statement_has_made_is_none() -> anyhow::Re
     let again = services.charge(&services.elsewhere()?, 2).await;
     assert_eq!(services.charges(2).await?, 1, "{first:?}, {again:?}");
     assert_eq!(again?, 2);
+    Ok(())
+}
+
+/// The server refuses the values of one statement for another one, before it does anything.
+#[tokio::test]
+async fn values_that_another_clients_statement_refuses_name_the_pooler() -> anyhow::Result<()> {
+    let services = Services::new().await?;
+    services.charge(&services.engine, 1).await?;
+    services.rotate_names().await?;
+    let error = services.charge(&services.engine, 2).await.unwrap_err();
+    let chain = format!("{error:?}");
+    assert!(
+        error.kind() == ErrorKind::Config && chain.contains("without_prepared_statements"),
+        "{chain}"
+    );
+    assert_eq!(services.charges(2).await?, 0);
     Ok(())
 }
 

@@ -52,8 +52,8 @@ impl EdgeResult {
 
     /// Sets the retention of this result, in place of the call's. It is rounded up to whole
     /// milliseconds, and brought into the bounds of the engine: a millisecond, and the
-    /// [largest retention](super::Limits::max_ttl). A result of a
-    /// key with a [window](crate::key::window) is kept for at least the length of that.
+    /// [largest retention](super::Limits::max_ttl). A result of a key with a
+    /// [window](crate::key::window) is kept for at least the length of that.
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self

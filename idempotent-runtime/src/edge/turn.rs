@@ -144,9 +144,9 @@ impl Attempt {
 /// The turn of a body that has just been called. There is one for each attempt.
 ///
 /// An edge whose bodies start at once ignores it. One that first waits for something else, a permit
-/// or a connection, gives it to [`wait`](Self::wait): until the wait is over, a shutdown or the drop of
-/// the call releases the claim instead of leaving an unknown outcome, and the claim that ends meanwhile leads to
-/// [`End::NotBegun`](super::End::NotBegun).
+/// or a connection, gives it to [`wait`](Self::wait): until the wait is over, a shutdown or the drop
+/// of the call releases the claim instead of leaving an unknown outcome, and the claim that ends
+/// meanwhile leads to [`End::NotBegun`](super::End::NotBegun).
 ///
 /// ```
 /// # use std::time::Duration;
@@ -264,7 +264,8 @@ impl NotBegun {
     /// The error of the call.
     pub(super) fn error(&self) -> Error {
         self.0.refused(ErrorKind::StoreUnavailable).with_text(
-            "the claim ended before the body's turn came, and the body did not run",
+            "the claim ended, or most of its lease elapsed, before the body's turn came, and the \
+             body did not run",
             "retry with the same key",
         )
     }

@@ -296,3 +296,34 @@ fn end_of(sent: Duration, length: Duration) -> u64 {
 pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::{Lease, Term};
+    use crate::clock::SystemClock;
+    use crate::key::KeyHash;
+    use crate::store::{CrashPolicy, Token};
+
+    fn lease() -> Lease {
+        let owner = (KeyHash::from_bytes([7; 32]), Token::from_bits(9));
+        let minute = Duration::from_secs(60);
+        let term = Term { length: minute, max_run: minute, after_body: minute };
+        let clock = Arc::new(SystemClock::new());
+        Lease::new(owner, "payments.charge".into(), CrashPolicy::Hold, term, minute, clock)
+    }
+
+    #[test]
+    fn only_the_first_of_two_shutdowns_takes_a_claim_away() {
+        let begun = lease();
+        assert!(begun.begin());
+        assert_eq!([begun.shut_down(), begun.shut_down()], [Some(true), None]);
+        assert!(begun.is_shut_down() && !begun.is_unused());
+
+        let unused = lease();
+        assert_eq!([unused.shut_down(), unused.shut_down()], [Some(false), None]);
+        assert!(unused.is_shut_down() && unused.is_unused() && !unused.begin());
+    }
+}

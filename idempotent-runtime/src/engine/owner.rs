@@ -82,10 +82,11 @@ impl Owner {
         let owner = (grant.record.key, grant.record.owner);
         let policy = grant.record.policy;
         let settings = &engine.settings;
-        // Steps are waited for, then a result is stored at first and in the background.
+        // Steps are waited for and sent again, and the end is written at first and in the
+        // background.
         let after_body = settings
             .commit_timeout
-            .saturating_mul(2)
+            .saturating_mul(3)
             .saturating_add(settings.background_commit)
             .saturating_add(call.lease);
         let term = Term { length: call.lease, max_run: settings.max_run, after_body };

@@ -31,7 +31,8 @@ pub(super) async fn put_in_doubt(
 pub(super) async fn close_steps(engine: &Inner, lease: &Lease, budget: Duration) {
     if let Some(journal) = lease.journal() {
         journal.close();
-        journal.flushed(engine, budget.min(engine.settings.commit_timeout)).await;
+        // At most half: the record has to be left, whatever becomes of the steps.
+        journal.flushed(engine, (budget / 2).min(engine.settings.commit_timeout)).await;
     }
 }
 

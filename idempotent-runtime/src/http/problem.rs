@@ -232,6 +232,11 @@ impl Problem {
 
     /// Returns the refusal that reports `error` to a client. It does not contain the store's
     /// message.
+    ///
+    /// In a handler behind a [layer](super::IdempotencyLayer), the error is that of a call inside,
+    /// and says nothing of the whole request: [`TooLarge`](ErrorKind::TooLarge) is
+    /// [`Uncertain`](ProblemKind::Uncertain) there, and [`NotKept`](ProblemKind::NotKept) elsewhere,
+    /// and no text recommends another key, with which the handler would do everything again.
     pub fn of(error: &Error) -> Self {
         let is_inside = IdempotencyKey::current().is_some();
         Self::made_of(error, if is_inside { Subject::Inside } else { Subject::Call })
@@ -420,14 +425,12 @@ fn advice_of(error: &Error, kind: ProblemKind, subject: Subject) -> Option<&'sta
             "The call was run, and its transaction was rolled back."
         });
     }
-    // It is known of a call that was refused, and not of one whose step was, nor where a record was
-    // read or answered.
-    let is_of_a_call = error.step().is_none() && error.own_text().is_none();
+    // Not known of a call that waited for that of another caller.
     let store_error = std::error::Error::source(error).and_then(|error| error.downcast_ref());
     let is_of_its_claim = store_error.is_none_or(|error: &StoreError| {
         matches!(error.operation(), Operation::Claim | Operation::Transaction | Operation::Connect)
     });
-    (kind == ProblemKind::Unavailable && is_of_a_call && is_of_its_claim)
+    (kind == ProblemKind::Unavailable && error.left_nothing() && is_of_its_claim)
         .then_some(subject.not_run())
 }
 
@@ -447,7 +450,7 @@ mod tests {
     fn what_did_not_run_is_said_only_of_the_call_whose_claim_failed() {
         let failed = |operation| {
             let error = StoreError::new(StoreErrorKind::Unavailable, operation);
-            Problem::of(&Error::from(error)).detail()
+            Problem::of(&Error::from(error).of_call()).detail()
         };
         assert_eq!(
             failed(Operation::Claim),
@@ -458,9 +461,9 @@ mod tests {
             assert_eq!(failed(operation), "Retry later with the same key.", "{operation:?}");
         }
         let claimed = StoreError::new(StoreErrorKind::Unavailable, Operation::Claim);
-        let of_request = Problem::of_request(&Error::from(claimed)).detail();
+        let of_request = Problem::of_request(&Error::from(claimed).of_call()).detail();
         assert_eq!(of_request, "It was not run this time. Retry later with the same key.");
-        let shutting_down = Problem::of(&Error::new(ErrorKind::ShuttingDown));
+        let shutting_down = Problem::of(&Error::new(ErrorKind::ShuttingDown).of_call());
         assert_eq!(shutting_down.detail(), failed(Operation::Claim));
     }
 

@@ -254,6 +254,10 @@ impl Underway {
                 written =
                     journal.write(&self.engine, marker).await.and(Err(Unwritten::TooLarge(size)));
             }
+            if written.is_ok() {
+                // It is on the record.
+                self.goes_on(Progress::Asked);
+            }
             written.and(encoded).map_err(|unwritten| {
                 journal.unsettled();
                 self.unwritten(&journal, unwritten, ErrorKind::NotStored)
