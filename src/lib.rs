@@ -3,6 +3,8 @@
 
 #[cfg(feature = "http")]
 pub use idempotent_runtime::http;
+#[cfg(feature = "inbox")]
+pub use idempotent_runtime::inbox;
 #[cfg(feature = "testing")]
 #[doc(inline)]
 #[doc = include_str!("testing.md")]

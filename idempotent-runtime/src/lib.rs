@@ -19,6 +19,8 @@ mod fingerprint;
 mod first_poll;
 #[cfg(feature = "http")]
 pub mod http;
+#[cfg(feature = "inbox")]
+pub mod inbox;
 pub mod key;
 mod lock;
 #[cfg(feature = "memory")]

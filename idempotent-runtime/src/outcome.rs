@@ -249,6 +249,8 @@ pub(crate) enum Ending {
     Answer { state: State, body: Result<Bytes, NotEncodable>, ttl: Option<Duration> },
     /// An error that means that nothing happened.
     Release,
+    /// The same, and there is no next attempt: none is counted any more.
+    Dismiss,
     /// The body waited for its turn, and its claim ended before the turn came.
     NotBegun,
     /// An error that may hide an effect.

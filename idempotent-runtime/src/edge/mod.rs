@@ -40,15 +40,18 @@
 //! |---|---|---|
 //! | [`Finished`](End::Finished) | has the result | gets it |
 //! | [`Released`](End::Released) | is gone, but for the count of attempts | runs the body |
+//! | [`Dismissed`](End::Dismissed) | is gone, with the count of attempts | runs the body |
 //! | [`Held`](End::Held) | is in doubt | is refused until an operator decides; under `verify`, asks |
 //! | [`Unknown`](End::Unknown), a panic, a dropped future | by the policy | by the policy |
 //! | [`NotBegun`](End::NotBegun) | is gone, but for the count of earlier attempts | runs the body |
 //!
-//! A record that was taken over from an earlier attempt is not gone after `Released` and `NotBegun`:
+//! A record that was taken over from an earlier attempt is not gone after `Released`, `Dismissed` and
+//! `NotBegun`:
 //! what that attempt did is as unknown as before. It is left as after a crash, with the reason
 //! [`Crashed`](crate::record::Reason::Crashed), and its policy decides about the next call.
 //!
-//! **An edge that says too little about an effect repeats it.** `Released` and `NotBegun` promise
+//! **An edge that says too little about an effect repeats it.** `Released`, `Dismissed` and
+//! `NotBegun` promise
 //! that there was none. `NotBegun` is the stronger promise: the attempt does not even count. So only
 //! a body that waits for its [`Turn`] can make it, and the type [`NotBegun`] says what it means to
 //! break it.
@@ -110,12 +113,15 @@ pub struct Limits {
     pub max_result_size: usize,
     /// The longest retention of a result.
     pub max_ttl: Duration,
+    /// The time for which a claim lives without renewal, where a call sets no other.
+    pub lease: Duration,
 }
 
 /// Returns the [`Limits`] of `engine`.
 pub fn limits(engine: &Idempotency) -> Limits {
     let settings = &engine.inner.settings;
-    Limits { max_result_size: settings.max_result_size, max_ttl: settings.max_ttl }
+    let (max_result_size, max_ttl) = (settings.max_result_size, settings.max_ttl);
+    Limits { max_result_size, max_ttl, lease: settings.lease }
 }
 
 /// Returns the [namespace](crate::Builder::namespace) of `engine`: what an edge makes of the name of

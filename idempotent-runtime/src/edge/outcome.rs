@@ -138,6 +138,10 @@ pub enum End {
     ///
     /// [Steps]: crate::Context::step
     Released,
+    /// Nothing happened, as with `Released`, and the edge does not bring the call again by itself:
+    /// also the [count of attempts](super::EdgeCall::count_attempts) is gone. A call that is made
+    /// again, by a person for example, begins at one.
+    Dismissed,
     /// There may be an effect, and no other attempt is to repeat it unasked: the record is in doubt
     /// under every policy. Under `verify`, the next call asks.
     Held,
@@ -340,6 +344,7 @@ fn ending<T, P>(raw: Raw<T>, _: P) -> (Raw<T>, Ending) {
             let ending = match end {
                 End::Finished(result) => result.ending(),
                 End::Released => Ending::Release,
+                End::Dismissed => Ending::Dismiss,
                 End::Held => Ending::Hold,
                 End::Unknown | End::NotBegun(_) => Ending::GiveUp,
             };

@@ -85,8 +85,10 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
             Ok(written) => conclude_unknown(owner, CallerGets::Own, was_lost, Some(written)).await,
             Err(error) => not_held(owner, &error),
         },
-        (Settlement::Release, _) => {
-            let written = owner.release(owner.own_release()).await;
+        (Settlement::Release, ending) => {
+            let mut release = owner.own_release();
+            release.keep_attempts &= !matches!(ending, Ending::Dismiss);
+            let written = owner.release(release).await;
             conclude_released(owner, was_lost, written).await
         }
         (Settlement::ReleaseUnused, _) => {
@@ -109,7 +111,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
 fn cause_of(ending: &Ending) -> Cause {
     match ending {
         Ending::Answer { .. } => Cause::Answered,
-        Ending::Release => Cause::Failed,
+        Ending::Release | Ending::Dismiss => Cause::Failed,
         Ending::NotBegun => Cause::NotBegun,
         Ending::Hold => Cause::Held,
         Ending::GiveUp => Cause::GivenUp,

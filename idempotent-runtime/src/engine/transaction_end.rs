@@ -211,7 +211,9 @@ impl Unclaimed {
 fn end_of(call: &CheckedCall, record: &Record, ending: Ending) -> (End, Option<Error>) {
     let (state, body) = match ending {
         // There is no verification in a transaction.
-        Ending::Release | Ending::NotBegun | Ending::Unknown { .. } => return (End::Undo, None),
+        Ending::Release | Ending::Dismiss | Ending::NotBegun | Ending::Unknown { .. } => {
+            return (End::Undo, None);
+        }
         Ending::Hold | Ending::GiveUp => {
             return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None);
         }

@@ -1,0 +1,367 @@
+//! What a consumer has in hand, and what it does next.
+
+use std::collections::HashMap;
+use std::future::{Future, pending};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+
+use super::consumer::{ConsumeError, Drained};
+use super::handled::Disposition;
+use super::intake::Intake;
+use super::lanes::{LaneId, Lanes};
+use super::source::{Message as _, Order, Source};
+use super::worker::Worked;
+use crate::clock::{Clock, Sleep};
+use crate::edge::EdgeCall;
+use crate::error::ErrorKind;
+use crate::record::RecordHandle;
+
+/// Dispositions are reported together: so many,
+const BATCH: usize = 10;
+/// or those of this time.
+const FLUSH: Duration = Duration::from_millis(50);
+/// The time between two looks at a store that does not answer.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// The state of a consumer that runs.
+pub(super) struct Drive<S: Source> {
+    source: Arc<S>,
+    clock: Arc<dyn Clock>,
+    intake: Arc<Intake>,
+    places: Arc<Semaphore>,
+    stopping: watch::Sender<bool>,
+    probe: RecordHandle,
+    /// How many messages may be in hand.
+    prefetch: usize,
+    drain: Duration,
+
+    lanes: Lanes<Arc<S::Message>>,
+    tasks: Tasks,
+    running: HashMap<Id, (LaneId, Arc<S::Message>)>,
+    unsettled: Vec<(Arc<S::Message>, Disposition)>,
+
+    /// The request for messages, and for how many.
+    receiving: Option<(usize, Boxed<Result<Vec<Arc<S::Message>>, S::Error>>)>,
+    /// The report of dispositions, and of how many.
+    settling: Option<(usize, Boxed<Result<(), S::Error>>)>,
+    keeping: Option<Boxed<Result<(), S::Error>>>,
+    looking: Option<Boxed<()>>,
+    flush: Option<Sleep>,
+    keep: Option<Sleep>,
+    /// The end of the drain. Present once the consumer stops.
+    end: Option<Sleep>,
+    failure: Option<ConsumeError<S::Error>>,
+}
+
+/// The tasks of running messages. When the consumer is gone they go on: a handler that is cut off
+/// leaves a doubt behind, one that ends leaves a result.
+struct Tasks(JoinSet<Worked>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.detach_all();
+    }
+}
+
+/// What has happened.
+enum Event<S: Source> {
+    Stop,
+    Received(Result<Vec<Arc<S::Message>>, S::Error>),
+    Worked(Result<(Id, Worked), JoinError>),
+    Settled(Result<(), S::Error>),
+    Kept(Result<(), S::Error>),
+    Place(OwnedSemaphorePermit),
+    Paused,
+    Open,
+    Flush,
+    Keep,
+    End,
+}
+
+impl<S: Source> Drive<S> {
+    #[expect(clippy::too_many_arguments, reason = "the parts of one consumer, which calls it once")]
+    pub(super) fn new(
+        source: S,
+        clock: Arc<dyn Clock>,
+        intake: Arc<Intake>,
+        places: Arc<Semaphore>,
+        stopping: watch::Sender<bool>,
+        probe: EdgeCall,
+        concurrency: usize,
+        drain: Duration,
+    ) -> Self {
+        Self {
+            source: Arc::new(source),
+            clock,
+            intake,
+            places,
+            stopping,
+            probe: probe.record(),
+            prefetch: concurrency.saturating_mul(2),
+            drain,
+            lanes: Lanes::new(),
+            tasks: Tasks(JoinSet::new()),
+            running: HashMap::new(),
+            unsettled: Vec::new(),
+            receiving: None,
+            settling: None,
+            keeping: None,
+            looking: None,
+            flush: None,
+            keep: None,
+            end: None,
+            failure: None,
+        }
+    }
+
+    /// Runs until `stop` resolves or something fails, and drains what is in hand then. `work`
+    /// returns the future of one message.
+    pub(super) async fn run<W, F>(
+        mut self,
+        stop: impl Future<Output = ()>,
+        work: W,
+    ) -> Result<Drained, ConsumeError<S::Error>>
+    where
+        W: Fn(Arc<S::Message>, OwnedSemaphorePermit) -> F,
+        F: Future<Output = Worked> + Send + 'static,
+    {
+        let mut stop = pin!(stop);
+        while !self.is_drained() {
+            self.prepare();
+            match self.next(stop.as_mut()).await {
+                Event::Stop => self.stop(),
+                Event::Received(received) => self.received(received),
+                Event::Place(place) => self.start(place, &work),
+                Event::Worked(worked) => self.worked(worked),
+                Event::Settled(settled) => {
+                    self.settling = None;
+                    warn_of(settled, "dispositions did not reach the broker, which delivers their messages again");
+                }
+                Event::Kept(kept) => {
+                    self.keeping = None;
+                    warn_of(kept, "the broker was not asked to leave messages with this consumer");
+                }
+                Event::Paused => self.look(),
+                Event::Open => {
+                    self.looking = None;
+                    self.intake.open();
+                }
+                Event::Flush => self.settle(),
+                Event::Keep => self.keep_held(),
+                Event::End => break,
+            }
+        }
+        match self.failure {
+            Some(failure) => Err(failure),
+            None => Ok(Drained { left: self.in_hand() }),
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.end.is_some()
+    }
+
+    fn is_drained(&self) -> bool {
+        self.is_stopping() && self.in_hand() == 0
+    }
+
+    fn in_hand(&self) -> usize {
+        let settling = self.settling.as_ref().map_or(0, |(count, _)| *count);
+        self.lanes.len() + self.running.len() + self.unsettled.len() + settling
+    }
+
+    /// Begins what is due: a request for messages, a report of dispositions, the timers.
+    fn prepare(&mut self) {
+        if !self.is_stopping() {
+            let room = if self.intake.is_paused() {
+                0
+            } else {
+                self.prefetch.saturating_sub(self.in_hand())
+            };
+            // One with room stays as it is: what is in hand becomes more by it alone.
+            let stays = self.receiving.as_ref().is_some_and(|(of, _)| (*of == 0) == (room == 0));
+            if !stays {
+                let source = self.source.clone();
+                let request = async move {
+                    let received = source.receive(room).await;
+                    // Nothing was asked for, so there is nothing to ask for again.
+                    if room == 0 && received.as_ref().is_ok_and(Vec::is_empty) {
+                        pending::<()>().await;
+                    }
+                    received
+                };
+                self.receiving = Some((room, Box::pin(request)));
+            }
+            if self.keep.is_none()
+                && let Some(patience) = self.source.patience()
+            {
+                self.keep = Some(self.clock.sleep(patience / 3));
+            }
+        }
+        if self.settling.is_none() && !self.unsettled.is_empty() {
+            if self.unsettled.len() >= BATCH || (self.is_stopping() && self.running.is_empty()) {
+                self.settle();
+            } else if self.flush.is_none() {
+                self.flush = Some(self.clock.sleep(FLUSH));
+            }
+        }
+    }
+
+    /// Waits for what happens next. All that it waits for is kept in `self`: nothing is lost when
+    /// something else happens first.
+    async fn next(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Event<S> {
+        let is_stopping = self.is_stopping();
+        let is_paused = self.intake.is_paused();
+        let starts = self.lanes.is_ready() && !is_paused && !is_stopping;
+        let can_settle = self.settling.is_none();
+        tokio::select! {
+            biased;
+            () = stop, if !is_stopping => Event::Stop,
+            () = of(&mut self.end) => Event::End,
+            Some(worked) = self.tasks.0.join_next_with_id() => Event::Worked(worked),
+            settled = of_counted(&mut self.settling) => Event::Settled(settled),
+            () = of(&mut self.looking) => Event::Open,
+            () = self.intake.paused(), if self.looking.is_none() => Event::Paused,
+            kept = of(&mut self.keeping) => Event::Kept(kept),
+            () = of(&mut self.keep) => Event::Keep,
+            () = of(&mut self.flush), if can_settle => Event::Flush,
+            Ok(place) = self.places.clone().acquire_owned(), if starts => Event::Place(place),
+            received = of_counted(&mut self.receiving) => Event::Received(received),
+        }
+    }
+
+    /// Stops: nothing more is received, and what waits goes back to the broker.
+    fn stop(&mut self) {
+        if self.is_stopping() {
+            return;
+        }
+        self.end = Some(self.clock.sleep(self.drain));
+        self.receiving = None;
+        let waiting = self.lanes.take_all().into_iter();
+        self.unsettled.extend(waiting.map(|message| (message, Disposition::Postpone(Duration::ZERO))));
+        self.stopping.send_replace(true);
+    }
+
+    fn fail(&mut self, failure: ConsumeError<S::Error>) {
+        self.failure.get_or_insert(failure);
+        self.stop();
+    }
+
+    fn received(&mut self, received: Result<Vec<Arc<S::Message>>, S::Error>) {
+        self.receiving = None;
+        match received {
+            Ok(messages) => {
+                for message in messages {
+                    self.lanes.push(message.lane(), message);
+                }
+            }
+            Err(error) => self.fail(ConsumeError::Source(error)),
+        }
+    }
+
+    fn start<W, F>(&mut self, place: OwnedSemaphorePermit, work: &W)
+    where
+        W: Fn(Arc<S::Message>, OwnedSemaphorePermit) -> F,
+        F: Future<Output = Worked> + Send + 'static,
+    {
+        if let Some((lane, message)) = self.lanes.take() {
+            let task = self.tasks.0.spawn(work(message.clone(), place));
+            self.running.insert(task.id(), (lane, message));
+        }
+    }
+
+    fn worked(&mut self, worked: Result<(Id, Worked), JoinError>) {
+        let (id, worked) = match worked {
+            Ok((id, worked)) => (id, Some(worked)),
+            // The runtime ends, or code of the source has panicked: nothing is known.
+            Err(error) => (error.id(), None),
+        };
+        let Some((lane, message)) = self.running.remove(&id) else { return };
+        match worked {
+            Some(Worked::Settle(disposition)) => {
+                let is_back = matches!(disposition, Disposition::Retry(_) | Disposition::Postpone(_));
+                self.unsettled.push((message, disposition));
+                if is_back && S::ORDER == Order::ReturnLane {
+                    let behind = self.lanes.take_behind(lane).into_iter();
+                    let back = Disposition::Postpone(Duration::ZERO);
+                    self.unsettled.extend(behind.map(|message| (message, back)));
+                }
+            }
+            Some(Worked::ShutDown) => {
+                self.unsettled.push((message, Disposition::Postpone(Duration::ZERO)));
+                self.stop();
+            }
+            Some(Worked::Misconfigured(error)) => self.fail(ConsumeError::Refused(error)),
+            None => tracing::error!(label = message.label(), "the work on a message was cut off; it is not settled"),
+        }
+        self.lanes.back(lane);
+    }
+
+    fn settle(&mut self) {
+        self.flush = None;
+        if self.unsettled.is_empty() {
+            return;
+        }
+        let settled = std::mem::take(&mut self.unsettled);
+        let (count, source) = (settled.len(), self.source.clone());
+        let report = async move { source.settle(settled).await };
+        self.settling = Some((count, Box::pin(report)));
+    }
+
+    fn keep_held(&mut self) {
+        self.keep = None;
+        let waiting = self.lanes.waiting();
+        let running = self.running.values().map(|(_, message)| message);
+        let unsettled = self.unsettled.iter().map(|(message, _)| message);
+        let held: Vec<_> = waiting.chain(running).chain(unsettled).cloned().collect();
+        if held.is_empty() || self.keeping.is_some() {
+            return;
+        }
+        let source = self.source.clone();
+        self.keeping = Some(Box::pin(async move { source.keep(held).await }));
+    }
+
+    /// Begins to look at the store until it answers.
+    fn look(&mut self) {
+        let (probe, clock) = (self.probe.clone(), self.clock.clone());
+        let intake = self.intake.clone();
+        self.looking = Some(Box::pin(async move {
+            // Whatever else it says, it answers.
+            while probe
+                .inspect()
+                .await
+                .is_err_and(|error| error.kind() == ErrorKind::StoreUnavailable)
+            {
+                intake.look_failed();
+                clock.sleep(LOOK_EVERY).await;
+            }
+        }));
+    }
+}
+
+fn warn_of<E: std::error::Error>(result: Result<(), E>, what: &str) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "{what}");
+    }
+}
+
+/// Waits for the future, if there is one.
+async fn of<T>(future: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn of_counted<T>(future: &mut Option<(usize, Boxed<T>)>) -> T {
+    match future {
+        Some((_, future)) => future.await,
+        None => pending().await,
+    }
+}

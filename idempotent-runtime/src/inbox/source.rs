@@ -1,0 +1,144 @@
+//! The broker's side of a consumer: an adapter implements it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::delivery::Delivery;
+use super::handled::Disposition;
+
+/// Where the messages of a [`Consumer`](super::Consumer) come from.
+///
+/// An adapter translates: it receives, and carries the consumer's dispositions to its broker. All
+/// decisions are the consumer's.
+///
+/// ```
+/// # use std::{convert::Infallible, sync::Arc, time::Duration};
+/// # use tokio::sync::{Mutex, mpsc};
+/// use idempotency::inbox::{Delivery, Disposition, Message, Order, Source};
+///
+/// /// Messages from another part of the same program, which are sent again if they fail.
+/// struct Channel {
+///     sender: mpsc::UnboundedSender<Arc<Mail>>,
+///     receiver: Mutex<mpsc::UnboundedReceiver<Arc<Mail>>>,
+/// }
+///
+/// struct Mail { id: u64, text: String }
+///
+/// impl Message for Mail {
+///     fn delivery(&self) -> Delivery<'_> {
+///         Delivery::new(self.id).payload(self.text.as_bytes())
+///     }
+///
+///     fn label(&self) -> &str {
+///         "mail"
+///     }
+/// }
+///
+/// impl Source for Channel {
+///     type Message = Mail;
+///     type Error = Infallible;
+///     const ORDER: Order = Order::Free;
+///
+///     async fn receive(&self, room: usize) -> Result<Vec<Arc<Mail>>, Infallible> {
+///         let mut received = Vec::new();
+///         if room == 0 {
+///             std::future::pending::<()>().await;
+///         }
+///         self.receiver.lock().await.recv_many(&mut received, room).await;
+///         Ok(received)
+///     }
+///
+///     async fn settle(&self, settled: Vec<(Arc<Mail>, Disposition)>) -> Result<(), Infallible> {
+///         for (mail, disposition) in settled {
+///             match disposition {
+///                 Disposition::Ack => {}
+///                 Disposition::DeadLetter(reason) => eprintln!("{}: {}", mail.id, reason.as_str()),
+///                 _ => drop(self.sender.send(mail)), // a broker waits before it delivers again
+///             }
+///         }
+///         Ok(())
+///     }
+///
+///     fn patience(&self) -> Option<Duration> {
+///         None
+///     }
+///
+///     async fn keep(&self, _: Vec<Arc<Mail>>) -> Result<(), Infallible> {
+///         Ok(())
+///     }
+/// }
+/// # let _ = |channel: Channel| channel;
+/// ```
+pub trait Source: Send + Sync + 'static {
+    /// A message as this broker delivers it.
+    type Message: Message;
+
+    /// An error of the broker or of its client.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// What follows from a failed message for those behind it in its [lane](Message::lane).
+    const ORDER: Order;
+
+    /// Waits for messages, and returns at least one and at most `room` of them. With no room it
+    /// only keeps the connection alive, and need not return.
+    ///
+    /// Dropping the future loses no message. An error ends the consumer, after it has settled what
+    /// it can: a source that can connect again does so within this function.
+    fn receive(
+        &self,
+        room: usize,
+    ) -> impl Future<Output = Result<Vec<Arc<Self::Message>>, Self::Error>> + Send;
+
+    /// Reports dispositions to the broker. `Ok`: the broker, or the client's reliable way to it,
+    /// has them.
+    ///
+    /// One that fails must not keep the others from being reported. A message whose disposition
+    /// does not reach the broker has to be delivered again: whatever it says, nothing is lost. Of a
+    /// [dead letter](Disposition::DeadLetter) the copy is confirmed first, and the original is
+    /// acknowledged then.
+    fn settle(
+        &self,
+        settled: Vec<(Arc<Self::Message>, Disposition)>,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// The time for which the broker leaves a message with its consumer. `None`: as long as the
+    /// connection lives.
+    fn patience(&self) -> Option<Duration>;
+
+    /// Extends the time for which the broker leaves `held` with this consumer. Called every third
+    /// of [`patience`](Self::patience), for all messages that run or wait.
+    fn keep(
+        &self,
+        held: Vec<Arc<Self::Message>>,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+}
+
+/// A message of a [`Source`].
+pub trait Message: Send + Sync + 'static {
+    /// The message as an inbox needs to know it.
+    fn delivery(&self) -> Delivery<'_>;
+
+    /// The lane: messages of one lane are handled one after the other, in the order in which they
+    /// were received. `None`: this message has a lane of its own.
+    fn lane(&self) -> Option<u64> {
+        None
+    }
+
+    /// The topic, queue or subject, for spans and logs. It is not a part of the key.
+    fn label(&self) -> &str;
+}
+
+/// The order that a broker promises within a [lane](Message::lane).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Order {
+    /// None: a failed message is delivered again, and those behind it go on.
+    Free,
+    /// The broker cannot deliver one message again: a failed one is tried again here, and its lane
+    /// waits.
+    HoldLane,
+    /// A failed message is delivered again before those behind it: they go back to the broker
+    /// too.
+    ReturnLane,
+}

@@ -1,0 +1,87 @@
+//! A store that does not answer: nothing is settled, and nothing more is taken in.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use idempotency::inbox::{Consumer, ConsumeError, Disposition};
+use idempotency::store::Operation;
+use idempotency::testing::Fault;
+use idempotency::{ErrorKind, edge};
+
+use crate::deliveries::{NoConnection, inbox};
+use crate::script::{Broker, Mail, never};
+use crate::world::{DAY, World};
+
+fn handler(
+    world: &World,
+) -> impl Fn(Arc<Mail>) -> std::future::Ready<Result<(), NoConnection>> + Send + Sync + 'static {
+    let ledger = world.ledger.clone();
+    move |mail| {
+        ledger.charge(&mail.id.to_string());
+        std::future::ready(Ok(()))
+    }
+}
+
+fn away(world: &World, is_away: bool) {
+    for operation in [Operation::Claim, Operation::Read] {
+        world.store.always(operation, is_away.then_some(Fault::LostRequest));
+    }
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_nothing_is_settled_and_nothing_is_taken_in() {
+    let world = World::new();
+    let broker: Broker = Broker::new().with_patience(Duration::from_secs(30));
+    away(&world, true);
+    broker.deliver(0..50);
+    let consumer = Consumer::new(inbox(&world), broker.clone()).with_concurrency(4);
+    let stop = async {
+        // It is noticed, and the intake pauses.
+        broker.is(|broker| broker.largest_room() > 0 && broker.room() == 0).await;
+        let queued = broker.queued();
+        let until = world.clock_now() + Duration::from_secs(120);
+        world.time_is(until).await;
+        assert_eq!((broker.queued(), broker.settled().len()), (queued, 0));
+        assert!(!broker.kept().is_empty());
+        away(&world, false);
+        broker.has_settled(50).await;
+    };
+    world.while_time_passes(consumer.run(stop, handler(&world))).await.unwrap();
+    assert_eq!((broker.acked(), broker.settled().len()), (50, 50));
+    assert_eq!(world.ledger.count(), 50);
+}
+
+#[tokio::test]
+async fn a_record_on_which_the_store_fails_costs_only_its_own_message() {
+    let world = World::new();
+    let broker: Broker = Broker::new();
+    let locked = world.engine.record("billing", 1_u64).hash().unwrap();
+    world.store.always_at(Operation::Claim, locked, Some(Fault::LostRequest));
+    broker.deliver(1..=20);
+    let inbox = inbox(&world).with_backoff(Duration::from_millis(100), Duration::from_secs(1));
+    let consumer = Consumer::new(inbox, broker.clone()).with_concurrency(2);
+    let stop = async {
+        broker.has_settled(19).await;
+        assert_eq!(broker.acked(), 19);
+        // It goes back to the broker in the end.
+        broker.has_settled(20).await;
+    };
+    world.while_time_passes(consumer.run(stop, handler(&world))).await.unwrap();
+    let settled = broker.settled();
+    assert!(matches!(settled[19], (1, Disposition::Postpone(_))), "{settled:?}");
+}
+
+#[tokio::test]
+async fn a_record_of_another_format_ends_the_consumer_and_is_not_settled() {
+    let world = World::new();
+    let broker: Broker = Broker::new();
+    // What another kind of caller has stored under the same name and key.
+    let call = edge::EdgeCall::new(&world.engine, "billing", idempotency::key::Key::of(&2_u64), DAY);
+    let _ = call.run(async |_| ((), edge::EdgeResult::completed("another's").into())).await;
+    broker.deliver([2]);
+    let consumer = Consumer::new(inbox(&world), broker.clone());
+    let ended = world.while_time_passes(consumer.run(never(), handler(&world))).await;
+    let Err(ConsumeError::Refused(error)) = ended else { panic!("{ended:?}") };
+    assert_eq!(error.kind(), ErrorKind::Decode);
+    assert_eq!(broker.settled(), []);
+}
