@@ -45,7 +45,10 @@ async fn a_redrive_of_a_message_that_failed_begins_to_count_from_one() {
     }
     let dead = inbox.clone().with_on_failure(|_: &NoConnection| OnFailure::DeadLetter);
     let handled = dead.handle(Delivery::new("m-1"), async || Err(NoConnection)).await;
-    assert_eq!((handled.disposition, handled.attempt), (Disposition::DeadLetter(DeadReason::Failed), 1));
+    assert_eq!(
+        (handled.disposition, handled.attempt),
+        (Disposition::DeadLetter(DeadReason::Failed), 1)
+    );
     let handled = inbox.handle(Delivery::new("m-1"), || books(&world)).await;
     assert_eq!((handled.disposition, handled.attempt), (Disposition::Ack, 1));
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use idempotency::inbox::{Consumer, ConsumeError, DeadReason, Disposition, Inbox};
+use idempotency::inbox::{ConsumeError, Consumer, DeadReason, Disposition, Inbox};
 use idempotency::testing::Gate;
 use idempotency::{ErrorKind, Idempotency, Verdict};
 

@@ -3,16 +3,14 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use idempotency::edge::{self, EdgeCall, EdgeResult};
-use idempotency::inbox::{
-    DeadReason, Delivery, Disposition, Handled, Inbox, OnFailure, Outcome,
-};
+use idempotency::inbox::{DeadReason, Delivery, Disposition, Handled, Inbox, OnFailure, Outcome};
 use idempotency::key::Key;
 use idempotency::record::{Resolution, State};
 use idempotency::store::Operation;
 use idempotency::testing::{Fault, Gate};
 use idempotency::{Context, Error, ErrorKind, OnCrash, Verdict};
-use futures::FutureExt as _;
 
 use crate::world::{DAY, LEASE, World, eventually};
 

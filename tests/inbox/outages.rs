@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use idempotency::inbox::{Consumer, ConsumeError, Disposition};
+use idempotency::inbox::{ConsumeError, Consumer, Disposition};
 use idempotency::store::Operation;
 use idempotency::testing::Fault;
 use idempotency::{ErrorKind, edge};
@@ -76,7 +76,8 @@ async fn a_record_of_another_format_ends_the_consumer_and_is_not_settled() {
     let world = World::new();
     let broker: Broker = Broker::new();
     // What another kind of caller has stored under the same name and key.
-    let call = edge::EdgeCall::new(&world.engine, "billing", idempotency::key::Key::of(&2_u64), DAY);
+    let call =
+        edge::EdgeCall::new(&world.engine, "billing", idempotency::key::Key::of(&2_u64), DAY);
     let _ = call.run(async |_| ((), edge::EdgeResult::completed("another's").into())).await;
     broker.deliver([2]);
     let consumer = Consumer::new(inbox(&world), broker.clone());

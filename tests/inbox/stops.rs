@@ -63,8 +63,7 @@ async fn a_handler_that_outlasts_the_drain_is_not_settled_and_its_result_is_stor
     let broker: Broker = Broker::new();
     broker.deliver([1]);
     let gate = Gate::new();
-    let consumer =
-        Consumer::new(inbox(&world), broker.clone()).with_drain(Duration::from_secs(2));
+    let consumer = Consumer::new(inbox(&world), broker.clone()).with_drain(Duration::from_secs(2));
     let run = consumer.run(has_begun(&world, 1), waits(&world, &gate));
     let drained = world.while_time_passes(run).await;
     assert_eq!(drained.unwrap().left, 1);

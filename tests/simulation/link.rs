@@ -166,11 +166,16 @@ impl Link {
         answer
     }
 
-    /// For a mutant: an owner whose body says that nothing happened is taken at its word.
+    /// For mutants: an owner whose body says that nothing happened, or does not end, is taken at its
+    /// word.
     fn forgets_steps(&self, owner: Token, reason: Reason) -> bool {
-        self.world.mutant == Some(Mutant::RunningStepsForgotten)
-            && reason == Reason::Error
-            && self.world.outside.has_refused(owner)
+        match self.world.mutant {
+            Some(Mutant::RunningStepsForgotten) => {
+                reason == Reason::Error && self.world.outside.has_refused(owner)
+            }
+            Some(Mutant::DropsReleased) => matches!(reason, Reason::Dropped | Reason::Panicked),
+            _ => false,
+        }
     }
 
     /// What a mutant makes of the answer to a claim.

@@ -10,6 +10,7 @@ mod body;
 mod clock;
 mod ends;
 mod happened;
+mod inbox;
 mod life;
 mod link;
 mod liveness;

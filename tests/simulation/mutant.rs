@@ -41,6 +41,8 @@ pub enum Mutant {
     DoubtsTakenBack,
     /// A body's error releases the claim while a step of it runs in a task.
     RunningStepsForgotten,
+    /// A body that is dropped or panics releases its claim.
+    DropsReleased,
     /// Owners count their leases on a clock that stops while the machine is suspended.
     ClocksStop,
     /// Who takes a claim over that only looked does not look itself.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use idempotency_test_support::history::Rule;
 
 use crate::happened::EVENTS;
+use crate::inbox;
 use crate::mutant::Mutant;
 use crate::run::{Run, run};
 use crate::transactions;
@@ -55,9 +56,9 @@ fn named_seed() -> Option<u64> {
     std::env::var("IDEMPOTENCY_SEED").ok()?.parse().ok()
 }
 
-/// The run of `seed` without transactions, and the one with them.
-fn both(seed: u64) -> [Run; 2] {
-    [run(seed, None), transactions::run(seed)]
+/// The run of `seed` with calls alone, the one with transactions, and the one with messages.
+fn all(seed: u64) -> [Run; 3] {
+    [run(seed, None), transactions::run(seed), inbox::run(seed)]
 }
 
 /// What to say about a seed that failed; `None` if it did not.
@@ -74,7 +75,7 @@ fn failure(seed: u64, run: &Run) -> Option<String> {
 #[test]
 fn no_seed_breaks_a_rule() {
     if let Some(seed) = named_seed() {
-        for run in both(seed) {
+        for run in all(seed) {
             run.entries.iter().for_each(|entry| println!("{entry:?}"));
             let failure = failure(seed, &run);
             assert!(failure.is_none(), "{}", failure.unwrap_or_default());
@@ -92,7 +93,7 @@ fn no_seed_breaks_a_rule() {
                     if seed >= count {
                         return;
                     }
-                    let found = both(seed).iter().find_map(|run| failure(seed, run));
+                    let found = all(seed).iter().find_map(|run| failure(seed, run));
                     // At once: a long run may be stopped.
                     if let Some(found) = &found {
                         eprintln!("{found}");
@@ -129,7 +130,7 @@ fn kept_seeds_show_their_mistake_no_more() {
 #[test]
 fn a_seed_repeats_its_run_to_the_millisecond() {
     for seed in 0..200 {
-        for (first, second) in both(seed).iter().zip(both(seed)) {
+        for (first, second) in all(seed).iter().zip(all(seed)) {
             let differs =
                 first.entries.iter().zip(&second.entries).position(|(one, other)| one != other);
             if let Some(at) = differs {

@@ -15,14 +15,13 @@ use super::inbox::Inbox;
 use super::intake::Intake;
 use super::source::{Message as _, Source};
 use super::worker::Worker;
+use crate::Verdict;
 use crate::edge::{Attempt, clock};
 use crate::error::Error;
-use crate::Verdict;
 
 /// A question about an earlier attempt of a message.
-pub(super) type Question<M> = Arc<
-    dyn Fn(Arc<M>, Attempt) -> Pin<Box<dyn Future<Output = Verdict<()>> + Send>> + Send + Sync,
->;
+pub(super) type Question<M> =
+    Arc<dyn Fn(Arc<M>, Attempt) -> Pin<Box<dyn Future<Output = Verdict<()>> + Send>> + Send + Sync>;
 
 /// A consumer: it receives messages from a [`Source`], handles each by an [`Inbox`], and reports the
 /// dispositions to the broker.

@@ -141,7 +141,10 @@ impl<S: Source> Drive<S> {
                 Event::Worked(worked) => self.worked(worked),
                 Event::Settled(settled) => {
                     self.settling = None;
-                    warn_of(settled, "dispositions did not reach the broker, which delivers their messages again");
+                    warn_of(
+                        settled,
+                        "dispositions did not reach the broker, which delivers their messages again",
+                    );
                 }
                 Event::Kept(kept) => {
                     self.keeping = None;
@@ -244,7 +247,8 @@ impl<S: Source> Drive<S> {
         self.end = Some(self.clock.sleep(self.drain));
         self.receiving = None;
         let waiting = self.lanes.take_all().into_iter();
-        self.unsettled.extend(waiting.map(|message| (message, Disposition::Postpone(Duration::ZERO))));
+        self.unsettled
+            .extend(waiting.map(|message| (message, Disposition::Postpone(Duration::ZERO))));
         self.stopping.send_replace(true);
     }
 
@@ -285,7 +289,8 @@ impl<S: Source> Drive<S> {
         let Some((lane, message)) = self.running.remove(&id) else { return };
         match worked {
             Some(Worked::Settle(disposition)) => {
-                let is_back = matches!(disposition, Disposition::Retry(_) | Disposition::Postpone(_));
+                let is_back =
+                    matches!(disposition, Disposition::Retry(_) | Disposition::Postpone(_));
                 self.unsettled.push((message, disposition));
                 if is_back && S::ORDER == Order::ReturnLane {
                     let behind = self.lanes.take_behind(lane).into_iter();
@@ -298,7 +303,10 @@ impl<S: Source> Drive<S> {
                 self.stop();
             }
             Some(Worked::Misconfigured(error)) => self.fail(ConsumeError::Refused(error)),
-            None => tracing::error!(label = message.label(), "the work on a message was cut off; it is not settled"),
+            None => tracing::error!(
+                label = message.label(),
+                "the work on a message was cut off; it is not settled"
+            ),
         }
         self.lanes.back(lane);
     }

@@ -26,6 +26,9 @@ const LONGEST_NAME: usize = 200;
 /// The pause before a message is delivered again of which nothing is known yet.
 const SOON: Duration = Duration::from_secs(1);
 
+/// The shortest such pause: a lease that is about to expire is not asked for without a pause.
+const LEAST: Duration = Duration::from_millis(100);
+
 /// An inbox: a message that it has handled is not handled again. Cheap to clone.
 ///
 /// [`handle`](Self::handle) decides about one delivery, for a loop of your own; a
@@ -156,7 +159,7 @@ impl<P> Inbox<P> {
     }
 
     /// Sets how long a delivery waits for another consumer that handles the same message. The
-    /// default is 5 seconds.
+    /// default is 5 seconds; with zero it does not wait.
     pub fn with_wait(self, patience: Duration) -> Self {
         Self { wait: patience, ..self }
     }
@@ -213,9 +216,13 @@ impl<P> Inbox<P> {
     }
 
     fn call(&self, key: Key) -> EdgeCall {
+        let on_conflict = match self.wait {
+            Duration::ZERO => OnConflict::Reject,
+            patience => OnConflict::Wait(patience),
+        };
         let call = EdgeCall::new(&self.engine, self.name.clone(), key, self.ttl)
             .on_crash(self.on_crash)
-            .on_conflict(OnConflict::Wait(self.wait))
+            .on_conflict(on_conflict)
             .version(VERSION)
             .count_attempts();
         match self.refuse_for {
@@ -422,7 +429,7 @@ impl<P> Inbox<P> {
 
     /// Returns the disposition of a message whose call was refused. `has_run`: the handler ran here.
     fn refused(&self, error: &Error, has_run: bool, seen: &Seen) -> Disposition {
-        let later = Disposition::Postpone(error.retry_after().unwrap_or(SOON));
+        let later = Disposition::Postpone(error.retry_after().unwrap_or(SOON).max(LEAST));
         match error.kind() {
             ErrorKind::Mismatch => Disposition::DeadLetter(DeadReason::Mismatch),
             ErrorKind::Expired => Disposition::DeadLetter(DeadReason::Expired),

@@ -103,11 +103,16 @@ mod tests {
     #[test]
     fn one_message_of_a_lane_is_out_at_a_time_and_in_order() {
         let mut lanes = Lanes::new();
-        for (lane, message) in [(Some(1), "a"), (Some(1), "b"), (Some(2), "c"), (None, "d"), (None, "e")] {
+        for (lane, message) in
+            [(Some(1), "a"), (Some(1), "b"), (Some(2), "c"), (None, "d"), (None, "e")]
+        {
             lanes.push(lane, message);
         }
         let out: Vec<_> = std::iter::from_fn(|| lanes.take()).collect();
-        assert_eq!(out.iter().map(|(_, message)| *message).collect::<Vec<_>>(), ["a", "c", "d", "e"]);
+        assert_eq!(
+            out.iter().map(|(_, message)| *message).collect::<Vec<_>>(),
+            ["a", "c", "d", "e"]
+        );
         assert!(!lanes.is_ready());
         assert_eq!(lanes.len(), 1);
         lanes.push(Some(1), "f");

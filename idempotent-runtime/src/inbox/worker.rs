@@ -66,7 +66,11 @@ where
     ///
     /// A message that waits for the store or for its next try keeps its place in hand, and gives
     /// its `place` among the running handlers to others.
-    pub(super) async fn work(self: Arc<Self>, message: Arc<M>, place: OwnedSemaphorePermit) -> Worked {
+    pub(super) async fn work(
+        self: Arc<Self>,
+        message: Arc<M>,
+        place: OwnedSemaphorePermit,
+    ) -> Worked {
         let mut place = Some(place);
         let mut refusals = Refusals::default();
         loop {
@@ -134,7 +138,8 @@ where
     }
 
     /// Waits until the store answers again. A message on which it fails although it answers costs
-    /// only itself: it pauses for longer and longer, and goes back to the broker in the end.
+    /// only itself: it pauses for longer and longer, and goes back to a broker that delivers it
+    /// again.
     async fn store_away(&self, refusals: &mut Refusals, seen: &Seen) -> Result<(), Worked> {
         let was_away = self.unless_stopping(self.intake.report()).await.ok_or(POSTPONED)?;
         if was_away {
@@ -143,10 +148,12 @@ where
         }
         refusals.count += 1;
         let pause = self.inbox.pause(refusals.count, seen);
-        if refusals.paused >= self.inbox.longest_pause() {
+        // A broker that cannot deliver it again has only this consumer to try it.
+        let goes_back = self.order != Order::HoldLane;
+        if goes_back && refusals.paused >= self.inbox.longest_pause() {
             return Err(Worked::Settle(Disposition::Postpone(pause)));
         }
-        refusals.paused += pause;
+        refusals.paused = refusals.paused.saturating_add(pause);
         if self.pause(pause).await { Ok(()) } else { Err(POSTPONED) }
     }
 

@@ -35,6 +35,10 @@ pub enum Rule {
     /// S13: a caller that is told that nothing happened has no effect that is committed, in whichever
     /// of the attempts.
     NoErrorWithEffect,
+    /// M1: a message is handled or a dead letter before the broker no longer delivers it.
+    NoMessageLost,
+    /// M2: messages of a lane have their effects in order.
+    LanesInOrder,
     /// L1: every call returns in time.
     CallsReturn,
     /// L2: a dead owner blocks a key for its lease and no longer.
@@ -65,6 +69,8 @@ impl fmt::Display for Rule {
             Self::FailClosed => "S11",
             Self::OneWindow => "S12",
             Self::NoErrorWithEffect => "S13",
+            Self::NoMessageLost => "M1",
+            Self::LanesInOrder => "M2",
             Self::CallsReturn => "L1",
             Self::DeadOwnersMakeRoom => "L2",
             Self::WaitersNotice => "L3",
