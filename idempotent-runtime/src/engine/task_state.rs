@@ -117,6 +117,16 @@ impl TaskState {
         Self::of(parts)
     }
 
+    /// The state with `value` in place of the extension of its type, or without that.
+    pub(crate) fn with_extension<T: Send + Sync + 'static>(&self, value: Option<T>) -> Self {
+        let mut parts = self.parts();
+        parts.extensions = match value {
+            Some(value) => parts.extensions.with(Arc::new(value)),
+            None => parts.extensions.without::<T>(),
+        };
+        Self::of(parts)
+    }
+
     pub(crate) fn extensions(&self) -> Extensions {
         self.0.as_ref().map(|parts| parts.extensions.clone()).unwrap_or_default()
     }

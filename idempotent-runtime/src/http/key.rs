@@ -233,9 +233,17 @@ impl IdempotencyKey {
     }
 
     /// Returns the key of the request whose handler runs the current code, or `None` outside of a
-    /// handler.
+    /// handler, and in the handler of a request without a key.
     pub fn current() -> Option<Self> {
         Extensions::current().get().cloned()
+    }
+
+    /// Calls `function` with `key` as the [current](Self::current) one.
+    pub(super) fn scoped<R>(key: Option<&Self>, function: impl FnOnce() -> R) -> R {
+        if Extensions::current().get() == key {
+            return function();
+        }
+        Extensions::scope(key.cloned(), function)
     }
 
     /// Returns the key without quotes. It is unique only together with the [scope](Self::scope): to

@@ -59,7 +59,7 @@ type Guarded<R, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<R>
 pin_project! {
     #[project = KindProjection]
     enum Kind<F, R, E> {
-        Untouched { #[pin] future: F, options: Arc<Options> },
+        Untouched { #[pin] future: PassedOn<F>, options: Arc<Options> },
         Guarded { future: Guarded<R, E> },
         Refused { response: Option<Response<ResponseBody<R>>> },
     }
@@ -81,6 +81,36 @@ where
                 .take()
                 .map_or(Poll::Pending, |response| Poll::Ready(Ok(of_this_hop(response)))),
         }
+    }
+}
+
+pin_project! {
+    /// The future of a service that gets a request as it is. Like the request's extensions, its
+    /// [`IdempotencyKey::current`] has the key of a layer in front, and not that of a handler which
+    /// sends this request.
+    struct PassedOn<F> {
+        #[pin]
+        future: F,
+        key: Option<IdempotencyKey>,
+    }
+}
+
+impl<F: Future> PassedOn<F> {
+    fn new<S, B>(service: &mut S, request: Request<B>) -> Self
+    where
+        S: Service<Request<B>, Future = F>,
+    {
+        let key = request.extensions().get().cloned();
+        Self { future: IdempotencyKey::scoped(key.as_ref(), || service.call(request)), key }
+    }
+}
+
+impl<F: Future> Future for PassedOn<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        IdempotencyKey::scoped(this.key.as_ref(), || this.future.poll(task))
     }
 }
 
@@ -120,7 +150,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let kind = match self.plan(request) {
             Plan::PassOn(request) => Kind::Untouched {
-                future: self.service.call(request.map(RequestBody::untouched)),
+                future: PassedOn::new(&mut self.service, request.map(RequestBody::untouched)),
                 options: self.options.clone(),
             },
             Plan::Refuse(problem) => {
@@ -242,7 +272,8 @@ impl<S> Exchange<S> {
             }
             None => {
                 ready(&mut self.service).await?;
-                let response = self.service.call(Request::from_parts(head, body)).await?;
+                let request = Request::from_parts(head, body);
+                let response = PassedOn::new(&mut self.service, request).await?;
                 return Ok(options.in_form(response));
             }
         };
