@@ -141,6 +141,20 @@ impl KeyRules {
         }
     }
 
+    /// Returns the reason to refuse a request in which no key was found at its place, and another
+    /// place has one. Its client believes that it is protected, so passing it on would mislead it.
+    ///
+    /// `is_keyed` is true if a layer in front guards it. The usual header may then be that layer's.
+    pub(super) fn misplaced(&self, headers: &HeaderMap, is_keyed: bool) -> Option<Malformed> {
+        if self.in_body.is_some() && headers.contains_key(&self.header) {
+            return Some(Malformed("it is in the header, and this service takes it from the body"));
+        }
+        let is_usual = !is_keyed && headers.contains_key(IDEMPOTENCY_KEY);
+        is_usual.then_some(Malformed(
+            "it is in `Idempotency-Key`, and this service takes it from another place",
+        ))
+    }
+
     fn check(&self, key: String) -> Result<String, Malformed> {
         // R3. Nothing is trimmed from the key itself (R9).
         if key.trim_ascii().is_empty() {

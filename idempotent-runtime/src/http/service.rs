@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context as Task, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Extensions, Request, Response, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
@@ -198,13 +198,25 @@ impl<S> IdempotencyService<S> {
             Some(Ok(Some(key))) => Plan::Guard { request, key: Some(key), required },
             // R10, R11: a missing key is refused, or passed on unguarded where keys are optional.
             Some(Ok(None)) if required => Plan::Refuse(Problem::new(ProblemKind::Missing)),
-            Some(Ok(None)) => Plan::PassOn(request),
+            Some(Ok(None)) => {
+                match options.keys.misplaced(request.headers(), is_keyed(request.extensions())) {
+                    Some(misplaced) => {
+                        Plan::Refuse(Problem::new(ProblemKind::Malformed).because(misplaced.0))
+                    }
+                    None => Plan::PassOn(request),
+                }
+            }
             Some(Err(malformed)) => {
                 Plan::Refuse(Problem::new(ProblemKind::Malformed).because(malformed.0))
             }
             None => Plan::Refuse(Problem::new(ProblemKind::Internal)),
         }
     }
+}
+
+/// Returns true if a layer in front has found the key of this request, and guards it.
+fn is_keyed(extensions: &Extensions) -> bool {
+    extensions.get::<IdempotencyKey>().is_some()
 }
 
 pub(super) fn refusal<R>(options: &Options, problem: Problem) -> Response<ResponseBody<R>> {
@@ -266,11 +278,11 @@ impl<S> Exchange<S> {
             },
             Some(Err(reason)) => return malformed(reason.0),
             None if self.required => return refuse(ProblemKind::Missing),
-            // The client believes that it is protected, so passing the request on would mislead it.
-            None if head.headers.contains_key(&options.keys.header) => {
-                return malformed("it is in the header, and this service takes it from the body");
-            }
             None => {
+                let is_keyed = is_keyed(&head.extensions);
+                if let Some(misplaced) = options.keys.misplaced(&head.headers, is_keyed) {
+                    return malformed(misplaced.0);
+                }
                 ready(&mut self.service).await?;
                 let request = Request::from_parts(head, body);
                 let response = PassedOn::new(&mut self.service, request).await?;
