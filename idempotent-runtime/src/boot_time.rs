@@ -2,7 +2,7 @@
 //!
 //! `std::time::Instant` stops then on Linux and on Apple's systems. An owner that relies on it
 //! would, after a resume, believe in a lease that expired long ago, and start a body after other
-//! callers have seen it expire.
+//! callers have seen it expire. A virtual machine that its host pauses has no such clock.
 
 use std::time::Duration;
 

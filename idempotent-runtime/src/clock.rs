@@ -113,8 +113,9 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 ///
 /// Its monotonic side keeps running while the machine is suspended: it is `CLOCK_BOOTTIME` on
 /// Linux, Android and OpenBSD, `CLOCK_MONOTONIC` on Apple's systems and the performance counter on
-/// Windows. On other systems it may stop. Tokio's timers do stop; a sleep that is due by this clock
-/// ends at most five seconds after the machine has resumed.
+/// Windows. On other systems it may stop, and in a virtual machine that its host pauses, or saves
+/// and resumes, it usually does: the clocks in it stop with it. Tokio's timers do stop; a sleep that
+/// is due by this clock ends at most five seconds after the machine has resumed.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
     start: Duration,

@@ -44,7 +44,7 @@ impl Fingerprint {
     /// Computes the fingerprint of `value`.
     ///
     /// The order of fields and of map entries does not matter, and neither does the width of
-    /// integers.
+    /// integers. What else counts is described at [`digest`](crate::key::digest).
     ///
     /// # Errors
     /// [`FingerprintError`] if the value has no canonical encoding (`NaN`), or its `Serialize` fails.

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use idempotency::edge::{Attempt, EdgeOutcome, EdgeResult, End, Extensions};
+use idempotency::edge::{Attempt, EdgeCall, EdgeOutcome, EdgeResult, End, Extensions};
+use idempotency::key::Key;
 use idempotency::step::StepRetry;
 use idempotency::store::MemoryStore;
 use idempotency::{Context, Error, Idempotency, InCurrentCall as _, WithEngine as _, idempotent};
@@ -32,8 +33,7 @@ async fn an_extension_is_in_scope_of_the_body_its_calls_and_its_tasks() {
         assert_eq!(find(1).await.ok().flatten().as_deref(), Some("outer"));
         let task = tokio::spawn(async { subject() }.in_current_call());
         assert_eq!(task.await.ok().flatten(), Some(Subject("outer")));
-        let inner = idempotency::key::Key::of("8");
-        let inner = idempotency::edge::EdgeCall::new(&world.engine, "mail", inner, DAY);
+        let inner = EdgeCall::new(&world.engine, "mail", Key::of("8"), DAY);
         let inner = inner.extension(Subject("inner")).run(async |_| {
             assert_eq!(subject(), Some(Subject("inner")), "it hides the outer one");
             assert_eq!(Extensions::current().get(), Some(&7_u32));
@@ -62,6 +62,53 @@ async fn functions_that_name_no_engine_use_the_one_in_scope_or_else_the_edges() 
     assert!(found(&scoped).await?.is_some() && found(&edges.engine).await?.is_none());
     assert!(matches!(run().await, EdgeOutcome::Executed(())));
     assert!(found(&edges.engine).await?.is_some());
+    Ok(())
+}
+
+/// Detached or not: a body in a task of its own carries the engines of its caller along.
+#[tokio::test]
+async fn functions_in_a_nested_body_use_the_engine_of_the_inner_edge() -> Result<(), Error> {
+    let [outer, inner, scoped] = [(); 3].map(|()| Idempotency::new(MemoryStore::new()));
+    let run = async |id: u32, is_detached: bool| {
+        let nested = inner.clone();
+        let innermost = async move |_| {
+            let answer = find(id).await;
+            (answer.is_ok(), End::Released)
+        };
+        let body = async move |_| {
+            let call = EdgeCall::new(&nested, "mail", Key::of(&id), DAY);
+            let ran = if is_detached {
+                call.run_detached(innermost, |_| ()).await
+            } else {
+                call.run(innermost).await
+            };
+            assert!(matches!(ran, EdgeOutcome::Executed(true)), "{ran:?}");
+            // Back in the outer body, its own engine is used again.
+            find(id + 100).await.expect("there is an engine");
+            ((), End::Released)
+        };
+        let call = EdgeCall::new(&outer, "mail", Key::of(&id), DAY);
+        let ran =
+            if is_detached { call.run_detached(body, |_| ()).await } else { call.run(body).await };
+        assert!(matches!(ran, EdgeOutcome::Executed(())), "{ran:?}");
+    };
+    let found = async |id: u32| -> Result<[bool; 3], Error> {
+        let mut found = [false; 3];
+        for (engine, found) in [&outer, &inner, &scoped].into_iter().zip(&mut found) {
+            *found = engine.record("addresses.find", id).inspect().await?.is_some();
+        }
+        Ok(found)
+    };
+    for (id, is_detached) in [(1, false), (2, true)] {
+        run(id, is_detached).await;
+        assert_eq!(found(id).await?, [false, true, false], "detached: {is_detached}");
+        assert_eq!(found(id + 100).await?, [true, false, false], "detached: {is_detached}");
+    }
+    for (id, is_detached) in [(3, false), (4, true)] {
+        run(id, is_detached).with_engine(&scoped).await;
+        assert_eq!(found(id).await?, [false, false, true], "detached: {is_detached}");
+        assert_eq!(found(id + 100).await?, [false, false, true], "detached: {is_detached}");
+    }
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use idempotency::clock::Timestamp;
-use idempotency::http::{IdempotencyKey, IdempotencyLayer, RequestBody, Scope};
+use idempotency::http::{IdempotencyKey, IdempotencyLayer, Problem, RequestBody, Scope};
 use idempotency::record::State as RecordState;
 use idempotency::store::{MemoryStore, Operation};
 use idempotency::testing::Fault;
@@ -25,7 +25,7 @@ use idempotency::{
 use idempotency_test_support::deadline::within;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tower::{Layer as _, service_fn};
+use tower::{Layer as _, ServiceExt as _, service_fn};
 use tracing::Instrument as _;
 use tracing_core::span;
 
@@ -79,6 +79,85 @@ async fn key_scope_and_context_reach_handlers_and_what_they_call() -> anyhow::Re
     assert_eq!(world.effects("mailed-abc"), 2);
     assert!(send("one").await?.is_replayed());
     assert!(IdempotencyKey::current().is_none());
+    Ok(())
+}
+
+/// The key of the code that runs here, as a task of it has it too, and whether the text of a
+/// [`Problem`] takes the code for a handler that has one.
+async fn key_here(engine: &Idempotency) -> Option<String> {
+    // The rest is in a later poll.
+    tokio::task::yield_now().await;
+    let key = || IdempotencyKey::current().map(|key| key.as_str().to_owned());
+    let in_task = tokio::spawn(async move { key() }.in_current_call()).await.ok().flatten();
+    assert_eq!(in_task, key());
+    let call = |amount| {
+        let call = engine.call("charges.amount", 1).ttl(DAY).fingerprint(&amount);
+        call.run(async || Ok::<_, Error>(()))
+    };
+    call(1).await.expect("the first one counts");
+    let detail = Problem::of(&call(2).await.expect_err("another amount")).detail();
+    let is_inside = detail.contains("Do not send the request with another key");
+    assert_eq!(is_inside, key().is_some(), "{detail}");
+    key()
+}
+
+#[tokio::test]
+async fn a_request_without_a_key_has_none_in_a_handler_that_has_one() -> anyhow::Result<()> {
+    let engine = Idempotency::new(MemoryStore::new());
+    let optional = IdempotencyLayer::new(engine.clone(), Scope::global())
+        .with_operation("inner")
+        .with_optional_key();
+    let in_body = optional.clone().with_key_from_body("/id");
+    let request = |method: Method, key: Option<&str>| {
+        let mut request = Request::builder().method(method).uri("/");
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        request.body(Body::empty()).expect("the request is well-formed")
+    };
+    let inner = {
+        let engine = engine.clone();
+        service_fn(move |request: Request<RequestBody<Body>>| {
+            let engine = engine.clone();
+            // Before the first poll too.
+            let at_once = IdempotencyKey::current();
+            async move {
+                let found = request.extensions().get::<IdempotencyKey>().cloned();
+                assert_eq!(at_once, found);
+                let key = key_here(&engine).await;
+                assert_eq!(key.as_deref(), found.as_ref().map(IdempotencyKey::as_str));
+                let answer = Body::from(key.unwrap_or_else(|| "none".to_owned()));
+                Ok::<_, Infallible>(Response::new(answer))
+            }
+        })
+    };
+    let answers = move |outer: Request<RequestBody<Body>>| {
+        let (engine, optional, in_body, inner) =
+            (engine.clone(), optional.clone(), in_body.clone(), inner.clone());
+        async move {
+            let mut answers = Vec::new();
+            let mut ask = async |layer: &IdempotencyLayer, request| {
+                let answer = layer.layer(inner.clone()).oneshot(request).await?;
+                let body = axum::body::to_bytes(Body::new(answer.into_body()), 100).await?;
+                answers.push(String::from_utf8(body.to_vec())?);
+                anyhow::Ok(())
+            };
+            ask(&optional, request(Method::POST, None)).await?;
+            ask(&optional, request(Method::GET, Some("unused"))).await?;
+            ask(&in_body, request(Method::POST, None)).await?;
+            ask(&optional, request(Method::POST, Some("inner"))).await?;
+            // The request of the outer handler itself, which has its key.
+            ask(&optional, outer.map(|_| Body::empty())).await?;
+            assert_eq!(key_here(&engine).await.as_deref(), Some("outer"));
+            anyhow::Ok(Response::new(Body::from(answers.join(" "))))
+        }
+    };
+    let engine = Idempotency::new(MemoryStore::new());
+    let outer = IdempotencyLayer::new(engine, Scope::global());
+    let outer = outer.with_methods([Method::PUT]).layer(service_fn(answers));
+    let answer = outer.oneshot(request(Method::PUT, Some("outer"))).await?;
+    let body = axum::body::to_bytes(Body::new(answer.into_body()), 100).await?;
+    assert_eq!(body, "none none none inner outer");
     Ok(())
 }
 

@@ -1,11 +1,12 @@
 //! Rules 1 to 12: keys.
 
+use axum::Router;
 use axum::http::Method;
-use idempotency::http::{IdempotencyLayer, KeyFormat, RequestFingerprint};
+use idempotency::http::{HeaderNames, IdempotencyLayer, KeyFormat, RequestFingerprint};
 use idempotency::store::Operation;
 
 use crate::client::raw_post;
-use crate::world::World;
+use crate::world::{Server, World, router};
 
 #[tokio::test]
 async fn rule_01_a_quoted_string_is_the_key_after_unescaping() -> anyhow::Result<()> {
@@ -198,6 +199,46 @@ async fn rule_11_without_a_key_an_optional_one_runs_every_time_and_leaves_nothin
     assert_eq!((world.records().await?, world.store.requests(Operation::Claim)), (0, 0));
     assert!(!world.pay("abc").send().await?.is_replayed());
     assert!(world.pay("abc").send().await?.is_replayed());
+    Ok(())
+}
+
+/// Where the layer takes keys from another header, or from the body, the client that sends the
+/// usual one believes that it is protected.
+#[tokio::test]
+async fn rule_11_a_key_in_the_usual_header_of_a_service_with_another_one_is_malformed()
+-> anyhow::Result<()> {
+    let names = HeaderNames::new().with_key("x-request-key")?;
+    let optional =
+        move |layer: IdempotencyLayer| layer.with_optional_key().with_header_names(names);
+    let mut world = World::with(optional.clone()).await?;
+    let charge = Method::from_bytes(b"CHARGE")?;
+    for method in [Method::POST, charge] {
+        let send = || world.client.request(method.clone(), "/pay").key("abc").send();
+        send().await?.assert_problem(400, "malformed")?;
+    }
+    let in_body = optional.clone();
+    let in_body = world.another_server(|layer| in_body(layer).with_key_from_body("/id")).await?;
+    in_body.post("/pay").key("abc").send().await?.assert_problem(400, "malformed")?;
+    assert_eq!((world.shop.effects.lines()?.len(), world.records().await?), (0, 0));
+
+    let pay = || world.pay("abc").header("x-request-key", "def").send();
+    assert_eq!((pay().await?.status, pay().await?.is_replayed()), (201, true));
+    let both = in_body.post("/pay").key("abc").body(r#"{"id":"ghi"}"#).send().await?;
+    assert_eq!((both.status, world.effects("ghi")), (201, 1));
+    // Safe methods ignore keys.
+    assert_eq!(
+        world.client.request(Method::GET, "/pay").body("").key("abc").send().await?.status,
+        201
+    );
+
+    // The key of a layer in front protects the request.
+    let layer = optional(world.layer_of_another().with_operation("inner"));
+    let in_front = world.layer_of_another().with_operation("outer");
+    let routes = router(&world.shop, Router::new()).layer(layer).layer(in_front);
+    let stacked = Server::start(routes).await?;
+    let send = || stacked.client().post("/pay").key("front").send();
+    assert_eq!((send().await?.status, send().await?.is_replayed()), (201, true));
+    assert_eq!(world.effects("front"), 1);
     Ok(())
 }
 

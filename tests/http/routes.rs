@@ -146,6 +146,49 @@ async fn rule_30_routes_that_are_nested_are_told_apart_by_the_path_that_the_clie
     Ok(())
 }
 
+/// A build without the feature `axum` sees what is left of the path alone. A server whose router
+/// cuts nothing off stands for one: its fingerprints are of that path too.
+#[tokio::test]
+async fn rule_35_a_build_that_sees_the_whole_path_names_the_fingerprint_of_one_that_did_not()
+-> anyhow::Result<()> {
+    let world = World::new().await?;
+    let serve = async |prefix: Option<&str>, fingerprint: RequestFingerprint| {
+        let routes = Router::new().route("/new", any(pay)).layer(layer(&world, &fingerprint));
+        let routes = match prefix {
+            Some(prefix) => Router::new().nest(prefix, routes),
+            None => routes,
+        };
+        Server::start(routes.with_state(world.shop.clone())).await
+    };
+    let part = || RequestFingerprint::body().without_original_path();
+    let before = serve(None, RequestFingerprint::body()).await?;
+    let first = before.client().post("/new").key("abc").body(BODY).send().await?;
+    assert_eq!(first.status, 201);
+
+    let unnamed = serve(Some("/payments"), RequestFingerprint::body()).await?;
+    let retry =
+        |server: &Server| server.client().post("/payments/new").key("abc").body(BODY).send();
+    retry(&unnamed).await?.assert_problem(422, "mismatch")?;
+    let named = [RequestFingerprint::body().formerly(part()), part()];
+    for fingerprint in named {
+        let server = serve(Some("/payments"), fingerprint).await?;
+        let replay = retry(&server).await?;
+        assert_eq!((replay.is_replayed(), replay.answer()), (true, first.answer()));
+        let other = server.client().post("/payments/new").key("abc").body("{}").send().await?;
+        other.assert_problem(422, "mismatch")?;
+    }
+
+    // New records count with the whole path.
+    let server = serve(Some("/payments"), RequestFingerprint::body().formerly(part())).await?;
+    server.client().post("/payments/new").key("def").body(BODY).send().await?;
+    let whole = unnamed.client().post("/payments/new").key("def").body(BODY).send().await?;
+    assert!(whole.is_replayed());
+    let rest = before.client().post("/new").key("def").body(BODY).send().await?;
+    rest.assert_problem(422, "mismatch")?;
+    assert_eq!((world.effects("abc"), world.effects("def")), (1, 1));
+    Ok(())
+}
+
 #[idempotent(name = "routes.charge", key = IdempotencyKey::current(), ttl = "24h")]
 async fn charge(shop: &Shop, route: &str) -> Result<String, Error> {
     shop.effect(route);

@@ -34,6 +34,25 @@ async fn a_server_that_may_evict_records_is_refused_unless_that_is_allowed() -> 
     Ok(())
 }
 
+/// Nothing is evicted before there is a limit, which can be set at any time.
+#[tokio::test]
+async fn a_server_that_would_evict_records_under_a_limit_is_warned_about() -> anyhow::Result<()> {
+    let warnings = Warnings::listen();
+    let keeping = RedisServer::start(RedisOptions::new().private()).await?;
+    patient(&keeping.url()).connect().await?;
+    assert!(!warnings.mention("maxmemory-policy"));
+    let unlimited = RedisOptions::new().private().setting("maxmemory-policy", "allkeys-lru");
+    let unlimited = RedisServer::start(unlimited).await?;
+    patient(&unlimited.url()).connect().await?;
+    assert!(warnings.mention("has no memory limit now"));
+    assert!(warnings.mention("maxmemory-policy allkeys-lru"));
+
+    unlimited.command(&["CONFIG", "SET", "maxmemory", "100mb"]).await?;
+    let error = patient(&unlimited.url()).connect().await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Config, "{error}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_server_that_a_paused_clock_leaves_no_time_is_not_said_to_be_silent() -> anyhow::Result<()>
 {

@@ -82,6 +82,17 @@ fn a_key_of_any_json_is_the_same_in_every_build() {
     assert_eq!(key(&json!([1, -1, 1.5])), key(&(1_u8, -1_i64, 1.5)));
 }
 
+/// With `arbitrary_precision`, `serde_json` keeps the text of the `f32`; without it, its value.
+#[test]
+fn a_value_made_of_an_f32_is_the_number_that_the_build_makes_of_it() {
+    let made = json!(0.1_f32);
+    let text = made.to_string();
+    let is_text = text == "0.1";
+    assert_eq!(key(&made) == key(&0.1_f64), is_text);
+    assert_eq!(key(&made) == key(&0.1_f32), !is_text);
+    assert_eq!(fingerprint(&made) == fingerprint(&0.1_f32), !is_text);
+}
+
 const KEY: &str = "9b6e3e1b0930b1921b3b3684ad9640f86991bd64dbac79f7d6e4eb0538ef4edf";
 const KEY_OF_JSON: &str = "b4b1b2693e32d002c6b7b02dc8d28751b58d5402dfd34cfb25fa46dfb2c690b9";
 const FINGERPRINT_OF_JSON: u128 = 205_161_893_682_905_638_503_946_697_375_427_417_512;

@@ -64,8 +64,12 @@
 //! | [`Unprotected`](EdgeOutcome::Unprotected) | the same, and a repetition runs the body again |
 //! | [`Replayed`](EdgeOutcome::Replayed) | the result on the record |
 //! | [`Lost`](EdgeOutcome::Lost) | an error: it was done, and its result can never be shown |
-//! | [`Refused`](EdgeOutcome::Refused) without `own` | the error: the body did not run |
+//! | [`Refused`](EdgeOutcome::Refused) without `own` | the error: the body did not run, but see below |
 //! | [`Refused`](EdgeOutcome::Refused) with `own` | the error, or the body's own answer |
+//!
+//! The value of a body that runs in a task of its own is lost with the runtime of that task. There
+//! is no `own` then, and the error is [`InDoubt`](crate::ErrorKind::InDoubt): the body may have run,
+//! and even stored its result. The record says what became of it.
 //!
 //! In the last case the body ran, and its result is not what the next caller gets. Its own answer is
 //! still true if no other attempt can give another one: the result was too large, or it is not

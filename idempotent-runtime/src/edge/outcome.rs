@@ -228,6 +228,9 @@ pub enum EdgeOutcome<T> {
         /// ([`TooLarge`](ErrorKind::TooLarge)), it leaves out a recorded step
         /// ([`Decode`](ErrorKind::Decode)), or the call was taken over
         /// ([`Superseded`](ErrorKind::Superseded)).
+        ///
+        /// `None` if the body did not run here, or ran in a task of its own whose runtime has ended
+        /// ([`InDoubt`](ErrorKind::InDoubt)).
         own: Option<T>,
     },
 }

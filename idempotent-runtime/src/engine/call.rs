@@ -124,8 +124,9 @@ impl<P, V> Call<P, V> {
     /// What counts is the serialized form of `value`, as in [`key::digest`](crate::key::digest):
     /// equal values with different text have different fingerprints. A `Decimal` of `1.0` differs
     /// from `1.00`, a time differs from the same time in another zone, a `HashSet` has another
-    /// order in each process, and a sum of floats depends on its order. Use a form with one text
-    /// per value: cents, UTC, a `BTreeSet`.
+    /// order in each process, a sum of floats depends on its order, and a `serde_json::Value` made
+    /// of an `f32` depends on whether a crate of the build enables `arbitrary_precision`. Use a form
+    /// with one text per value: cents, UTC, a `BTreeSet`.
     ///
     /// If a later release changes `value`, declare its earlier form with
     /// [`former_fingerprint`](Self::former_fingerprint).

@@ -60,10 +60,42 @@ impl Extensions {
         self.iter().find(|extension| (***extension).is::<T>())?.clone().downcast().ok()
     }
 
+    /// Calls `function` with `value` in its scope, in place of the outer value of its type. With
+    /// `None` there is no value of that type.
+    ///
+    /// An edge that does not guard a call, and lets it pass, hides in this way what an edge around
+    /// it has said about another call.
+    ///
+    /// ```
+    /// use idempotency::edge::Extensions;
+    ///
+    /// let number = || Extensions::current().get::<u32>().copied();
+    /// Extensions::scope(Some(7_u32), || {
+    ///     assert_eq!(number(), Some(7));
+    ///     assert_eq!(Extensions::scope(None::<u32>, number), None);
+    /// });
+    /// assert_eq!(number(), None);
+    /// ```
+    ///
+    /// It ends when `function` returns. The body of a future runs in its polls, so each of them is
+    /// to be called in this way; or `function` returns the future
+    /// [in the current call](crate::InCurrentCall::in_current_call).
+    pub fn scope<T: Send + Sync + 'static, R>(value: Option<T>, function: impl FnOnce() -> R) -> R {
+        TaskState::current().with_extension(value).enter(function)
+    }
+
     /// Returns these values and `value`, which replaces one of its type.
     pub(crate) fn with<T: Send + Sync + 'static>(&self, value: Arc<T>) -> Self {
-        let others = self.iter().filter(|extension| !(***extension).is::<T>()).cloned();
-        Self(Some(others.chain([value as Extension]).collect()))
+        Self(Some(self.except::<T>().chain([value as Extension]).collect()))
+    }
+
+    /// Returns these values without the one of type `T`.
+    pub(crate) fn without<T: Send + Sync + 'static>(&self) -> Self {
+        Self(Some(self.except::<T>().collect()))
+    }
+
+    fn except<T: Send + Sync + 'static>(&self) -> impl Iterator<Item = Extension> {
+        self.iter().filter(|extension| !(***extension).is::<T>()).cloned()
     }
 
     /// Returns these values and `inner`, which replace those of their types.
@@ -112,5 +144,9 @@ mod tests {
         assert_eq!((both.get::<u32>(), both.shared::<u64>()), (Some(&2), Some(Arc::new(3))));
         assert_eq!(format!("{both:?}"), "Extensions(3)");
         assert_eq!(outer.get(), Some(&"outer"), "the outer scope keeps its own");
+
+        let hidden = both.without::<u32>();
+        assert_eq!((hidden.get::<u32>(), hidden.get()), (None, Some(&"inner")));
+        assert_eq!(format!("{hidden:?}"), "Extensions(2)");
     }
 }

@@ -1,5 +1,5 @@
-//! The state that a task carries: the engine that overrides the installed one, the running call,
-//! and the receiver of reports.
+//! The state that a task carries: the engine that overrides the installed one, that of the running
+//! edge, the running call, and the receiver of reports.
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
@@ -27,7 +27,10 @@ pub(crate) struct TaskState(Option<Arc<Parts>>);
 
 #[derive(Clone, Default)]
 struct Parts {
+    /// The engine that the user has set. It overrides the installed one.
     engine: Option<Idempotency>,
+    /// The engine of the innermost edge, where none is set or installed.
+    edge: Option<Idempotency>,
     context: Option<Context>,
     receiver: Option<Receiver>,
     /// The steps that the code is in, the innermost last. There are several if a step makes a call
@@ -105,14 +108,22 @@ impl TaskState {
         Self::of(Parts { receiver: Some(receiver), ..self.parts() })
     }
 
-    /// The state for a call of an edge. Functions that name no engine use the edge's, unless the
-    /// caller has set another one.
+    /// The state for a call of an edge. Functions that name no engine use the edge's, not that of
+    /// an edge around it, unless one is set or installed.
     pub(crate) fn of_edge(&self, engine: &Idempotency, extensions: &Extensions) -> Self {
         let mut parts = self.parts();
-        if parts.engine.is_none() && INSTALLED.get().is_none() {
-            parts.engine = Some(engine.clone());
-        }
+        parts.edge = Some(engine.clone());
         parts.extensions = parts.extensions.and(extensions);
+        Self::of(parts)
+    }
+
+    /// The state with `value` in place of the extension of its type, or without that.
+    pub(crate) fn with_extension<T: Send + Sync + 'static>(&self, value: Option<T>) -> Self {
+        let mut parts = self.parts();
+        parts.extensions = match value {
+            Some(value) => parts.extensions.with(Arc::new(value)),
+            None => parts.extensions.without::<T>(),
+        };
         Self::of(parts)
     }
 
@@ -168,11 +179,15 @@ pub(crate) fn install(engine: Idempotency) -> Result<(), Error> {
     })
 }
 
-/// Returns the engine of the task, or else the installed one.
+/// Returns the engine that is set for the task, or else the installed one, or else that of the edge
+/// whose body this is.
 pub(crate) fn current_engine() -> Result<Idempotency, Error> {
-    TaskState::current()
-        .0
-        .and_then(|parts| parts.engine.clone())
-        .or_else(|| INSTALLED.get().cloned())
+    let state = TaskState::current();
+    let parts = state.0.as_deref();
+    parts
+        .and_then(|parts| parts.engine.as_ref())
+        .or_else(|| INSTALLED.get())
+        .or_else(|| parts.and_then(|parts| parts.edge.as_ref()))
+        .cloned()
         .ok_or_else(|| Error::new(ErrorKind::NotInstalled))
 }

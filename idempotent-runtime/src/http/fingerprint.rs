@@ -17,8 +17,9 @@ use crate::key::Fingerprint;
 /// These always count: the method, the path, the type, encoding and range of the body
 /// (`Content-Type`, `Content-Encoding`, `Content-Range`) and the preconditions (`If-Match`,
 /// `If-Unmodified-Since`). The query counts, unless [`without_query`](Self::without_query) is
-/// called. Additional headers are named by [`with_headers`](Self::with_headers). The body counts in
-/// one of these ways:
+/// called. Of the path, what a router in front has cut off counts too if the feature `axum` is on:
+/// see [`without_original_path`](Self::without_original_path). Additional headers are named by
+/// [`with_headers`](Self::with_headers). The body counts in one of these ways:
 ///
 /// ```
 /// use idempotency::http::RequestFingerprint;
@@ -35,6 +36,8 @@ use crate::key::Fingerprint;
 pub struct RequestFingerprint {
     payload: Payload,
     query: bool,
+    /// Whether the path that the client sent counts beside the one that the layer sees.
+    original_path: bool,
     headers: Arc<[HeaderName]>,
     version: u8,
     former: Vec<Self>,
@@ -123,13 +126,45 @@ impl RequestFingerprint {
     }
 
     fn new(payload: Payload, version: u8) -> Self {
-        Self { payload, query: true, headers: Arc::new([]), version, former: Vec::new() }
+        Self {
+            payload,
+            query: true,
+            original_path: true,
+            headers: Arc::new([]),
+            version,
+            former: Vec::new(),
+        }
     }
 
     /// Excludes the query: two requests that differ only in it are the same.
     #[must_use]
     pub fn without_query(mut self) -> Self {
         self.query = false;
+        self
+    }
+
+    /// Excludes the part of the path that a router in front has cut off, as axum's `nest` does:
+    /// only the path that the layer sees counts.
+    ///
+    /// With the feature `axum` the whole path counts, and a build without the feature does not know
+    /// it. So the feature changes the fingerprint of each request that comes through such a router,
+    /// also where another crate of the workspace enables it. A release that enables it names the
+    /// fingerprint of the one before:
+    ///
+    /// ```
+    /// use idempotency::http::RequestFingerprint;
+    ///
+    /// let fingerprint = RequestFingerprint::json()
+    ///     .formerly(RequestFingerprint::json().without_original_path());
+    /// ```
+    ///
+    /// `json().without_original_path()` is the same in every build. Requests that differ only in the
+    /// part that was cut off are then one request; with `formerly`, where the record is of the
+    /// earlier release. Give the layers behind such routers
+    /// [operations](super::IdempotencyLayer::with_operation) of their own.
+    #[must_use]
+    pub fn without_original_path(mut self) -> Self {
+        self.original_path = false;
         self
     }
 
@@ -188,7 +223,8 @@ impl RequestFingerprint {
         // R30: another method or path is another request.
         hash.part(request.method.as_str().as_bytes());
         hash.part(request.uri.path().as_bytes());
-        hash.maybe(original_path(request).map(str::as_bytes));
+        let original = original_path(request).filter(|_| self.original_path);
+        hash.maybe(original.map(str::as_bytes));
         // R31.
         if self.query {
             hash.maybe(request.uri.query().map(str::as_bytes));

@@ -141,6 +141,20 @@ impl KeyRules {
         }
     }
 
+    /// Returns the reason to refuse a request in which no key was found at its place, and another
+    /// place has one. Its client believes that it is protected, so passing it on would mislead it.
+    ///
+    /// `is_keyed` is true if a layer in front guards it. The usual header may then be that layer's.
+    pub(super) fn misplaced(&self, headers: &HeaderMap, is_keyed: bool) -> Option<Malformed> {
+        if self.in_body.is_some() && headers.contains_key(&self.header) {
+            return Some(Malformed("it is in the header, and this service takes it from the body"));
+        }
+        let is_usual = !is_keyed && headers.contains_key(IDEMPOTENCY_KEY);
+        is_usual.then_some(Malformed(
+            "it is in `Idempotency-Key`, and this service takes it from another place",
+        ))
+    }
+
     fn check(&self, key: String) -> Result<String, Malformed> {
         // R3. Nothing is trimmed from the key itself (R9).
         if key.trim_ascii().is_empty() {
@@ -233,9 +247,17 @@ impl IdempotencyKey {
     }
 
     /// Returns the key of the request whose handler runs the current code, or `None` outside of a
-    /// handler.
+    /// handler, and in the handler of a request without a key.
     pub fn current() -> Option<Self> {
         Extensions::current().get().cloned()
+    }
+
+    /// Calls `function` with `key` as the [current](Self::current) one.
+    pub(super) fn scoped<R>(key: Option<&Self>, function: impl FnOnce() -> R) -> R {
+        if Extensions::current().get() == key {
+            return function();
+        }
+        Extensions::scope(key.cloned(), function)
     }
 
     /// Returns the key without quotes. It is unique only together with the [scope](Self::scope): to

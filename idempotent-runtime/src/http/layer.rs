@@ -181,6 +181,11 @@ impl IdempotencyLayer {
 
     /// Lets requests without a key through: each of them runs and leaves no record. By default they
     /// are refused (400).
+    ///
+    /// A request whose key is in another place than this layer looks in is refused too: its client
+    /// believes that it is protected. Such is one with an `Idempotency-Key` where the header has
+    /// [another name](Self::with_header_names) or the key is
+    /// [in the body](Self::with_key_from_body), unless a layer in front has found its key.
     pub fn with_optional_key(self) -> Self {
         self.set(|options| options.required = false)
     }

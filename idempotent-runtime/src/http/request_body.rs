@@ -34,6 +34,12 @@ pin_project! {
     }
 }
 
+/// The room for a body of declared length in bytes before any of it is there.
+const BEFORE_THE_FIRST_BYTE: usize = 64 * 1024;
+
+/// The room for it once that is full. A larger body grows by doubling from there.
+const AT_ONCE: usize = 2 * 1024 * 1024;
+
 /// The reason why a body could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unread {
@@ -76,12 +82,20 @@ where
         let mut body = pin!(Limited::new(body, limit));
         let mut trailers = None;
         // Pieces are copied, even small ones: each would otherwise keep the buffer alive in which
-        // it was received.
-        let mut pieces = Vec::with_capacity(usize::try_from(least).unwrap_or_default());
+        // it was received. The length is only declared: whoever declares one for a body that never
+        // comes gets a little room, and no number is too large to ask for.
+        let room = |most: usize| usize::try_from(least).unwrap_or(usize::MAX).min(most);
+        let mut pieces = Vec::with_capacity(room(BEFORE_THE_FIRST_BYTE));
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| Unread::because(&*error))?;
             match frame.into_data() {
-                Ok(data) => append(&mut pieces, &data, limit),
+                Ok(data) => {
+                    let length = pieces.len() + data.len();
+                    if length > pieces.capacity() && room(AT_ONCE) > length {
+                        pieces.reserve_exact(room(AT_ONCE) - pieces.len());
+                    }
+                    append(&mut pieces, &data, limit);
+                }
                 Err(frame) => trailers = frame.into_trailers().ok(),
             }
         }
@@ -227,6 +241,16 @@ mod tests {
             RequestBody::read(trickle(1_001), &headers, 1_000).await.err(),
             Some(Unread::TooLarge)
         );
+    }
+
+    #[tokio::test]
+    async fn a_length_that_is_only_declared_takes_no_room() {
+        for declared in ["9223372036854775808", "18446744073709551615", "9223372036854775807"] {
+            let headers =
+                HeaderMap::from_iter([(CONTENT_LENGTH, HeaderValue::from_static(declared))]);
+            let read = RequestBody::read(trickle(10), &headers, usize::MAX).await;
+            assert_eq!(read.err(), Some(Unread::Broken), "{declared}");
+        }
     }
 
     /// The body itself does not know its length.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context as Task, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{Extensions, Request, Response, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
@@ -59,7 +59,7 @@ type Guarded<R, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<R>
 pin_project! {
     #[project = KindProjection]
     enum Kind<F, R, E> {
-        Untouched { #[pin] future: F, options: Arc<Options> },
+        Untouched { #[pin] future: PassedOn<F>, options: Arc<Options> },
         Guarded { future: Guarded<R, E> },
         Refused { response: Option<Response<ResponseBody<R>>> },
     }
@@ -81,6 +81,36 @@ where
                 .take()
                 .map_or(Poll::Pending, |response| Poll::Ready(Ok(of_this_hop(response)))),
         }
+    }
+}
+
+pin_project! {
+    /// The future of a service that gets a request as it is. Like the request's extensions, its
+    /// [`IdempotencyKey::current`] has the key of a layer in front, and not that of a handler which
+    /// sends this request.
+    struct PassedOn<F> {
+        #[pin]
+        future: F,
+        key: Option<IdempotencyKey>,
+    }
+}
+
+impl<F: Future> PassedOn<F> {
+    fn new<S, B>(service: &mut S, request: Request<B>) -> Self
+    where
+        S: Service<Request<B>, Future = F>,
+    {
+        let key = request.extensions().get().cloned();
+        Self { future: IdempotencyKey::scoped(key.as_ref(), || service.call(request)), key }
+    }
+}
+
+impl<F: Future> Future for PassedOn<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        IdempotencyKey::scoped(this.key.as_ref(), || this.future.poll(task))
     }
 }
 
@@ -120,7 +150,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let kind = match self.plan(request) {
             Plan::PassOn(request) => Kind::Untouched {
-                future: self.service.call(request.map(RequestBody::untouched)),
+                future: PassedOn::new(&mut self.service, request.map(RequestBody::untouched)),
                 options: self.options.clone(),
             },
             Plan::Refuse(problem) => {
@@ -168,13 +198,25 @@ impl<S> IdempotencyService<S> {
             Some(Ok(Some(key))) => Plan::Guard { request, key: Some(key), required },
             // R10, R11: a missing key is refused, or passed on unguarded where keys are optional.
             Some(Ok(None)) if required => Plan::Refuse(Problem::new(ProblemKind::Missing)),
-            Some(Ok(None)) => Plan::PassOn(request),
+            Some(Ok(None)) => {
+                match options.keys.misplaced(request.headers(), is_keyed(request.extensions())) {
+                    Some(misplaced) => {
+                        Plan::Refuse(Problem::new(ProblemKind::Malformed).because(misplaced.0))
+                    }
+                    None => Plan::PassOn(request),
+                }
+            }
             Some(Err(malformed)) => {
                 Plan::Refuse(Problem::new(ProblemKind::Malformed).because(malformed.0))
             }
             None => Plan::Refuse(Problem::new(ProblemKind::Internal)),
         }
     }
+}
+
+/// Returns true if a layer in front has found the key of this request, and guards it.
+fn is_keyed(extensions: &Extensions) -> bool {
+    extensions.get::<IdempotencyKey>().is_some()
 }
 
 pub(super) fn refusal<R>(options: &Options, problem: Problem) -> Response<ResponseBody<R>> {
@@ -236,13 +278,14 @@ impl<S> Exchange<S> {
             },
             Some(Err(reason)) => return malformed(reason.0),
             None if self.required => return refuse(ProblemKind::Missing),
-            // The client believes that it is protected, so passing the request on would mislead it.
-            None if head.headers.contains_key(&options.keys.header) => {
-                return malformed("it is in the header, and this service takes it from the body");
-            }
             None => {
+                let is_keyed = is_keyed(&head.extensions);
+                if let Some(misplaced) = options.keys.misplaced(&head.headers, is_keyed) {
+                    return malformed(misplaced.0);
+                }
                 ready(&mut self.service).await?;
-                let response = self.service.call(Request::from_parts(head, body)).await?;
+                let request = Request::from_parts(head, body);
+                let response = PassedOn::new(&mut self.service, request).await?;
                 return Ok(options.in_form(response));
             }
         };

@@ -44,8 +44,9 @@ impl Digest {
 /// - Content that changes between retries (a time stamp, a trace identifier) turns every retry into
 ///   a new call.
 /// - A `serde_json::Value` has the same digest whether or not a crate of the build enables
-///   `arbitrary_precision`. With it, a number with more digits than an `f64` keeps has no canonical
-///   encoding.
+///   `arbitrary_precision`, unless it was made of an `f32`: `json!(0.1_f32)` is `0.1` with it, and
+///   `0.10000000149011612` without. With it, a number with more digits than an `f64` keeps has no
+///   canonical encoding.
 /// - What a type of another crate writes may depend on that crate's features, such as
 ///   `serde-float` of `rust_decimal`, and any crate of the build can enable them. Then every
 ///   digest changes, and a fingerprint too: digest text or integers of your own instead.

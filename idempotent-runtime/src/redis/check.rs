@@ -54,9 +54,20 @@ fn cluster(info: &InfoDict) -> Result<(), StoreError> {
 }
 
 fn eviction(info: &InfoDict, allowed: bool) -> Result<(), StoreError> {
-    let limit: u64 = info.get("maxmemory").unwrap_or_default();
+    let limit: Option<u64> = info.get("maxmemory");
     let policy: String = info.get("maxmemory_policy").unwrap_or_default();
-    if limit == 0 || policy == "noeviction" {
+    if policy == "noeviction" {
+        return Ok(());
+    }
+    if matches!(limit, None | Some(0)) {
+        // Nothing is evicted without a limit. One that is set later takes effect at once, and no
+        // connection notices it.
+        let now =
+            if limit.is_none() { "reports no memory limit" } else { "has no memory limit now" };
+        tracing::warn!(
+            "the server {now}, and would evict records under one \
+             (`maxmemory-policy {policy}`): set `maxmemory-policy noeviction`"
+        );
         return Ok(());
     }
     let detail = format!(

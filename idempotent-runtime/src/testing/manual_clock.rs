@@ -24,6 +24,10 @@ const START: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 /// again after it woke starts from the end of the step. A test of something periodic therefore
 /// advances one period at a time.
 ///
+/// The store and the engine both need it. A store that was not given it, or that has a clock of its
+/// own, notices nothing when it is moved: a record does not expire, and no assertion shows why. A
+/// test that something is remembered for a time therefore also tests that it is forgotten after it.
+///
 /// ```
 /// use std::time::Duration;
 /// use idempotency::clock::Clock;

@@ -42,6 +42,8 @@ pub enum Flaw {
     TimesWrap,
     /// Times are milliseconds in 31 bits, and the longest is the longest.
     TimesOf31BitsSaturate,
+    /// Times are whole seconds, rounded down.
+    TimesOfWholeSeconds,
     /// More than twenty records are too many.
     TwentyRecords,
     /// More than five thousand records are too many.
@@ -162,7 +164,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them, each with the case that is about it.
-    pub const ALL: [(Self, &'static str); 76] = [
+    pub const ALL: [(Self, &'static str); 77] = [
         (Self::LockOfOneHandle, "requests_that_meet_on_a_running_record_have_an_order"),
         (Self::NothingAtomic, "requests_that_meet_where_no_record_is_have_an_order"),
         (Self::ClaimsAtomicOnly, "requests_that_meet_on_a_doubt_have_an_order"),
@@ -181,6 +183,7 @@ impl Flaw {
         (Self::TimesSaturate, "days_and_years_are_kept_as_they_are"),
         (Self::TimesWrap, "days_and_years_are_kept_as_they_are"),
         (Self::TimesOf31BitsSaturate, "days_and_years_are_kept_as_they_are"),
+        (Self::TimesOfWholeSeconds, "parts_of_a_second_are_kept"),
         (Self::TwentyRecords, "ten_thousand_records_are_kept"),
         (Self::FiveThousandRecords, "ten_thousand_records_are_kept"),
         (Self::RenewalsOf25, "a_thousand_leases_are_renewed_at_once"),

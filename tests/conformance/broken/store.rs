@@ -134,6 +134,7 @@ impl BrokenStore {
             Flaw::TimesSaturate => millis.min(most),
             Flaw::TimesWrap => millis & most,
             Flaw::TimesOf31BitsSaturate => millis.min(most >> 1),
+            Flaw::TimesOfWholeSeconds => millis / 1_000 * 1_000,
             _ => millis,
         })
     }

@@ -241,6 +241,7 @@ macro_rules! __conformance_list {
                 a_request_is_known_by_its_whole_fingerprint
                 a_record_is_known_by_its_whole_key
                 days_and_years_are_kept_as_they_are
+                parts_of_a_second_are_kept
                 numbers_and_names_are_kept_as_they_are
                 tokens_and_fingerprints_of_zeros_and_ones_are_as_good_as_others;
             sizes:

@@ -7,10 +7,11 @@ use bytes::Bytes;
 
 use super::Scene;
 use super::scene::{KEY, OPERATION, fingerprint, token};
+use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::store::{
-    AdminOutcome, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, Reason, Record, Remove,
-    Resolve, ResolveAnswer, State, Store as _, Token, WriteOutcome,
+    AdminOutcome, Checkpoint, Claim, ClaimOutcome, Commit, CrashPolicy, Park, Reason, Record,
+    Remove, Resolve, ResolveAnswer, State, Store as _, StoreClock, Token, WriteOutcome,
 };
 use crate::testing::Subject;
 
@@ -43,7 +44,7 @@ pub async fn an_owner_is_known_by_its_whole_token<S: Subject>(scene: Scene<S>) {
     }
     scene.mine(&long(&scene, OWNER), "T2: a repeated claim of the owner is granted").await;
     assert_eq!(
-        scene.park(crate::store::Park::own(KEY, token(OWNER), Reason::Error)).await,
+        scene.park(Park::own(KEY, token(OWNER), Reason::Error)).await,
         WriteOutcome::Applied,
         "{rule}"
     );
@@ -158,10 +159,7 @@ pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
         assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, AdminOutcome::Applied, "{rule}");
 
         scene.mine(&claim, rule).await;
-        let park = crate::store::Park {
-            ask_again_after: time,
-            ..crate::store::Park::own(KEY, token(1), Reason::Error)
-        };
+        let park = Park { ask_again_after: time, ..Park::own(KEY, token(1), Reason::Error) };
         assert_eq!(scene.park(park).await, WriteOutcome::Applied, "{rule}");
         let record = scene.record().await;
         lasts(record.lease_until.saturating_duration_since(record.read_at), time, rule);
@@ -179,6 +177,79 @@ pub async fn days_and_years_are_kept_as_they_are<S: Subject>(scene: Scene<S>) {
         lasts(kept(&scene.record().await), time, rule);
         assert_eq!(scene.remove(Remove::new(KEY, token(9))).await, AdminOutcome::Applied, "{rule}");
     }
+}
+
+/// Asserts that a time that was set to `wanted` between `begun` and the time of `record` ends at
+/// `end`: exactly where the suite moves the store's clock, and not earlier elsewhere.
+#[track_caller]
+fn ends<S: Subject>(
+    scene: &Scene<S>,
+    (end, wanted): (Timestamp, Duration),
+    begun: Timestamp,
+    record: &Record,
+    rule: &str,
+) {
+    let is_exact = scene.store().capabilities().clock == StoreClock::Injected;
+    // A server may report the time that is left, and the time of its answer, each on its own.
+    let rounding = if is_exact { Duration::ZERO } else { Duration::from_millis(250) };
+    let least = begun + wanted;
+    assert!(end + rounding >= least, "{rule}: {wanted:?} end at {end:?}, before {least:?}");
+    let most = record.read_at + wanted;
+    assert!(!is_exact || end <= most, "{rule}: {wanted:?} end at {end:?}, after {most:?}");
+}
+
+/// Times are kept in milliseconds. One that is rounded down ends early: another caller takes over
+/// under a live owner, or a retry runs again.
+pub async fn parts_of_a_second_are_kept<S: Subject>(scene: Scene<S>) {
+    let rule = "a lease, a linger, a ttl, a tombstone and a rest are kept to the millisecond, and \
+        never end early";
+    scene.is_timeless();
+    let [lease, linger, after_expiry, renewed, ttl, tombstone, rest, answered] =
+        [61_987, 122_983, 183_979, 244_991, 305_977, 366_971, 427_967, 488_953]
+            .map(Duration::from_millis);
+    let claim = Claim { lease, linger, after_expiry, ttl, ..scene.claim_by(1) };
+    let begun = scene.mine(&claim, rule).await.record.created;
+    let record = scene.record().await;
+    ends(&scene, (record.lease_until, lease), begun, &record, rule);
+    ends(&scene, (record.expires, lease + linger), begun, &record, rule);
+    assert_eq!((record.linger, record.after_expiry), (linger, after_expiry), "{rule}");
+
+    let begun = record.read_at;
+    assert_eq!(scene.renew(1, renewed).await, WriteOutcome::Applied, "{rule}");
+    let record = scene.record().await;
+    ends(&scene, (record.lease_until, renewed), begun, &record, rule);
+    ends(&scene, (record.expires, renewed + linger), begun, &record, rule);
+
+    let begun = record.read_at;
+    let commit = Commit { ttl, ..scene.commit_by(1, "kept") };
+    assert_eq!(scene.complete(commit).await, WriteOutcome::Applied, "{rule}");
+    let record = scene.record().await;
+    ends(&scene, (record.expires, ttl), begun, &record, rule);
+
+    let begun = record.read_at;
+    let remove = Remove { tombstone, ..Remove::new(KEY, token(1)) };
+    assert_eq!(scene.remove(remove).await, AdminOutcome::Applied, "{rule}");
+    let record = scene.record().await;
+    ends(&scene, (record.expires, tombstone), begun, &record, rule);
+    assert_eq!(scene.remove(Remove::new(KEY, token(1))).await, AdminOutcome::Applied, "{rule}");
+
+    let begun = scene.mine(&claim, rule).await.record.created;
+    let park = Park { ask_again_after: rest, ..Park::own(KEY, token(1), Reason::Error) };
+    assert_eq!(scene.park(park).await, WriteOutcome::Applied, "{rule}");
+    let record = scene.record().await;
+    ends(&scene, (record.lease_until, rest), begun, &record, rule);
+
+    let begun = record.read_at;
+    let answer = ResolveAnswer::Finished {
+        state: State::Completed,
+        body: Bytes::from_static(b"answer"),
+        schema: 1,
+        ttl: answered,
+    };
+    let resolve = Resolve::new(KEY, token(1), token(9), answer);
+    assert_eq!(scene.resolve(resolve).await, AdminOutcome::Applied, "{rule}");
+    let record = scene.record().await;
+    ends(&scene, (record.expires, answered), begun, &record, rule);
 }
 
 /// Numbers and names of the largest size.
