@@ -1,12 +1,16 @@
-//! The HTTP layer is an edge like any other: what it takes from the engine, everybody can take.
+//! The HTTP layer and the inbox are edges like any other: what they take from the engine, everybody
+//! can take.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The modules that the layer may use beside the root's public items: its own, that of edges, and
-/// the contract of stores with its values.
-const ALLOWED: &[&str] = &["clock", "edge", "error", "http", "key", "record", "store"];
+/// The modules that these edges may use beside the root's public items: that of edges, and the
+/// contract of stores with its values.
+const ALLOWED: &[&str] = &["clock", "edge", "error", "key", "record", "store"];
+
+/// The edges, each with its own module.
+const EDGES: [&str; 2] = ["http", "inbox"];
 
 /// The files of the runtime crate, by their paths in its `src`, without comments.
 pub fn sources() -> BTreeMap<PathBuf, String> {
@@ -28,8 +32,8 @@ fn without_comments(text: &str) -> String {
     code.flat_map(|line| [line, "\n"]).collect()
 }
 
-fn is_of_http(file: &Path) -> bool {
-    file.starts_with("http")
+fn is_of_edge(file: &Path) -> bool {
+    EDGES.iter().any(|edge| file.starts_with(edge))
 }
 
 /// The first names after each `crate::` in `code`, also of `crate::{…}`.
@@ -84,13 +88,13 @@ fn functions<'a>(code: &'a str, visibility: &str) -> BTreeSet<&'a str> {
 }
 
 #[test]
-fn the_layer_uses_public_items_and_the_contract_alone() {
-    for (file, code) in sources().iter().filter(|(file, _)| is_of_http(file)) {
+fn the_edges_use_public_items_and_the_contract_alone() {
+    for (file, code) in sources().iter().filter(|(file, _)| is_of_edge(file)) {
         for name in paths(code) {
             // The root exports its public items alone.
             let is_item_of_root = name.starts_with(char::is_uppercase);
             assert!(
-                is_item_of_root || ALLOWED.contains(&name),
+                is_item_of_root || ALLOWED.contains(&name) || file.starts_with(name),
                 "{}: crate::{name} is not for edges",
                 file.display()
             );
@@ -100,7 +104,7 @@ fn the_layer_uses_public_items_and_the_contract_alone() {
 }
 
 #[test]
-fn the_layer_calls_no_function_that_edges_elsewhere_lack() {
+fn the_edges_call_no_function_that_edges_elsewhere_lack() {
     let sources = sources();
     // Of the types that the root exports. All others cannot be named.
     let exported = ["call", "mod", "record", "report", "shutdown", "view"]
@@ -123,7 +127,7 @@ fn the_layer_calls_no_function_that_edges_elsewhere_lack() {
                 .flat_map(|visibility| of(&|file| !is_of_engine(file), visibility)),
         )
         .collect();
-    for (file, code) in sources.iter().filter(|(file, _)| is_of_http(file)) {
+    for (file, code) in sources.iter().filter(|(file, _)| is_of_edge(file)) {
         for name in private.difference(&others) {
             assert!(
                 !code.contains(&format!(".{name}(")) && !code.contains(&format!("::{name}(")),
@@ -135,12 +139,14 @@ fn the_layer_calls_no_function_that_edges_elsewhere_lack() {
 }
 
 #[test]
-fn nothing_else_knows_of_the_layer() {
-    for (file, code) in sources().iter().filter(|(file, _)| !is_of_http(file)) {
-        assert!(!paths(code).contains(&"http"), "{}: uses the layer", file.display());
-        let mentions = code.matches(r#"feature = "http""#).count();
-        let declares = usize::from(file == Path::new("lib.rs"));
-        assert_eq!(mentions, declares, "{}: mentions the feature `http`", file.display());
+fn nothing_else_knows_of_the_edges() {
+    for edge in EDGES {
+        for (file, code) in sources().iter().filter(|(file, _)| !file.starts_with(edge)) {
+            assert!(!paths(code).contains(&edge), "{}: uses {edge}", file.display());
+            let mentions = code.matches(&format!(r#"feature = "{edge}""#)).count();
+            let declares = usize::from(file == Path::new("lib.rs"));
+            assert_eq!(mentions, declares, "{}: mentions the feature {edge}", file.display());
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! The arrows between the rooms of the runtime crate point one way: contract, engine, edge, HTTP;
-//! stores know the contract alone.
+//! The arrows between the rooms of the runtime crate point one way: contract, engine, edge, and the
+//! edges for HTTP and messages; stores know the contract alone.
 
 use std::path::Path;
 
@@ -39,6 +39,7 @@ const ROOMS: &[Room] = &[
             "ErrorKind",
             "edge",
             "http",
+            "inbox",
         ],
     },
     Room {
@@ -53,13 +54,13 @@ const ROOMS: &[Room] = &[
             "near_cache.rs",
             "error.rs",
         ],
-        above: &["edge", "http"],
+        above: &["edge", "http", "inbox"],
     },
-    Room { name: "edge", files: &["edge"], above: &["http"] },
+    Room { name: "edge", files: &["edge"], above: &["http", "inbox"] },
     Room {
         name: "stores",
         files: &["memory", "redis", "postgres", "mysql", "sqlite"],
-        above: &["engine", "context", "steps", "events", "near_cache", "edge", "http"],
+        above: &["engine", "context", "steps", "events", "near_cache", "edge", "http", "inbox"],
     },
 ];
 

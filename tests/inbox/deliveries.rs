@@ -353,7 +353,11 @@ async fn a_handler_has_the_context_of_the_call() {
         let context = Context::current();
         assert_eq!((context.attempt(), context.operation()), (1, "billing"));
         world.ledger.charge(&context.derive_key("order-paid"));
-        context.step("book", async || Ok::<_, Error>(world.ledger.charge("booked"))).await
+        let book = async || {
+            world.ledger.charge("booked");
+            Ok::<_, Error>(())
+        };
+        context.step("book", book).await
     });
     assert_eq!(handled.await.disposition, Disposition::Ack);
     assert_eq!(world.ledger.count(), 2);

@@ -72,6 +72,29 @@ async fn a_record_on_which_the_store_fails_costs_only_its_own_message() {
 }
 
 #[tokio::test]
+async fn such_a_message_holds_its_lane_where_the_broker_cannot_deliver_it_again() {
+    let world = World::new();
+    let broker: Broker<1> = Broker::new();
+    let locked = world.engine.record("billing", 1_u64).hash().unwrap();
+    world.store.always_at(Operation::Claim, locked, Some(Fault::LostRequest));
+    broker.deliver_in_lane(1, [1, 2]);
+    broker.deliver_in_lane(2, [3]);
+    let inbox = inbox(&world).with_backoff(Duration::from_millis(100), Duration::from_millis(500));
+    let consumer = Consumer::new(inbox, broker.clone());
+    let stop = async {
+        broker.has_settled(1).await;
+        // For longer than a broker would have to wait that delivers it again.
+        let until = world.clock_now() + Duration::from_secs(60);
+        world.time_is(until).await;
+        assert_eq!(broker.settled(), [(3, Disposition::Ack)]);
+        world.store.always_at(Operation::Claim, locked, None);
+        broker.has_settled(3).await;
+    };
+    world.while_time_passes(consumer.run(stop, handler(&world))).await.unwrap();
+    assert_eq!(world.ledger.charges(), ["3", "1", "2"]);
+}
+
+#[tokio::test]
 async fn a_record_of_another_format_ends_the_consumer_and_is_not_settled() {
     let world = World::new();
     let broker: Broker = Broker::new();

@@ -194,5 +194,5 @@ impl<const ORDER: u8> Source for Broker<ORDER> {
 
 /// Never stops a consumer.
 pub(crate) async fn never() {
-    pending().await
+    pending::<()>().await;
 }

@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn values_are_looked_at_with_each_feature_alone_and_with_those_of_others() {
         let commands = commands("values", false);
-        for feature in ["macros", "memory", "redis", "http", "testing"] {
+        for feature in ["macros", "memory", "redis", "http", "inbox", "testing"] {
             let set =
                 format!("--no-default-features --features idempotency/{feature} --test golden");
             assert!(

@@ -47,6 +47,7 @@ pub(super) type Question<M> =
 ///     assert_eq!(drained.left, 0);
 /// }
 /// ```
+#[must_use = "a consumer does nothing until it runs"]
 pub struct Consumer<S: Source, P = RetryAll> {
     inbox: Inbox<P>,
     source: S,

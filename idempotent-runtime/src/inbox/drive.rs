@@ -16,7 +16,6 @@ use super::lanes::{LaneId, Lanes};
 use super::source::{Message as _, Order, Source};
 use super::worker::Worked;
 use crate::clock::{Clock, Sleep};
-use crate::edge::EdgeCall;
 use crate::error::ErrorKind;
 use crate::record::RecordHandle;
 
@@ -28,6 +27,10 @@ const FLUSH: Duration = Duration::from_millis(50);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// A request to the source, and how many messages it is about.
+type Counted<T> = (usize, Boxed<T>);
+type Received<S> = Result<Vec<Arc<<S as Source>::Message>>, <S as Source>::Error>;
+type Reported<S> = Result<(), <S as Source>::Error>;
 
 /// The state of a consumer that runs.
 pub(super) struct Drive<S: Source> {
@@ -47,10 +50,10 @@ pub(super) struct Drive<S: Source> {
     unsettled: Vec<(Arc<S::Message>, Disposition)>,
 
     /// The request for messages, and for how many.
-    receiving: Option<(usize, Boxed<Result<Vec<Arc<S::Message>>, S::Error>>)>,
+    receiving: Option<Counted<Received<S>>>,
     /// The report of dispositions, and of how many.
-    settling: Option<(usize, Boxed<Result<(), S::Error>>)>,
-    keeping: Option<Boxed<Result<(), S::Error>>>,
+    settling: Option<Counted<Reported<S>>>,
+    keeping: Option<Boxed<Reported<S>>>,
     looking: Option<Boxed<()>>,
     flush: Option<Sleep>,
     keep: Option<Sleep>,
@@ -72,10 +75,10 @@ impl Drop for Tasks {
 /// What has happened.
 enum Event<S: Source> {
     Stop,
-    Received(Result<Vec<Arc<S::Message>>, S::Error>),
+    Received(Received<S>),
     Worked(Result<(Id, Worked), JoinError>),
-    Settled(Result<(), S::Error>),
-    Kept(Result<(), S::Error>),
+    Settled(Reported<S>),
+    Kept(Reported<S>),
     Place(OwnedSemaphorePermit),
     Paused,
     Open,
@@ -92,7 +95,7 @@ impl<S: Source> Drive<S> {
         intake: Arc<Intake>,
         places: Arc<Semaphore>,
         stopping: watch::Sender<bool>,
-        probe: EdgeCall,
+        probe: RecordHandle,
         concurrency: usize,
         drain: Duration,
     ) -> Self {
@@ -102,7 +105,7 @@ impl<S: Source> Drive<S> {
             intake,
             places,
             stopping,
-            probe: probe.record(),
+            probe,
             prefetch: concurrency.saturating_mul(2),
             drain,
             lanes: Lanes::new(),
@@ -257,7 +260,7 @@ impl<S: Source> Drive<S> {
         self.stop();
     }
 
-    fn received(&mut self, received: Result<Vec<Arc<S::Message>>, S::Error>) {
+    fn received(&mut self, received: Received<S>) {
         self.receiving = None;
         match received {
             Ok(messages) => {
@@ -360,14 +363,14 @@ fn warn_of<E: std::error::Error>(result: Result<(), E>, what: &str) {
 }
 
 /// Waits for the future, if there is one.
-async fn of<T>(future: &mut Option<Pin<Box<dyn Future<Output = T> + Send>>>) -> T {
+async fn of<T>(future: &mut Option<Boxed<T>>) -> T {
     match future {
         Some(future) => future.await,
         None => pending().await,
     }
 }
 
-async fn of_counted<T>(future: &mut Option<(usize, Boxed<T>)>) -> T {
+async fn of_counted<T>(future: &mut Option<Counted<T>>) -> T {
     match future {
         Some((_, future)) => future.await,
         None => pending().await,

@@ -14,6 +14,7 @@ use super::pauses::Pauses;
 use crate::edge::{Attempt, EdgeCall, EdgeOutcome, EdgeResult, End, Turn, limits};
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
+use crate::record::RecordHandle;
 use crate::{Idempotency, OnConflict, OnCrash, Verdict};
 
 /// The version of the results of inboxes. A function and an inbox with one name and one key do not
@@ -55,6 +56,7 @@ const LEAST: Duration = Duration::from_millis(100);
 /// # }
 /// ```
 #[derive(Clone, Debug)]
+#[must_use = "an inbox does nothing by itself"]
 pub struct Inbox<P = RetryAll> {
     engine: Idempotency,
     name: Arc<str>,
@@ -170,7 +172,7 @@ impl<P> Inbox<P> {
         Self { refuse_for: Some(refuse_for), ..self }
     }
 
-    /// Leaves payloads out of account, for producers that serialize a message anew each time they
+    /// Leaves payloads out of account, for producers that serialize a message again each time they
     /// send it. A second message under the same key is then a duplicate, whatever it says.
     pub fn without_fingerprint(self) -> Self {
         Self { has_fingerprints: false, ..self }
@@ -201,9 +203,9 @@ impl<P> Inbox<P> {
         self.pauses.longest
     }
 
-    /// A call whose record never exists: a look at it shows whether the store answers.
-    pub(super) fn probe(&self) -> EdgeCall {
-        self.call(Key::of(&("idempotency/inbox/probe", 0_u8)))
+    /// A record that never exists: a look at it shows whether the store answers.
+    pub(super) fn probe(&self) -> RecordHandle {
+        self.call(Key::of(&("idempotency/inbox/probe", 0_u8))).record()
     }
 
     /// Returns the disposition of a message whose handler has panicked.

@@ -14,7 +14,7 @@ pub(super) enum LaneId {
 /// Messages that wait. Of each lane one message at most is out.
 #[derive(Debug)]
 pub(super) struct Lanes<M> {
-    lanes: HashMap<LaneId, Lane<M>>,
+    all: HashMap<LaneId, Lane<M>>,
     /// Lanes in which a message waits and none is out, in the order in which that came about.
     ready: VecDeque<LaneId>,
     singles: u64,
@@ -28,7 +28,7 @@ struct Lane<M> {
 
 impl<M> Lanes<M> {
     pub(super) fn new() -> Self {
-        Self { lanes: HashMap::new(), ready: VecDeque::new(), singles: 0 }
+        Self { all: HashMap::new(), ready: VecDeque::new(), singles: 0 }
     }
 
     /// Adds a message behind the others of its lane.
@@ -40,10 +40,8 @@ impl<M> Lanes<M> {
             },
             LaneId::Named,
         );
-        let lane = self
-            .lanes
-            .entry(id)
-            .or_insert_with(|| Lane { waiting: VecDeque::new(), is_out: false });
+        let lane =
+            self.all.entry(id).or_insert_with(|| Lane { waiting: VecDeque::new(), is_out: false });
         if lane.waiting.is_empty() && !lane.is_out {
             self.ready.push_back(id);
         }
@@ -58,7 +56,7 @@ impl<M> Lanes<M> {
     /// Takes the next message. Its lane waits until it is [back](Self::back).
     pub(super) fn take(&mut self) -> Option<(LaneId, M)> {
         let id = self.ready.pop_front()?;
-        let lane = self.lanes.get_mut(&id)?;
+        let lane = self.all.get_mut(&id)?;
         let message = lane.waiting.pop_front()?;
         lane.is_out = true;
         Some((id, message))
@@ -66,9 +64,9 @@ impl<M> Lanes<M> {
 
     /// Ends the turn of the message that is out.
     pub(super) fn back(&mut self, id: LaneId) {
-        let Some(lane) = self.lanes.get_mut(&id) else { return };
+        let Some(lane) = self.all.get_mut(&id) else { return };
         if lane.waiting.is_empty() {
-            self.lanes.remove(&id);
+            self.all.remove(&id);
         } else if std::mem::take(&mut lane.is_out) {
             self.ready.push_back(id);
         }
@@ -76,23 +74,23 @@ impl<M> Lanes<M> {
 
     /// Takes the messages that wait behind the one that is out.
     pub(super) fn take_behind(&mut self, id: LaneId) -> VecDeque<M> {
-        self.lanes.get_mut(&id).map(|lane| std::mem::take(&mut lane.waiting)).unwrap_or_default()
+        self.all.get_mut(&id).map(|lane| std::mem::take(&mut lane.waiting)).unwrap_or_default()
     }
 
     /// Takes all messages that wait.
     pub(super) fn take_all(&mut self) -> Vec<M> {
         self.ready.clear();
-        let lanes = self.lanes.values_mut();
+        let lanes = self.all.values_mut();
         lanes.flat_map(|lane| std::mem::take(&mut lane.waiting)).collect()
     }
 
     /// The messages that wait.
     pub(super) fn waiting(&self) -> impl Iterator<Item = &M> {
-        self.lanes.values().flat_map(|lane| &lane.waiting)
+        self.all.values().flat_map(|lane| &lane.waiting)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.lanes.values().map(|lane| lane.waiting.len()).sum()
+        self.all.values().map(|lane| lane.waiting.len()).sum()
     }
 }
 
@@ -136,7 +134,7 @@ mod tests {
         while let Some((lane, _)) = lanes.take() {
             lanes.back(lane);
         }
-        assert!(lanes.lanes.is_empty());
+        assert!(lanes.all.is_empty());
     }
 
     #[test]

@@ -118,7 +118,7 @@ where
     async fn call(&self, message: &Arc<M>, seen: &Seen) -> Called<E> {
         let handler = || (self.handler)(message.clone());
         let delivery = message.delivery();
-        let handled = async {
+        let mut call = pin!(async {
             match &self.question {
                 None => self.inbox.handle_seen(delivery, handler, seen).await,
                 Some(question) => {
@@ -126,10 +126,9 @@ where
                     self.inbox.handle_verifying_seen(delivery, question, handler, seen).await
                 }
             }
-        };
-        let mut handled = pin!(handled);
+        });
         let unless_it_panics = std::future::poll_fn(|cx| {
-            match catch_unwind(AssertUnwindSafe(|| handled.as_mut().poll(cx))) {
+            match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
                 Ok(poll) => poll.map(Called::Handled),
                 Err(_) => std::task::Poll::Ready(Called::Panicked),
             }

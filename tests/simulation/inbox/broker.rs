@@ -180,7 +180,9 @@ impl Broker {
         let mut state = self.state();
         let of_process = state.processes.iter().filter(|(_, name)| **name == life.name);
         let lost: Vec<_> = of_process.map(|(number, _)| *number).collect();
-        lost.into_iter().for_each(|number| Self::cut(&mut state, number, self.world.now()));
+        for number in lost {
+            Self::cut(&mut state, number, self.world.now());
+        }
         drop(state);
         self.changed.notify_waiters();
     }

@@ -107,7 +107,9 @@ async fn goes_through_it(
     // Some of it goes on without disasters, and with the faults.
     sleep(world.plan.lease).await;
     world.calm_down();
-    all(&members).iter().for_each(|member| member.life().heal());
+    for member in all(&members) {
+        member.life().heal();
+    }
     if timeout(LONGEST, broker.done()).await.is_err() {
         let seen = format!("a message has not come to its end after {LONGEST:?}");
         world.log.broken(world.now(), Rule::NoMessageLost, "a message", 0, seen);
@@ -173,16 +175,16 @@ impl Strikes {
 
 /// The rules over the effects of a whole run.
 fn look_at(world: &World, broker: &Broker, effects: &[Effect]) {
-    let broken = |rule, id: u64, seen: String| {
+    let note = |rule, id: u64, seen: String| {
         world.log.broken(world.now(), rule, &format!("m{id}"), 0, seen);
     };
     for id in broker.ids() {
         let count = effects.iter().filter(|effect| effect.id == id).count();
         if broker.plan.on_crash == OnCrash::Hold && count > 1 {
-            broken(Rule::OneEffectUnderHold, id, format!("has {count} effects"));
+            note(Rule::OneEffectUnderHold, id, format!("has {count} effects"));
         }
         if count == 0 && !broker.is_copied(id) {
-            broken(Rule::NoMessageLost, id, "has no effect and is no dead letter".to_owned());
+            note(Rule::NoMessageLost, id, "has no effect and is no dead letter".to_owned());
         }
     }
     if broker.plan.kind == Kind::Queue || !broker.plan.is_orderly() {
@@ -193,7 +195,7 @@ fn look_at(world: &World, broker: &Broker, effects: &[Effect]) {
     for effect in effects.iter().filter(|effect| !broker.is_copied(effect.id)) {
         let before = last.insert(broker.lane(effect.id), effect.id);
         if before.is_some_and(|before| before > effect.id) {
-            broken(Rule::LanesInOrder, effect.id, format!("comes after {before:?}"));
+            note(Rule::LanesInOrder, effect.id, format!("comes after {before:?}"));
         }
     }
 }
