@@ -96,7 +96,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
         }
         (Settlement::Leave(reason, left), _) => {
             let written = owner.leave(reason, left).await;
-            conclude_left(owner, cause, was_lost, written).await
+            conclude_left(owner, steps, was_lost, written).await
         }
         // An ending and its cause agree, so this is not reached. It would lose a result.
         (Settlement::Commit | Settlement::AskAgain(_), _) => {
@@ -108,6 +108,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
 
 fn cause_of(ending: &Ending) -> Cause {
     match ending {
+        Ending::Answer { state: State::Failed, .. } => Cause::StoredError,
         Ending::Answer { .. } => Cause::Answered,
         Ending::Release => Cause::Failed,
         Ending::NotBegun => Cause::NotBegun,
@@ -120,12 +121,12 @@ fn cause_of(ending: &Ending) -> Cause {
 /// Ends a body whose record was left to the next call, or in doubt.
 async fn conclude_left(
     owner: Box<Owner>,
-    cause: Cause,
+    steps: Steps,
     was_lost: bool,
     written: Option<WriteOutcome>,
 ) -> CallerGets {
-    let left_out = match cause {
-        Cause::Answered => owner.journal.as_ref().and_then(|journal| journal.unasked()),
+    let left_out = match steps {
+        Steps::LeftOut => owner.journal.as_ref().and_then(|journal| journal.unasked()),
         _ => None,
     };
     let own = left_out.map_or(CallerGets::Own, CallerGets::refused);
@@ -241,7 +242,9 @@ impl Owner {
     async fn what_steps_say(&self, cause: Cause) -> Steps {
         let Some(journal) = &self.journal else { return Steps::Silent };
         match cause {
-            Cause::Answered if journal.unasked().is_some() => Steps::LeftOut,
+            // First: such a body may have come to none of the steps that it would ask for.
+            Cause::StoredError if journal.was_cut_short() => Steps::CutShort,
+            Cause::Answered | Cause::StoredError if journal.unasked().is_some() => Steps::LeftOut,
             Cause::Failed => {
                 let engine = &self.call.engine;
                 journal.settled(engine, engine.settings.commit_timeout).await;

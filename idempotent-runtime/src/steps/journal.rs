@@ -81,6 +81,9 @@ struct Steps {
     unsettled: bool,
     /// True if the store has reported that this attempt no longer holds the claim.
     superseded: bool,
+    /// True if the body got an error because its claim is lost, or because the store has not
+    /// confirmed something that it needs.
+    cut_short: bool,
     /// True once the body has ended or was given up: no step begins any more.
     closed: bool,
 }
@@ -182,10 +185,11 @@ impl Journal {
     /// until [`ended`](Self::ended).
     pub(super) fn ask(&self, step: &StepId) -> Result<Option<Recorded>, Error> {
         let mut steps = self.steps();
-        self.check(&steps, step)?;
+        self.check(&mut steps, step)?;
         // Under the lock, as in `stands_in_line`: a body that waits for its turn has begun when it
         // comes to a step, in whichever task. A shutdown was faster only if the lease is lost too.
         if !self.lease.begin() {
+            self.cut_short(&mut steps);
             return Err(self.refused(ErrorKind::Superseded, step).would_repeat());
         }
         if !steps.asked.insert(step.clone()) {
@@ -210,21 +214,42 @@ impl Journal {
     }
 
     /// Rejects running anything once another attempt may do so.
-    fn check(&self, steps: &Steps, step: &StepId) -> Result<(), Error> {
-        let superseded = || self.refused(ErrorKind::Superseded, step).would_repeat();
-        if steps.closed {
-            return Err(superseded().with_detail("the body of the call has ended"));
+    fn check(&self, steps: &mut Steps, step: &StepId) -> Result<(), Error> {
+        let is_lost = steps.superseded || self.lease.is_lost();
+        if !steps.closed && !is_lost {
+            return Ok(());
         }
-        if steps.superseded || self.lease.is_lost() {
-            return Err(superseded());
-        }
-        Ok(())
+        self.cut_short(steps);
+        let superseded = self.refused(ErrorKind::Superseded, step).would_repeat();
+        Err(if steps.closed {
+            superseded.with_detail("the body of the call has ended")
+        } else {
+            superseded
+        })
+    }
+
+    /// Like [`note_cut_short`](Self::note_cut_short). What comes after the end of the body has no
+    /// part in it.
+    fn cut_short(&self, steps: &mut Steps) {
+        // A shutdown closes the journal too, while the body runs.
+        steps.cut_short |= !self.lease.has_body_ended();
+    }
+
+    /// Marks that the body gets an error because its claim is lost, or because the store has not
+    /// confirmed something that it needs.
+    pub(crate) fn note_cut_short(&self) {
+        self.cut_short(&mut self.steps());
+    }
+
+    /// Returns true if an error of the body may say no more than that the engine cut it short.
+    pub(crate) fn was_cut_short(&self) -> bool {
+        self.steps().cut_short
     }
 
     /// Marks that the body of `step` runs from now on, unless it must not.
     pub(super) fn begin(&self, step: &StepId) -> Result<(), Error> {
         let mut steps = self.steps();
-        self.check(&steps, step)?;
+        self.check(&mut steps, step)?;
         steps.running.insert(step.clone(), Progress::Running);
         Ok(())
     }
@@ -241,8 +266,13 @@ impl Journal {
     pub(super) fn ended(&self, step: &StepId) {
         {
             let mut steps = self.steps();
-            if steps.running.remove(step).is_some_and(|progress| progress != Progress::Asked) {
-                steps.unsettled = true;
+            match steps.running.remove(step) {
+                None | Some(Progress::Asked) => {}
+                Some(Progress::Running) => steps.unsettled = true,
+                Some(Progress::Recording) => {
+                    steps.unsettled = true;
+                    self.cut_short(&mut steps);
+                }
             }
         }
         self.step_ended.notify_waiters();
