@@ -608,6 +608,7 @@ async fn told_after_another_call(
         () = next => unreachable!("time passes for ever"),
     };
     assert_eq!((error.kind(), world.store.requests(operation)), (ErrorKind::Superseded, 2));
+    assert!(!error.is_retryable(), "the record is another call's: {error}");
     let text = error.to_string();
     assert!(
         !text.contains("nothing has changed") && text.contains("not known whether it was applied"),
@@ -661,7 +662,7 @@ async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_
             answered = answered => answered.unwrap_err(),
             () = next => unreachable!("the gate stays closed"),
         };
-        assert_eq!(error.kind(), ErrorKind::Superseded);
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Superseded, false));
         let text = error.to_string();
         assert!(
             text.contains("not known whether it was applied") && text.contains("`created`"),
@@ -689,14 +690,67 @@ async fn an_operator_whose_answer_never_reached_the_store_for_certain_is_told_so
             }
         };
         let error = world.while_time_passes(answered).await.unwrap_err();
-        // The same answer may be given again, and nobody is told that nothing was done.
-        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::NotStored, true));
+        // The same answer may be given again, with the same view. A removal has no view: its next try
+        // may meet another record.
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::NotStored, resolves));
         let text = error.to_string();
         assert!(
             text.contains("not known whether it was applied") && !text.contains("body"),
             "{text}"
         );
     }
+}
+
+#[tokio::test]
+async fn who_forgets_again_as_long_as_that_is_advised_removes_no_record_of_a_later_call() {
+    for is_late in [false, true] {
+        let (world, gate) = (World::new(), Gate::new());
+        let fault = if is_late { Fault::Late(gate.clone()) } else { Fault::LostAnswer };
+        let other = world.other_process();
+        in_doubt(&world).await;
+        world.store.always(Operation::Remove, Some(fault));
+        let handle = world.handle(1);
+        let mut forgotten = {
+            let mut first = Box::pin(handle.forget());
+            eventually("the removal", async || {
+                assert!(poll_once(&mut first).is_pending());
+                world.store.requests(Operation::Remove) == 1
+            })
+            .await;
+            // The record is removed by the first try, or by another operator before it arrives.
+            other.handle(1).forget().await.unwrap();
+            assert_eq!(other.charge(1).await.unwrap(), "receipt 1.2");
+            gate.open();
+            world.while_time_passes(first).await
+        };
+        world.store.always(Operation::Remove, None);
+        while forgotten.as_ref().is_err_and(Error::is_retryable) {
+            forgotten = handle.forget().await;
+        }
+        assert_eq!(other.charge(1).await.unwrap(), "receipt 1.2");
+        assert!(forgotten.is_err(), "it is not known whether this one has removed it");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_given_again_may_have_been_applied_the_first_time() {
+    let world = World::new();
+    in_doubt(&world).await;
+    let handle = world.handle(1);
+    let view = handle.inspect().await.unwrap().unwrap();
+    world.store.always(Operation::Resolve, Some(Fault::LostAnswer));
+    let first = handle.resolve(&view, Resolution::completed("found"));
+    let first = world.while_time_passes(first).await.unwrap_err();
+    assert_eq!((first.kind(), first.is_retryable()), (ErrorKind::NotStored, true));
+    world.store.always(Operation::Resolve, None);
+    let again = handle.resolve(&view, Resolution::completed("found")).await.unwrap_err();
+    assert_eq!((again.kind(), again.is_retryable()), (ErrorKind::Superseded, false));
+    let text = again.to_string();
+    assert!(
+        !text.contains("nothing has changed") && text.contains("may have changed it"),
+        "{text}"
+    );
+    assert_eq!(world.charge(1).await.unwrap(), "found");
 }
 
 /// The body ran long ago, and nobody looks at a record to learn that it did not.

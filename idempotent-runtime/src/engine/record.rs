@@ -215,7 +215,8 @@ impl RecordHandle {
     /// [`InProgress`](ErrorKind::InProgress) if an owner is alive.
     /// [`Superseded`](ErrorKind::Superseded) if the record is no longer as `view` shows it, or can
     /// no longer be resolved: inspect it again. [`NotStored`](ErrorKind::NotStored) if the store
-    /// does not say whether it has the answer: repeat it with the same view.
+    /// does not say whether it has the answer: repeat it with the same view, which is applied once at
+    /// most. If it had been applied, the repetition gets `Superseded`, and the record shows it.
     /// [`Encode`](ErrorKind::Encode) and
     /// [`TooLarge`](ErrorKind::TooLarge) if the answer cannot be stored,
     /// [`Config`](ErrorKind::Config) if its [edge](crate::edge::resolution) says that there is no
@@ -307,7 +308,7 @@ impl RecordHandle {
 
     /// The error for a change that may have been applied before the record became what it is.
     fn overtaken(&self, key: &KeyHash) -> Error {
-        let error = Error::new(ErrorKind::Superseded);
+        let error = Error::new(ErrorKind::Superseded).would_repeat();
         self.error(key, error.with_text(OVERTAKEN.0, OVERTAKEN.1))
     }
 
@@ -337,8 +338,10 @@ impl RecordHandle {
 
     fn changed(&self, key: &KeyHash) -> Error {
         let happened = "the record differs from the one that was seen, or is neither in doubt nor \
-            an operator's answer; nothing has changed";
-        self.error(key, Error::new(ErrorKind::Superseded).with_text(happened, "inspect it again"))
+            an operator's answer, so it was left as it is; an earlier request that got no answer may \
+            have changed it";
+        let error = Error::new(ErrorKind::Superseded).would_repeat();
+        self.error(key, error.with_text(happened, "inspect it again"))
     }
 
     /// Removes the record: the next call with this key runs the body. Does nothing if there is
@@ -348,8 +351,9 @@ impl RecordHandle {
     /// # Errors
     /// [`InProgress`](ErrorKind::InProgress) if its body runs, or may run although its record was
     /// removed by force. [`Superseded`](ErrorKind::Superseded) if it changed meanwhile.
-    /// [`NotStored`](ErrorKind::NotStored) if the store does not say whether it was removed. The
-    /// store's other errors.
+    /// [`NotStored`](ErrorKind::NotStored) if the store does not say whether it was removed.
+    /// Neither is [retryable](Error::is_retryable): the record may be that of a later call by then,
+    /// which this would remove too. Inspect it first. The store's other errors.
     pub async fn forget(&self) -> Result<(), Error> {
         let removed = self.removed().await;
         self.operated(Operation::Remove, &removed);
@@ -369,8 +373,12 @@ impl RecordHandle {
         let Some(record) = self.read(key).await? else { return Ok(()) };
         let remove = Remove::new(key, record.owner);
         let _changes = Changes { engine, key };
-        let (changed, tries) =
-            self.sent(&key, async |tries| engine.store.remove(remove, tries).await).await?;
+        let sent = self.sent(&key, async |tries| engine.store.remove(remove, tries).await).await;
+        let (changed, tries) = sent.map_err(|error| match error.kind() {
+            // Without a view, it may meet the record of a later call the next time.
+            ErrorKind::NotStored => error.would_repeat(),
+            _ => error,
+        })?;
         match changed {
             AdminOutcome::Applied | AdminOutcome::Absent => Ok(()),
             AdminOutcome::Running => {
