@@ -69,7 +69,8 @@ impl Drop for Unheard {
 struct Steps {
     recorded: BTreeMap<StepId, Recorded>,
     /// What became of steps that have ended, where the checkpoint was given up, or none could be
-    /// sent in time because it was another one's turn. It is a part of the next checkpoint.
+    /// sent in time because it was another one's turn, or where a start is on the record of a step
+    /// that will not run. It is a part of the next checkpoint.
     postponed: BTreeMap<StepId, Option<Recorded>>,
     /// The identities that this attempt has used.
     asked: BTreeSet<StepId>,
@@ -111,15 +112,6 @@ struct Writer {
 struct Sent {
     body: Bytes,
     changes: BTreeMap<StepId, Option<Recorded>>,
-}
-
-impl Writer {
-    /// Returns true if a checkpoint was given up that the record needs. The start of a step that
-    /// will not run is not needed.
-    fn owes_a_result(&self) -> bool {
-        let of_an_end = |recorded: &Option<Recorded>| is_of_an_end(recorded.as_ref());
-        self.unanswered.as_ref().is_some_and(|sent| sent.changes.values().any(of_an_end))
-    }
 }
 
 /// Returns true unless it is the start of a step.
@@ -267,7 +259,8 @@ impl Journal {
         {
             let mut steps = self.steps();
             match steps.running.remove(step) {
-                None | Some(Progress::Asked) => {}
+                None => {}
+                Some(Progress::Asked) => steps.take_back_start(step),
                 Some(Progress::Running) => steps.unsettled = true,
                 Some(Progress::Recording) => {
                     steps.unsettled = true;
@@ -336,7 +329,7 @@ impl Journal {
     pub(crate) fn is_settled(&self) -> bool {
         let is_recording =
             self.steps().running.values().any(|progress| *progress == Progress::Recording);
-        let is_free = self.writer.try_lock().is_ok_and(|writer| !writer.owes_a_result());
+        let is_free = self.writer.try_lock().is_ok_and(|writer| writer.unanswered.is_none());
         !is_recording && is_free && self.steps().postponed.is_empty()
     }
 
@@ -407,26 +400,23 @@ impl Journal {
         }
     }
 
-    /// Sends again what was given up, and what was postponed, if it says what became of a step.
+    /// Sends again what was given up, and what was postponed.
     async fn flush(
         &self,
         engine: &Inner,
         writer: &mut Writer,
         end: Duration,
     ) -> Result<(), Unwritten> {
-        if !writer.owes_a_result() && self.steps().postponed.is_empty() {
-            return Ok(());
-        }
-        let sent = writer.unanswered.as_ref().map(|sent| sent.body.clone());
         self.follow(engine, writer, end).await?;
         {
             let mut steps = self.steps();
+            steps.take_back_starts();
+            if steps.postponed.is_empty() {
+                return Ok(());
+            }
             steps.fit(self.limit);
             let body = steps.checkpoint(None, false).map_err(Unwritten::not_encodable)?;
-            // They differ where the start of a step was sent that did not run.
-            if !steps.postponed.is_empty() || sent.is_some_and(|sent| sent != body) {
-                writer.unanswered = Some(Sent { body, changes: steps.postponed.clone() });
-            }
+            writer.unanswered = Some(Sent { body, changes: steps.postponed.clone() });
         }
         self.follow(engine, writer, end).await
     }
@@ -578,11 +568,34 @@ impl Steps {
         }
     }
 
+    /// Postpones that the start of `step` is removed from the record, if it is there: the step has
+    /// ended, or will not go on, and has had no effect.
+    fn take_back_start(&mut self, step: &StepId) {
+        if let Some(Recorded::Started) = self.recorded.get(step) {
+            self.recorded.remove(step);
+            self.postponed.insert(step.clone(), None);
+        }
+    }
+
+    /// Like [`take_back_start`](Self::take_back_start), of the steps that are kept from going on
+    /// once the journal is closed.
+    fn take_back_starts(&mut self) {
+        if !self.closed {
+            return;
+        }
+        let asked = self.running.iter().filter(|(_, progress)| **progress == Progress::Asked);
+        for step in asked.map(|(step, _)| step.clone()).collect::<Vec<_>>() {
+            self.take_back_start(&step);
+        }
+    }
+
     fn apply(&mut self, step: StepId, recorded: Option<Recorded>) {
         self.postponed.remove(&step);
         match recorded {
-            // The answer came too late, so the step did not run: the next checkpoint leaves it out.
-            Some(Recorded::Started) if !self.running.contains_key(&step) => {}
+            // The answer came too late, so the step did not run.
+            Some(Recorded::Started) if !self.running.contains_key(&step) => {
+                self.postponed.insert(step, None);
+            }
             Some(recorded) => {
                 self.recorded.insert(step, recorded);
             }
