@@ -183,7 +183,7 @@ impl ErrorKind {
             Self::Unsupported => ("a step cannot be used here", "call the function without a step"),
             Self::StepInterrupted => (
                 "the step was interrupted and it is not known whether its effect happened",
-                "find that out, then answer for the call with `record(…).resolve(…)`; `forget` would let all of its steps run again",
+                "find that out, then answer for the call with `record(…).resolve(…)`: `completed` or `failed`, or `not_executed` if no other step has ended; `forget` would let all of its steps run again",
             ),
             Self::Superseded => CLAIM_LOST,
             _ => return None,

@@ -5,7 +5,8 @@ use std::time::Duration;
 use idempotency::key::KeyHash;
 use idempotency::record::{RecordHandle, RecordView, Resolution, State};
 use idempotency::store::{
-    Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Renewal, Store as _, StoreErrorKind, Token,
+    Checkpoint, Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Renewal, Store as _,
+    StoreErrorKind, Token,
 };
 use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, OnError};
 use serde::{Deserialize, Serialize};
@@ -751,6 +752,49 @@ async fn an_answer_that_is_given_again_may_have_been_applied_the_first_time() {
         "{text}"
     );
     assert_eq!(world.charge(1).await.unwrap(), "found");
+}
+
+/// The step was not on the record when the answer was checked, and is when it is in doubt.
+#[tokio::test]
+async fn an_operator_cannot_say_that_nothing_happened_where_a_step_was_recorded_meanwhile() {
+    let (world, gate) = (World::new(), Gate::new());
+    dead_owner(&world, CrashPolicy::Resume).await;
+    world.clock.advance(LEASE);
+    let handle = world.handle(1);
+    let view = handle.inspect().await.unwrap().unwrap();
+    world.store.next(Operation::Park, Fault::Late(gate.clone()));
+    let mut answer = Box::pin(handle.resolve(&view, Resolution::not_executed()));
+    eventually("the mark", async || {
+        assert!(poll_once(&mut answer).is_pending());
+        world.store.requests(Operation::Park) == 1
+    })
+    .await;
+    let steps = r#"{"version":1,"steps":[{"name":"charge","index":0,"outcome":{"finished":7}}]}"#;
+    let checkpoint = Checkpoint::new(view.key, Token::from_bits(7), 0, steps.into());
+    assert!(world.memory.checkpoint(checkpoint).await.unwrap().is_done());
+    gate.open();
+    let refused = answer.await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Config);
+    assert!(refused.to_string().contains("the record is in doubt"), "{refused}");
+    let view = handle.inspect().await.unwrap().unwrap();
+    assert_eq!((view.state, view.checkpoints), (State::InDoubt, 1));
+    handle.resolve(&view, Resolution::completed("found")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_operator_cannot_say_that_nothing_happened_where_the_steps_cannot_be_read() {
+    let world = World::new();
+    dead_owner(&world, CrashPolicy::Resume).await;
+    let handle = world.handle(1);
+    let key = handle.hash().unwrap();
+    let later = Checkpoint::new(key, Token::from_bits(7), 0, r#"{"version":2}"#.into());
+    assert!(world.memory.checkpoint(later).await.unwrap().is_done());
+    world.clock.advance(LEASE);
+    let view = handle.inspect().await.unwrap().unwrap();
+    let refused = handle.resolve(&view, Resolution::not_executed()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Config, "{refused}");
+    assert!(refused.to_string().contains("nothing has changed"), "{refused}");
+    assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
 }
 
 /// The body ran long ago, and nobody looks at a record to learn that it did not.

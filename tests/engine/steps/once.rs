@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use idempotency::record::{Resolution, State};
 use idempotency::step::StepRetry;
-use idempotency::store::Operation;
+use idempotency::store::{Operation, Record};
 use idempotency::{Context, Error, ErrorKind};
 use tokio::sync::Notify;
 
@@ -369,4 +369,56 @@ async fn a_step_that_pauses_between_two_tries_when_the_service_stops_runs_in_the
     let next = there.fulfil().run(async || there.charge_once().await);
     assert_eq!(in_time("the next process", next).await.unwrap(), "charge done");
     assert_eq!(world.ledger.charges(), ["charge"]);
+}
+
+/// Dies in the second of two steps, which runs at most once.
+async fn die_after_a_step(world: &World) {
+    let died = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        let charge = async || {
+            world.act("charge").await?;
+            hang::<Result<String, Error>>().await
+        };
+        Context::current().step("charge", charge).at_most_once().await
+    });
+    world.crash_after(2, 2, died).await;
+}
+
+#[tokio::test]
+async fn an_operator_cannot_say_that_nothing_happened_of_a_call_with_a_finished_step() {
+    let world = World::new();
+    die_after_a_step(&world).await;
+    let fulfil = || {
+        world.fulfil().run(async || {
+            world.step("reserve").await?;
+            world.charge_once().await
+        })
+    };
+    assert_eq!(fulfil().await.unwrap_err().kind(), ErrorKind::StepInterrupted);
+    let record = world.engine.record(OPERATION, 1_u64);
+    let view = record.inspect().await.unwrap().unwrap();
+    let refused = record.resolve(&view, Resolution::not_executed()).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.is_retryable()), (ErrorKind::Config, false));
+    let text = refused.to_string();
+    let says = ["`reserve`", "nothing has changed", "`completed`", "`failed`", "`forget`"];
+    assert!(says.iter().all(|part| text.contains(part)), "{text}");
+    assert_eq!(record.inspect().await.unwrap().unwrap().revision, view.revision);
+    assert_eq!(fulfil().await.unwrap_err().kind(), ErrorKind::StepInterrupted);
+    let view = record.inspect().await.unwrap().unwrap();
+    record.resolve(&view, Resolution::completed("from the provider's books")).await.unwrap();
+    assert_eq!(fulfil().await.unwrap(), "from the provider's books");
+    assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+}
+
+#[tokio::test]
+async fn an_operator_says_that_a_step_without_a_result_did_not_happen_and_it_runs() {
+    let world = World::new();
+    die_in_the_step(&world).await;
+    world.record_is(1, |record| record.is_some_and(Record::is_orphaned)).await;
+    let record = world.engine.record(OPERATION, 1_u64);
+    let view = record.inspect().await.unwrap().unwrap();
+    record.resolve(&view, Resolution::not_executed()).await.unwrap();
+    let next = world.fulfil().run(async || world.charge_once().await);
+    assert_eq!(next.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["charge", "charge"], "the operator was wrong");
 }
