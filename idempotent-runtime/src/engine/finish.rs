@@ -168,7 +168,7 @@ async fn store_answer(
             let winner = gets.winner();
             conclude(&mut owner, gets, winner, own)
         }
-        Err(error) => not_stored(owner, commit, error),
+        Err(error) => not_stored(owner, commit, error).await,
     }
 }
 
@@ -415,7 +415,7 @@ fn not_held(mut owner: Box<Owner>, error: &StoreError) -> CallerGets {
 
 /// Returns the error to the caller and continues to store in the background. If that fails too, the
 /// record is given up and left to its policy.
-fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> CallerGets {
+async fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> CallerGets {
     let call = owner.call.clone();
     let engine = call.engine.clone();
     let place = engine.bounds.ends.place();
@@ -433,6 +433,7 @@ fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> Calle
     owner.report_end_as(&gets, Outcome::NotStored);
     let Some(place) = place else {
         call.tell(What::NeverStored);
+        close_steps(&engine, &lease, call.lease).await;
         owner.let_go(None);
         return gets;
     };
