@@ -66,6 +66,7 @@ impl Drop for Unheard {
 }
 
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 struct Steps {
     recorded: BTreeMap<StepId, Recorded>,
     /// What became of steps that have ended, where the checkpoint was given up, or none could be
