@@ -242,6 +242,9 @@ impl Context {
         let superseded = || self.lost();
         let engine = self.0.own.engine.upgrade().ok_or_else(superseded)?;
         let fence = engine_waits(engine.store.fence(self.0.own.key, token)).await;
+        if let (Held::Claim(_, _, Some(journal)), Err(_) | Ok(None)) = (&self.0.own.claim, &fence) {
+            journal.note_cut_short();
+        }
         fence
             .map_err(|error| {
                 // The kinds and messages of the store's errors are about calls whose body did not

@@ -62,8 +62,8 @@ pub enum ErrorKind {
     /// caller releases its claim, and a retry gets the result of that caller or what
     /// [`OnCrash`](crate::OnCrash) decides about the attempts of both. It is not retryable if that
     /// caller has left the call in doubt, or runs it as a first one, because the record was removed
-    /// or an operator answered that nothing had happened. It is always retryable if no body ran
-    /// here.
+    /// or an operator answered that nothing had happened. It is always retryable for a call whose
+    /// body did not run here, and never for an operator's request.
     Superseded,
     /// A step that runs at most once was interrupted.
     StepInterrupted,
@@ -183,7 +183,7 @@ impl ErrorKind {
             Self::Unsupported => ("a step cannot be used here", "call the function without a step"),
             Self::StepInterrupted => (
                 "the step was interrupted and it is not known whether its effect happened",
-                "find that out, then answer for the call with `record(…).resolve(…)`; `forget` would let all of its steps run again",
+                "find that out, then answer for the call with `record(…).resolve(…)`: `completed` or `failed`, or `not_executed` if no other step has ended; `forget` would let all of its steps run again",
             ),
             Self::Superseded => CLAIM_LOST,
             _ => return None,
@@ -348,7 +348,8 @@ impl Error {
         self
     }
 
-    /// The body ran here, and what it did may be done again by the next call.
+    /// The body ran here, and what it did may be done again by the next call. Or an operator's request
+    /// was for one record, and may be applied to another one the next time.
     pub(crate) fn would_repeat(mut self) -> Self {
         self.0.would_repeat = true;
         self
@@ -431,8 +432,10 @@ impl Error {
     /// (`on_crash = verify`); [`retry_after`](Self::retry_after) then says when.
     /// [`Superseded`](ErrorKind::Superseded) is not retryable if the body ran here, unless another
     /// caller has taken the call over and is running it: the next call may repeat what it did.
-    /// Nor is [`NotStored`](ErrorKind::NotStored) of a body in a transaction of the user, or of a
-    /// [fence](crate::Context::fence), nor [`StoreUnavailable`](ErrorKind::StoreUnavailable) of a
+    /// Nor is it where an operator's answer, or [removal](crate::record::RecordHandle::forget), met
+    /// another record than the one it was for: inspect that. Nor is
+    /// [`NotStored`](ErrorKind::NotStored) of a removal, which by the next try may be that of a later
+    /// call, of a body in a transaction of the user, or of a [fence](crate::Context::fence), nor [`StoreUnavailable`](ErrorKind::StoreUnavailable) of a
     /// transaction whose commit the database refuses because of a constraint, as long as the data
     /// are as they are. Otherwise the same call after `NotStored` learns the outcome; if nothing
     /// has reached the store by the end of the lease, [`OnCrash`](crate::OnCrash) decides, and for a

@@ -54,6 +54,19 @@ pub enum OnError {
     /// body.
     Release,
     /// The error is the result, for example a declined card: it is stored and replayed.
+    ///
+    /// For errors of the operation's own. Leave out the variant that holds [`Error`](crate::Error): the
+    /// body gets it from a guarded call that it makes, for example, and
+    /// [`InProgress`](crate::ErrorKind::InProgress) or
+    /// [`ShuttingDown`](crate::ErrorKind::ShuttingDown), which pass, would be the answer for the
+    /// whole `ttl`. The engine cannot see that in an error that only has to be stored.
+    ///
+    /// It does see where it has cut the body itself short: a [step](crate::Context::step) or a
+    /// [fence](crate::Context::fence) was refused because the claim is lost or the engine has shut
+    /// down, or the store has not confirmed it. Whatever error such a body returns, it is not stored:
+    /// the record is left to the next call or in doubt, by the policy, and the caller gets the error.
+    /// So an error that does not follow from that is found again by the next attempt, and stored by
+    /// it.
     Store,
     /// The error may hide an effect, for example a provider's timeout: the record is held in doubt.
     Hold,

@@ -5,7 +5,8 @@ use std::time::Duration;
 use idempotency::key::KeyHash;
 use idempotency::record::{RecordHandle, RecordView, Resolution, State};
 use idempotency::store::{
-    Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Renewal, Store as _, StoreErrorKind, Token,
+    Checkpoint, Claim, ClaimOutcome, CrashPolicy, Operation, Reason, Renewal, Store as _,
+    StoreErrorKind, Token,
 };
 use idempotency::{Context, Error, ErrorAction, ErrorKind, OnCrash, OnError};
 use serde::{Deserialize, Serialize};
@@ -608,6 +609,7 @@ async fn told_after_another_call(
         () = next => unreachable!("time passes for ever"),
     };
     assert_eq!((error.kind(), world.store.requests(operation)), (ErrorKind::Superseded, 2));
+    assert!(!error.is_retryable(), "the record is another call's: {error}");
     let text = error.to_string();
     assert!(
         !text.contains("nothing has changed") && text.contains("not known whether it was applied"),
@@ -661,7 +663,7 @@ async fn an_operator_whose_answer_was_lost_is_not_told_that_nothing_has_changed_
             answered = answered => answered.unwrap_err(),
             () = next => unreachable!("the gate stays closed"),
         };
-        assert_eq!(error.kind(), ErrorKind::Superseded);
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Superseded, false));
         let text = error.to_string();
         assert!(
             text.contains("not known whether it was applied") && text.contains("`created`"),
@@ -689,14 +691,110 @@ async fn an_operator_whose_answer_never_reached_the_store_for_certain_is_told_so
             }
         };
         let error = world.while_time_passes(answered).await.unwrap_err();
-        // The same answer may be given again, and nobody is told that nothing was done.
-        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::NotStored, true));
+        // The same answer may be given again, with the same view. A removal has no view: its next try
+        // may meet another record.
+        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::NotStored, resolves));
         let text = error.to_string();
         assert!(
             text.contains("not known whether it was applied") && !text.contains("body"),
             "{text}"
         );
     }
+}
+
+#[tokio::test]
+async fn who_forgets_again_as_long_as_that_is_advised_removes_no_record_of_a_later_call() {
+    for is_late in [false, true] {
+        let (world, gate) = (World::new(), Gate::new());
+        let fault = if is_late { Fault::Late(gate.clone()) } else { Fault::LostAnswer };
+        let other = world.other_process();
+        in_doubt(&world).await;
+        world.store.always(Operation::Remove, Some(fault));
+        let handle = world.handle(1);
+        let mut forgotten = {
+            let mut first = Box::pin(handle.forget());
+            eventually("the removal", async || {
+                assert!(poll_once(&mut first).is_pending());
+                world.store.requests(Operation::Remove) == 1
+            })
+            .await;
+            // The record is removed by the first try, or by another operator before it arrives.
+            other.handle(1).forget().await.unwrap();
+            assert_eq!(other.charge(1).await.unwrap(), "receipt 1.2");
+            gate.open();
+            world.while_time_passes(first).await
+        };
+        world.store.always(Operation::Remove, None);
+        while forgotten.as_ref().is_err_and(Error::is_retryable) {
+            forgotten = handle.forget().await;
+        }
+        assert_eq!(other.charge(1).await.unwrap(), "receipt 1.2");
+        assert!(forgotten.is_err(), "it is not known whether this one has removed it");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_given_again_may_have_been_applied_the_first_time() {
+    let world = World::new();
+    in_doubt(&world).await;
+    let handle = world.handle(1);
+    let view = handle.inspect().await.unwrap().unwrap();
+    world.store.always(Operation::Resolve, Some(Fault::LostAnswer));
+    let first = handle.resolve(&view, Resolution::completed("found"));
+    let first = world.while_time_passes(first).await.unwrap_err();
+    assert_eq!((first.kind(), first.is_retryable()), (ErrorKind::NotStored, true));
+    world.store.always(Operation::Resolve, None);
+    let again = handle.resolve(&view, Resolution::completed("found")).await.unwrap_err();
+    assert_eq!((again.kind(), again.is_retryable()), (ErrorKind::Superseded, false));
+    let text = again.to_string();
+    assert!(
+        !text.contains("nothing has changed") && text.contains("may have changed it"),
+        "{text}"
+    );
+    assert_eq!(world.charge(1).await.unwrap(), "found");
+}
+
+/// The step was not on the record when the answer was checked, and is when it is in doubt.
+#[tokio::test]
+async fn an_operator_cannot_say_that_nothing_happened_where_a_step_was_recorded_meanwhile() {
+    let (world, gate) = (World::new(), Gate::new());
+    dead_owner(&world, CrashPolicy::Resume).await;
+    world.clock.advance(LEASE);
+    let handle = world.handle(1);
+    let view = handle.inspect().await.unwrap().unwrap();
+    world.store.next(Operation::Park, Fault::Late(gate.clone()));
+    let mut answer = Box::pin(handle.resolve(&view, Resolution::not_executed()));
+    eventually("the mark", async || {
+        assert!(poll_once(&mut answer).is_pending());
+        world.store.requests(Operation::Park) == 1
+    })
+    .await;
+    let steps = r#"{"version":1,"steps":[{"name":"charge","index":0,"outcome":{"finished":7}}]}"#;
+    let checkpoint = Checkpoint::new(view.key, Token::from_bits(7), 0, steps.into());
+    assert!(world.memory.checkpoint(checkpoint).await.unwrap().is_done());
+    gate.open();
+    let refused = answer.await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Config);
+    assert!(refused.to_string().contains("the record is in doubt"), "{refused}");
+    let view = handle.inspect().await.unwrap().unwrap();
+    assert_eq!((view.state, view.checkpoints), (State::InDoubt, 1));
+    handle.resolve(&view, Resolution::completed("found")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_operator_cannot_say_that_nothing_happened_where_the_steps_cannot_be_read() {
+    let world = World::new();
+    dead_owner(&world, CrashPolicy::Resume).await;
+    let handle = world.handle(1);
+    let key = handle.hash().unwrap();
+    let later = Checkpoint::new(key, Token::from_bits(7), 0, r#"{"version":2}"#.into());
+    assert!(world.memory.checkpoint(later).await.unwrap().is_done());
+    world.clock.advance(LEASE);
+    let view = handle.inspect().await.unwrap().unwrap();
+    let refused = handle.resolve(&view, Resolution::not_executed()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Config, "{refused}");
+    assert!(refused.to_string().contains("nothing has changed"), "{refused}");
+    assert_eq!(world.record(1).await.unwrap().state, State::InProgress);
 }
 
 /// The body ran long ago, and nobody looks at a record to learn that it did not.

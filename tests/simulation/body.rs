@@ -44,6 +44,16 @@ impl Failure {
             Self::Ambiguous => OnError::Hold,
         }
     }
+
+    /// The same for a call with steps, which takes the errors with which the engine cuts its body
+    /// short for its own. None of them is stored.
+    pub fn policy_with_steps(&self) -> OnError {
+        const CUT_SHORT: [&str; 3] = ["Superseded", "NotStored", "StoreUnavailable"];
+        match self {
+            Self::Guard(kind) if CUT_SHORT.contains(&kind.as_str()) => OnError::Store,
+            failure => failure.policy(),
+        }
+    }
 }
 
 /// What a body will do, if it runs.

@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use idempotency::clock::Clock as _;
 use idempotency::key::window;
 use idempotency::record::RecordHandle;
-use idempotency::{Call, Idempotency, OnConflict, OnCrash, with_report};
+use idempotency::{Call, Idempotency, OnConflict, OnCrash, OnError, with_report};
 use idempotency_test_support::history::Outcome;
 use idempotency_test_support::random::Random;
 
@@ -204,5 +204,7 @@ async fn make(call: Call, site: Site, is_strict: bool) -> Result<String, Failure
         Class::Retry | Class::Mixed => OnCrash::Retry,
         Class::Resume | Class::ResumeOnce | Class::InTaskResume => OnCrash::Resume,
     };
-    call.on_error(Failure::policy).on_crash(on_crash).run(|| site.body()).await
+    let policy: fn(&Failure) -> OnError =
+        if class.has_steps() { Failure::policy_with_steps } else { Failure::policy };
+    call.on_error(policy).on_crash(on_crash).run(|| site.body()).await
 }

@@ -84,10 +84,10 @@ pub fn results(key: &Key, entries: &[Entry]) -> Vec<Violation> {
     Story::of(key, key.label(), entries).results()
 }
 
-/// The value in a stored error.
+/// The value in a stored error. One of the engine's has a value that no effect had.
 pub fn declined(record: &Record) -> Option<String> {
     match serde_json::from_slice(&record.body).ok()? {
-        Failure::Declined(value) => Some(value),
+        Failure::Declined(value) | Failure::Guard(value) => Some(value),
         _ => None,
     }
 }

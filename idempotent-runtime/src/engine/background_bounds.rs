@@ -80,10 +80,11 @@ mod tests {
     use crate::engine::claim::release_unused;
     use crate::key::KeyHash;
     use crate::store::{
-        Claim, ClaimOutcome, MemoryStore, Operation, Release, Store as _, StoreErrorKind, Token,
+        Claim, ClaimOutcome, MemoryStore, Operation, Release, State, Store as _, StoreErrorKind,
+        Token,
     };
     use crate::testing::{Fault, FaultyStore};
-    use crate::{Error, ErrorAction, ErrorKind, Idempotency};
+    use crate::{Context, Error, ErrorAction, ErrorKind, Idempotency, OnCrash};
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -122,6 +123,29 @@ mod tests {
         assert_eq!(call(2).await.unwrap_err().kind(), ErrorKind::NotStored);
         assert_eq!(engine.inner.keeper.leases().len(), 1);
         assert_eq!(engine.inner.bounds.ends.left_out(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_step_in_hand_is_on_the_record_that_is_left_to_its_lease_for_want_of_a_place() {
+        let store = FaultyStore::new(MemoryStore::new());
+        let patience = Duration::from_millis(20);
+        let engine = Idempotency::builder(store.clone()).commit_timeout(patience).build_valid();
+        store.always(Operation::Complete, Some(Fault::Refused(StoreErrorKind::Full)));
+        store.always(Operation::Checkpoint, Some(Fault::LostRequest));
+        let _all = engine.inner.bounds.ends.fill();
+        let call = engine.call("payments.charge", 1).ttl(DAY).on_crash(OnCrash::Resume);
+        let call = call.run(async || {
+            let step =
+                Context::current().step("charge", async || Ok::<_, Error>("charged".to_owned()));
+            let error = step.await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotStored);
+            store.always(Operation::Checkpoint, None);
+            Ok::<_, Error>("done".to_owned())
+        });
+        assert_eq!(call.await.unwrap_err().kind(), ErrorKind::NotStored);
+        let record = engine.record("payments.charge", 1).inspect().await.unwrap().unwrap();
+        assert_eq!((record.state, record.checkpoints), (State::InProgress, 1));
+        assert!(engine.inner.keeper.leases().is_empty());
     }
 
     #[tokio::test]

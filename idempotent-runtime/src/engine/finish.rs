@@ -98,7 +98,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
         }
         (Settlement::Leave(reason, left), _) => {
             let written = owner.leave(reason, left).await;
-            conclude_left(owner, cause, was_lost, written).await
+            conclude_left(owner, steps, was_lost, written).await
         }
         // An ending and its cause agree, so this is not reached. It would lose a result.
         (Settlement::Commit | Settlement::AskAgain(_), _) => {
@@ -110,6 +110,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
 
 fn cause_of(ending: &Ending) -> Cause {
     match ending {
+        Ending::Answer { state: State::Failed, .. } => Cause::StoredError,
         Ending::Answer { .. } => Cause::Answered,
         Ending::Release | Ending::Dismiss => Cause::Failed,
         Ending::NotBegun => Cause::NotBegun,
@@ -122,12 +123,12 @@ fn cause_of(ending: &Ending) -> Cause {
 /// Ends a body whose record was left to the next call, or in doubt.
 async fn conclude_left(
     owner: Box<Owner>,
-    cause: Cause,
+    steps: Steps,
     was_lost: bool,
     written: Option<WriteOutcome>,
 ) -> CallerGets {
-    let left_out = match cause {
-        Cause::Answered => owner.journal.as_ref().and_then(|journal| journal.unasked()),
+    let left_out = match steps {
+        Steps::LeftOut => owner.journal.as_ref().and_then(|journal| journal.unasked()),
         _ => None,
     };
     let own = left_out.map_or(CallerGets::Own, CallerGets::refused);
@@ -169,7 +170,7 @@ async fn store_answer(
             let winner = gets.winner();
             conclude(&mut owner, gets, winner, own)
         }
-        Err(error) => not_stored(owner, commit, error),
+        Err(error) => not_stored(owner, commit, error).await,
     }
 }
 
@@ -243,7 +244,9 @@ impl Owner {
     async fn what_steps_say(&self, cause: Cause) -> Steps {
         let Some(journal) = &self.journal else { return Steps::Silent };
         match cause {
-            Cause::Answered if journal.unasked().is_some() => Steps::LeftOut,
+            // First: such a body may have come to none of the steps that it would ask for.
+            Cause::StoredError if journal.was_cut_short() => Steps::CutShort,
+            Cause::Answered | Cause::StoredError if journal.unasked().is_some() => Steps::LeftOut,
             Cause::Failed => {
                 let engine = &self.call.engine;
                 journal.settled(engine, engine.settings.commit_timeout).await;
@@ -414,7 +417,7 @@ fn not_held(mut owner: Box<Owner>, error: &StoreError) -> CallerGets {
 
 /// Returns the error to the caller and continues to store in the background. If that fails too, the
 /// record is given up and left to its policy.
-fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> CallerGets {
+async fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> CallerGets {
     let call = owner.call.clone();
     let engine = call.engine.clone();
     let place = engine.bounds.ends.place();
@@ -432,6 +435,7 @@ fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) -> Calle
     owner.report_end_as(&gets, Outcome::NotStored);
     let Some(place) = place else {
         call.tell(What::NeverStored);
+        close_steps(&engine, &lease, call.lease).await;
         owner.let_go(None);
         return gets;
     };

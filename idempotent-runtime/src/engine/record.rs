@@ -14,6 +14,7 @@ use crate::encoding::{NotEncodable, encode_for_any_reader};
 use crate::error::{Error, ErrorKind};
 use crate::events::What;
 use crate::key::{IntoKey, Key, KeyHash, hash_key};
+use crate::steps::{self, StepId, StepOutcome, StepView};
 use crate::store::{
     AdminOutcome, Operation, Park, Record, Remove, Resolve, ResolveAnswer, State, StoreError,
 };
@@ -83,7 +84,11 @@ impl Resolution {
         Self(Kind::Finished(State::Failed, encode_for_any_reader(&error)))
     }
 
-    /// The effect did not happen: the next call runs the body.
+    /// The effect did not happen: the next call runs the body, and the record is removed with its
+    /// steps. [`resolve`](RecordHandle::resolve) therefore rejects it with
+    /// [`Config`](ErrorKind::Config) if a [step](crate::Context::step) of the call has ended: that
+    /// one did happen, and the next call would run it again. A step that was only
+    /// [started](crate::record::StepOutcome::Started) is what it is an answer to.
     pub const fn not_executed() -> Self {
         Self(Kind::NotExecuted)
     }
@@ -215,11 +220,14 @@ impl RecordHandle {
     /// [`InProgress`](ErrorKind::InProgress) if an owner is alive.
     /// [`Superseded`](ErrorKind::Superseded) if the record is no longer as `view` shows it, or can
     /// no longer be resolved: inspect it again. [`NotStored`](ErrorKind::NotStored) if the store
-    /// does not say whether it has the answer: repeat it with the same view.
+    /// does not say whether it has the answer: repeat it with the same view, which is applied once at
+    /// most. If it had been applied, the repetition gets `Superseded`, and the record shows it.
     /// [`Encode`](ErrorKind::Encode) and
     /// [`TooLarge`](ErrorKind::TooLarge) if the answer cannot be stored,
     /// [`Config`](ErrorKind::Config) if its [edge](crate::edge::resolution) says that there is no
     /// such answer; nothing has changed then.
+    /// [`Config`](ErrorKind::Config) too for `not_executed` where a step has ended: nothing has
+    /// changed, or, if the step was recorded meanwhile, the record is in doubt now.
     /// The store's errors.
     pub async fn resolve(&self, view: &RecordView, resolution: Resolution) -> Result<(), Error> {
         let resolved = self.resolved(view, resolution).await;
@@ -234,6 +242,10 @@ impl RecordHandle {
         let record = self.read(key).await?.filter(|record| view.revision.shows(record));
         let record = record.ok_or_else(|| self.changed(&key))?;
         let answer = self.answer(&key, &record, resolution)?;
+        let not_executed = matches!(answer, ResolveAnswer::NotExecuted);
+        if not_executed {
+            self.has_no_results(&key, &record, HAS_RESULTS)?;
+        }
         let token = engine.token().map_err(|error| {
             let error = Error::new(ErrorKind::StoreUnavailable)
                 .with_text(
@@ -254,8 +266,11 @@ impl RecordHandle {
                     self.error(&key, engine.store_error(error).with_text(happened, "inspect it, and answer again"))
                 },
             )?;
+            // The step of a late owner may have come before the mark. None comes after it.
+            if not_executed && let Some(record) = self.read(key).await? {
+                self.has_no_results(&key, &record, HAS_RESULTS_AND_IS_MARKED)?;
+            }
         }
-        let not_executed = matches!(answer, ResolveAnswer::NotExecuted);
         let resolve = Resolve::new(key, observed, token, answer);
         // An answer that is being corrected may be cached.
         let _changes = Changes { engine, key };
@@ -307,8 +322,30 @@ impl RecordHandle {
 
     /// The error for a change that may have been applied before the record became what it is.
     fn overtaken(&self, key: &KeyHash) -> Error {
-        let error = Error::new(ErrorKind::Superseded);
+        let error = Error::new(ErrorKind::Superseded).would_repeat();
         self.error(key, error.with_text(OVERTAKEN.0, OVERTAKEN.1))
+    }
+
+    /// Rejects the removal of a record on which a step has ended. `text`: what is said about it.
+    fn has_no_results(
+        &self,
+        key: &KeyHash,
+        record: &Record,
+        text: (&'static str, &'static str),
+    ) -> Result<(), Error> {
+        if !matches!(record.state, State::InProgress | State::InDoubt) {
+            return Ok(());
+        }
+        let detail = match steps::shown(&record.body) {
+            Some(steps) => {
+                let ended = |step: &&StepView| step.outcome != StepOutcome::Started;
+                let Some(step) = steps.iter().find(ended) else { return Ok(()) };
+                let step = StepId { name: step.name.clone(), index: step.index };
+                format!("`{step}` has ended")
+            }
+            None => "its steps cannot be read by this release".to_owned(),
+        };
+        Err(self.error(key, Error::config(detail).with_text(text.0, text.1)))
     }
 
     fn answer(
@@ -337,8 +374,10 @@ impl RecordHandle {
 
     fn changed(&self, key: &KeyHash) -> Error {
         let happened = "the record differs from the one that was seen, or is neither in doubt nor \
-            an operator's answer; nothing has changed";
-        self.error(key, Error::new(ErrorKind::Superseded).with_text(happened, "inspect it again"))
+            an operator's answer, so it was left as it is; an earlier request that got no answer may \
+            have changed it";
+        let error = Error::new(ErrorKind::Superseded).would_repeat();
+        self.error(key, error.with_text(happened, "inspect it again"))
     }
 
     /// Removes the record: the next call with this key runs the body. Does nothing if there is
@@ -348,8 +387,9 @@ impl RecordHandle {
     /// # Errors
     /// [`InProgress`](ErrorKind::InProgress) if its body runs, or may run although its record was
     /// removed by force. [`Superseded`](ErrorKind::Superseded) if it changed meanwhile.
-    /// [`NotStored`](ErrorKind::NotStored) if the store does not say whether it was removed. The
-    /// store's other errors.
+    /// [`NotStored`](ErrorKind::NotStored) if the store does not say whether it was removed.
+    /// Neither is [retryable](Error::is_retryable): the record may be that of a later call by then,
+    /// which this would remove too. Inspect it first. The store's other errors.
     pub async fn forget(&self) -> Result<(), Error> {
         let removed = self.removed().await;
         self.operated(Operation::Remove, &removed);
@@ -369,8 +409,12 @@ impl RecordHandle {
         let Some(record) = self.read(key).await? else { return Ok(()) };
         let remove = Remove::new(key, record.owner);
         let _changes = Changes { engine, key };
-        let (changed, tries) =
-            self.sent(&key, async |tries| engine.store.remove(remove, tries).await).await?;
+        let sent = self.sent(&key, async |tries| engine.store.remove(remove, tries).await).await;
+        let (changed, tries) = sent.map_err(|error| match error.kind() {
+            // Without a view, it may meet the record of a later call the next time.
+            ErrorKind::NotStored => error.would_repeat(),
+            _ => error,
+        })?;
         match changed {
             AdminOutcome::Applied | AdminOutcome::Absent => Ok(()),
             AdminOutcome::Running => {
@@ -408,6 +452,18 @@ const REFUSED: (&str, &str) =
 const MARKED: (&str, &str) = (
     "the store did not accept the answer, and the record is in doubt until it has one",
     "answer again later",
+);
+/// For an answer that would remove the results of steps.
+const HAS_RESULTS: (&str, &str) = (
+    "the call has steps that did happen, and the next one would run them again; nothing has changed",
+    "answer `completed` or `failed` with what is known of the others, or let all of them run again \
+     with `forget`",
+);
+/// For the same after the record had been marked in doubt.
+const HAS_RESULTS_AND_IS_MARKED: (&str, &str) = (
+    "a step was recorded meanwhile that did happen, and the next call would run it again; the record \
+     is in doubt until it has an answer",
+    HAS_RESULTS.1,
 );
 /// For a change without an answer to the first try, when a later try found another record.
 const OVERTAKEN: (&str, &str) = (

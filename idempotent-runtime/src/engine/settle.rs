@@ -21,8 +21,10 @@ pub(super) enum Progress {
 /// What ended the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// There is a result, or an error that counts as one.
+    /// There is a result.
     Answered,
+    /// The body returned an error that counts as a result.
+    StoredError,
     /// The body returned an error that says that nothing happened.
     Failed,
     /// The body says that it did not begin anything.
@@ -47,6 +49,9 @@ pub(super) enum Steps {
     /// An earlier attempt has recorded a step for which this body did not ask: its result leaves
     /// that step out.
     LeftOut,
+    /// This attempt was refused a step, or the record of one was not confirmed: an error of the body
+    /// may say no more than that.
+    CutShort,
 }
 
 /// What is written about the attempt.
@@ -94,11 +99,20 @@ pub(super) const fn settle(
         (Progress::Begun, Cause::Cut(reason)) => Settlement::Leave(reason, left),
         (_, Cause::Answered) => match steps {
             Steps::LeftOut => Settlement::Leave(Reason::NotStored, left),
+            // A result is the call's, however the body came to it.
+            Steps::Silent | Steps::HadEffects | Steps::CutShort => Settlement::Commit,
+        },
+        (_, Cause::StoredError) => match steps {
+            Steps::LeftOut => Settlement::Leave(Reason::NotStored, left),
+            // Stored, it would end the call for good, although the next attempt can go on.
+            Steps::CutShort => Settlement::Leave(Reason::Error, left),
             Steps::Silent | Steps::HadEffects => Settlement::Commit,
         },
         (_, Cause::Failed) => match steps {
             Steps::Silent => Settlement::Release,
-            Steps::HadEffects | Steps::LeftOut => Settlement::Leave(Reason::Error, left),
+            Steps::HadEffects | Steps::LeftOut | Steps::CutShort => {
+                Settlement::Leave(Reason::Error, left)
+            }
         },
         (_, Cause::Held) => Settlement::Hold,
         (_, Cause::GivenUp) => Settlement::Leave(Reason::Error, left),
@@ -107,16 +121,16 @@ pub(super) const fn settle(
 
 #[cfg(test)]
 mod tests {
-    use super::Cause::{Answered, Cut, Failed, GivenUp, Held, NotBegun, Unanswered};
+    use super::Cause::{Answered, Cut, Failed, GivenUp, Held, NotBegun, StoredError, Unanswered};
     use super::Left::{InDoubt, ToTheNextCall};
     use super::Progress::{Asking, Begun, Granted};
     use super::Settlement::{AskAgain, Commit, Hold, Leave, Release, ReleaseUnused};
-    use super::Steps::{HadEffects, LeftOut, Silent};
+    use super::Steps::{CutShort, HadEffects, LeftOut, Silent};
     use super::{Cause, Left, Progress, Settlement, Steps, settle};
     use crate::store::{CrashPolicy, Reason};
 
     const PROGRESS: [Progress; 3] = [Granted, Asking, Begun];
-    const STEPS: [Steps; 3] = [Silent, HadEffects, LeftOut];
+    const STEPS: [Steps; 4] = [Silent, HadEffects, LeftOut, CutShort];
     const REASONS: [Reason; 5] =
         [Reason::Dropped, Reason::Panicked, Reason::LeaseLost, Reason::NotStored, Reason::ShutDown];
     const POLICIES: [CrashPolicy; 4] =
@@ -125,7 +139,7 @@ mod tests {
     fn causes() -> Vec<Cause> {
         let cut = REASONS.into_iter().map(Cut);
         let unanswered = [Reason::Unverified, Reason::Crashed].map(Unanswered);
-        [Answered, Failed, NotBegun, Held, GivenUp]
+        [Answered, StoredError, Failed, NotBegun, Held, GivenUp]
             .into_iter()
             .chain(unanswered)
             .chain(cut)
@@ -133,25 +147,34 @@ mod tests {
     }
 
     /// What is written of a body that has begun, by its cause and what its steps say.
-    const BEGUN: [(Cause, Steps, Settlement); 15] = {
+    const BEGUN: [(Cause, Steps, Settlement); 24] = {
         // Where the policy lets the next call run; `settlement` exchanges it where it does not.
         const NEXT: Left = ToTheNextCall;
         [
             (Answered, Silent, Commit),
             (Answered, HadEffects, Commit),
             (Answered, LeftOut, Leave(Reason::NotStored, NEXT)),
+            (Answered, CutShort, Commit),
+            (StoredError, Silent, Commit),
+            (StoredError, HadEffects, Commit),
+            (StoredError, LeftOut, Leave(Reason::NotStored, NEXT)),
+            (StoredError, CutShort, Leave(Reason::Error, NEXT)),
             (Failed, Silent, Release),
             (Failed, HadEffects, Leave(Reason::Error, NEXT)),
             (Failed, LeftOut, Leave(Reason::Error, NEXT)),
+            (Failed, CutShort, Leave(Reason::Error, NEXT)),
             (Held, Silent, Hold),
             (Held, HadEffects, Hold),
             (Held, LeftOut, Hold),
+            (Held, CutShort, Hold),
             (GivenUp, Silent, Leave(Reason::Error, NEXT)),
             (GivenUp, HadEffects, Leave(Reason::Error, NEXT)),
             (GivenUp, LeftOut, Leave(Reason::Error, NEXT)),
+            (GivenUp, CutShort, Leave(Reason::Error, NEXT)),
             (NotBegun, Silent, ReleaseUnused),
             (NotBegun, HadEffects, ReleaseUnused),
             (NotBegun, LeftOut, ReleaseUnused),
+            (NotBegun, CutShort, ReleaseUnused),
         ]
     };
 
@@ -206,6 +229,15 @@ mod tests {
                 let runs_again = matches!(settlement, Leave(_, ToTheNextCall));
                 assert!(next || !runs_again, "{cause:?} {steps:?}: the policy does not allow it");
             }
+        }
+    }
+
+    #[test]
+    fn no_error_of_an_attempt_that_was_refused_a_step_is_final() {
+        for (cause, next) in causes().into_iter().flat_map(|cause| [(cause, true), (cause, false)])
+        {
+            let is_final = settle(Begun, cause, next, CutShort) == Commit;
+            assert_eq!(is_final, cause == Answered, "{cause:?}");
         }
     }
 }

@@ -26,6 +26,10 @@ pub struct ShutdownReport {
     /// of a call in a transaction is that of the transaction, and a call without protection leaves
     /// no record. A store that does not answer learns of it when their leases expire. Of two
     /// shutdowns at once, one counts each call that has a claim. Zero if all had ended.
+    ///
+    /// A call whose body has ended without a result, and whose record is being left in doubt or to
+    /// the next caller when the time is up, is not counted: it is given up already. The shutdown
+    /// waits for that like for those that it gives up.
     pub abandoned: usize,
 }
 

@@ -66,10 +66,12 @@ impl Drop for Unheard {
 }
 
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each answers a question of its own")]
 struct Steps {
     recorded: BTreeMap<StepId, Recorded>,
     /// What became of steps that have ended, where the checkpoint was given up, or none could be
-    /// sent in time because it was another one's turn. It is a part of the next checkpoint.
+    /// sent in time because it was another one's turn, or where a start is on the record of a step
+    /// that will not run. It is a part of the next checkpoint.
     postponed: BTreeMap<StepId, Option<Recorded>>,
     /// The identities that this attempt has used.
     asked: BTreeSet<StepId>,
@@ -81,6 +83,9 @@ struct Steps {
     unsettled: bool,
     /// True if the store has reported that this attempt no longer holds the claim.
     superseded: bool,
+    /// True if the body got an error because its claim is lost, or because the store has not
+    /// confirmed something that it needs.
+    cut_short: bool,
     /// True once the body has ended or was given up: no step begins any more.
     closed: bool,
 }
@@ -108,15 +113,6 @@ struct Writer {
 struct Sent {
     body: Bytes,
     changes: BTreeMap<StepId, Option<Recorded>>,
-}
-
-impl Writer {
-    /// Returns true if a checkpoint was given up that the record needs. The start of a step that
-    /// will not run is not needed.
-    fn owes_a_result(&self) -> bool {
-        let of_an_end = |recorded: &Option<Recorded>| is_of_an_end(recorded.as_ref());
-        self.unanswered.as_ref().is_some_and(|sent| sent.changes.values().any(of_an_end))
-    }
 }
 
 /// Returns true unless it is the start of a step.
@@ -182,10 +178,11 @@ impl Journal {
     /// until [`ended`](Self::ended).
     pub(super) fn ask(&self, step: &StepId) -> Result<Option<Recorded>, Error> {
         let mut steps = self.steps();
-        self.check(&steps, step)?;
+        self.check(&mut steps, step)?;
         // Under the lock, as in `stands_in_line`: a body that waits for its turn has begun when it
         // comes to a step, in whichever task. A shutdown was faster only if the lease is lost too.
         if !self.lease.begin() {
+            self.cut_short(&mut steps);
             return Err(self.refused(ErrorKind::Superseded, step).would_repeat());
         }
         if !steps.asked.insert(step.clone()) {
@@ -210,21 +207,42 @@ impl Journal {
     }
 
     /// Rejects running anything once another attempt may do so.
-    fn check(&self, steps: &Steps, step: &StepId) -> Result<(), Error> {
-        let superseded = || self.refused(ErrorKind::Superseded, step).would_repeat();
-        if steps.closed {
-            return Err(superseded().with_detail("the body of the call has ended"));
+    fn check(&self, steps: &mut Steps, step: &StepId) -> Result<(), Error> {
+        let is_lost = steps.superseded || self.lease.is_lost();
+        if !steps.closed && !is_lost {
+            return Ok(());
         }
-        if steps.superseded || self.lease.is_lost() {
-            return Err(superseded());
-        }
-        Ok(())
+        self.cut_short(steps);
+        let superseded = self.refused(ErrorKind::Superseded, step).would_repeat();
+        Err(if steps.closed {
+            superseded.with_detail("the body of the call has ended")
+        } else {
+            superseded
+        })
+    }
+
+    /// Like [`note_cut_short`](Self::note_cut_short). What comes after the end of the body has no
+    /// part in it.
+    fn cut_short(&self, steps: &mut Steps) {
+        // A shutdown closes the journal too, while the body runs.
+        steps.cut_short |= !self.lease.has_body_ended();
+    }
+
+    /// Marks that the body gets an error because its claim is lost, or because the store has not
+    /// confirmed something that it needs.
+    pub(crate) fn note_cut_short(&self) {
+        self.cut_short(&mut self.steps());
+    }
+
+    /// Returns true if an error of the body may say no more than that the engine cut it short.
+    pub(crate) fn was_cut_short(&self) -> bool {
+        self.steps().cut_short
     }
 
     /// Marks that the body of `step` runs from now on, unless it must not.
     pub(super) fn begin(&self, step: &StepId) -> Result<(), Error> {
         let mut steps = self.steps();
-        self.check(&steps, step)?;
+        self.check(&mut steps, step)?;
         steps.running.insert(step.clone(), Progress::Running);
         Ok(())
     }
@@ -241,8 +259,14 @@ impl Journal {
     pub(super) fn ended(&self, step: &StepId) {
         {
             let mut steps = self.steps();
-            if steps.running.remove(step).is_some_and(|progress| progress != Progress::Asked) {
-                steps.unsettled = true;
+            match steps.running.remove(step) {
+                None => {}
+                Some(Progress::Asked) => steps.take_back_start(step),
+                Some(Progress::Running) => steps.unsettled = true,
+                Some(Progress::Recording) => {
+                    steps.unsettled = true;
+                    self.cut_short(&mut steps);
+                }
             }
         }
         self.step_ended.notify_waiters();
@@ -306,7 +330,7 @@ impl Journal {
     pub(crate) fn is_settled(&self) -> bool {
         let is_recording =
             self.steps().running.values().any(|progress| *progress == Progress::Recording);
-        let is_free = self.writer.try_lock().is_ok_and(|writer| !writer.owes_a_result());
+        let is_free = self.writer.try_lock().is_ok_and(|writer| writer.unanswered.is_none());
         !is_recording && is_free && self.steps().postponed.is_empty()
     }
 
@@ -377,26 +401,23 @@ impl Journal {
         }
     }
 
-    /// Sends again what was given up, and what was postponed, if it says what became of a step.
+    /// Sends again what was given up, and what was postponed.
     async fn flush(
         &self,
         engine: &Inner,
         writer: &mut Writer,
         end: Duration,
     ) -> Result<(), Unwritten> {
-        if !writer.owes_a_result() && self.steps().postponed.is_empty() {
-            return Ok(());
-        }
-        let sent = writer.unanswered.as_ref().map(|sent| sent.body.clone());
         self.follow(engine, writer, end).await?;
         {
             let mut steps = self.steps();
+            steps.take_back_starts();
+            if steps.postponed.is_empty() {
+                return Ok(());
+            }
             steps.fit(self.limit);
             let body = steps.checkpoint(None, false).map_err(Unwritten::not_encodable)?;
-            // They differ where the start of a step was sent that did not run.
-            if !steps.postponed.is_empty() || sent.is_some_and(|sent| sent != body) {
-                writer.unanswered = Some(Sent { body, changes: steps.postponed.clone() });
-            }
+            writer.unanswered = Some(Sent { body, changes: steps.postponed.clone() });
         }
         self.follow(engine, writer, end).await
     }
@@ -548,11 +569,34 @@ impl Steps {
         }
     }
 
+    /// Postpones that the start of `step` is removed from the record, if it is there: the step has
+    /// ended, or will not go on, and has had no effect.
+    fn take_back_start(&mut self, step: &StepId) {
+        if let Some(Recorded::Started) = self.recorded.get(step) {
+            self.recorded.remove(step);
+            self.postponed.insert(step.clone(), None);
+        }
+    }
+
+    /// Like [`take_back_start`](Self::take_back_start), of the steps that are kept from going on
+    /// once the journal is closed.
+    fn take_back_starts(&mut self) {
+        if !self.closed {
+            return;
+        }
+        let asked = self.running.iter().filter(|(_, progress)| **progress == Progress::Asked);
+        for step in asked.map(|(step, _)| step.clone()).collect::<Vec<_>>() {
+            self.take_back_start(&step);
+        }
+    }
+
     fn apply(&mut self, step: StepId, recorded: Option<Recorded>) {
         self.postponed.remove(&step);
         match recorded {
-            // The answer came too late, so the step did not run: the next checkpoint leaves it out.
-            Some(Recorded::Started) if !self.running.contains_key(&step) => {}
+            // The answer came too late, so the step did not run.
+            Some(Recorded::Started) if !self.running.contains_key(&step) => {
+                self.postponed.insert(step, None);
+            }
             Some(recorded) => {
                 self.recorded.insert(step, recorded);
             }

@@ -158,7 +158,10 @@ impl Underway {
 
     fn unwritten(&self, journal: &Journal, unwritten: Unwritten, unknown: ErrorKind) -> Error {
         match unwritten {
-            Unwritten::Superseded => self.refused(ErrorKind::Superseded).would_repeat(),
+            Unwritten::Superseded => {
+                journal.note_cut_short();
+                self.refused(ErrorKind::Superseded).would_repeat()
+            }
             Unwritten::TooLarge(size) => self.refused(ErrorKind::TooLarge).with_detail(format!(
                 "with it the steps take {size} bytes and the limit is {}",
                 journal.limit()
@@ -167,6 +170,7 @@ impl Underway {
                 self.refused(ErrorKind::Encode).with_detail(source.to_string()).with_source(source)
             }
             Unwritten::Unknown(error) => {
+                journal.note_cut_short();
                 let error = self.engine.store_error(error);
                 self.refused(unknown).with_store(self.engine.store.name()).with_source(error)
             }

@@ -7,6 +7,7 @@ mod keys;
 mod once;
 mod replay;
 mod spawned;
+mod stored_errors;
 mod tries;
 mod views;
 

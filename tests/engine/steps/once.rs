@@ -1,14 +1,17 @@
 //! Steps that run at most once.
 
+use std::time::Duration;
+
 use idempotency::record::{Resolution, State};
-use idempotency::store::Operation;
+use idempotency::step::StepRetry;
+use idempotency::store::{Operation, Record};
 use idempotency::{Context, Error, ErrorKind};
 use tokio::sync::Notify;
 
 use super::checkpoints::impatient;
 use super::hang;
 use crate::faults::{Fault, Gate};
-use crate::world::{LEASE, OPERATION, World, eventually, poll_once};
+use crate::world::{LEASE, OPERATION, World, eventually, in_time, poll_once};
 
 impl World {
     pub(super) async fn charge_once(&self) -> Result<String, Error> {
@@ -283,7 +286,7 @@ async fn a_step_that_comes_after_the_lease_does_not_run_and_is_not_marked_as_sta
 }
 
 #[tokio::test]
-async fn a_step_that_is_dropped_before_its_start_is_confirmed_does_not_run() {
+async fn a_step_that_is_dropped_before_its_start_is_confirmed_runs_in_the_next_attempt() {
     let world = World::new();
     let gate = Gate::new();
     world.store.next(Operation::Checkpoint, Fault::Late(gate.clone()));
@@ -295,12 +298,127 @@ async fn a_step_that_is_dropped_before_its_start_is_confirmed_does_not_run() {
         })
         .await;
     }
+    let mut next = Box::pin(world.fulfil().run(async || world.charge_once().await));
+    assert!(poll_once(&mut next).is_pending());
     gate.open();
-    let error = world.fulfil().run(async || world.charge_once().await).await.unwrap_err();
-    assert_eq!(
-        error.kind(),
-        ErrorKind::StepInterrupted,
-        "the note says no more than that it was about to run"
-    );
-    assert_eq!(world.ledger.count(), 0);
+    assert_eq!(in_time("the next attempt", next).await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["charge"]);
+}
+
+#[tokio::test]
+async fn a_step_that_is_dropped_between_two_tries_runs_in_the_next_attempt() {
+    let world = World::new();
+    {
+        let declined = || async { Err::<String, _>(Declined) };
+        let mut call = Box::pin(world.fulfil().run(async || {
+            let charge = Context::current().step("charge", declined).retry(StepRetry::tries(2));
+            charge.at_most_once().await
+        }));
+        eventually("the start", async || {
+            assert!(poll_once(&mut call).is_pending());
+            world.checkpoints().await == 1
+        })
+        .await;
+        assert!(poll_once(&mut call).is_pending(), "it pauses");
+    }
+    let next = world.fulfil().run(async || world.charge_once().await);
+    assert_eq!(in_time("the next attempt", next).await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["charge"]);
+}
+
+#[tokio::test]
+async fn a_start_whose_answer_is_missing_is_taken_back_before_the_record_is_left() {
+    let world = impatient();
+    let call = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        world.store.always(Operation::Checkpoint, Some(Fault::LostAnswer));
+        let charged = world.charge_once().await;
+        world.store.always(Operation::Checkpoint, None);
+        charged
+    });
+    let error = world.while_time_passes(call).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable);
+    let again = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        world.charge_once().await
+    });
+    assert_eq!(again.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+}
+
+/// Its start is confirmed, and nothing has begun when the process takes the claim away.
+#[tokio::test]
+async fn a_step_that_pauses_between_two_tries_when_the_service_stops_runs_in_the_next_process() {
+    let world = std::sync::Arc::new(World::new());
+    let running = tokio::spawn({
+        let world = world.clone();
+        async move {
+            let call = world.fulfil().run(async || {
+                let declined = || async { Err::<String, _>(Declined) };
+                let charge = Context::current().step("charge", declined).retry(StepRetry::tries(2));
+                charge.at_most_once().await
+            });
+            call.await
+        }
+    });
+    eventually("the start", async || world.checkpoints().await == 1).await;
+    world.clock.wait_for_sleepers(1).await;
+    assert_eq!(world.engine.shutdown(Duration::ZERO).await.abandoned, 1);
+    running.abort();
+    let there = world.other_process();
+    let next = there.fulfil().run(async || there.charge_once().await);
+    assert_eq!(in_time("the next process", next).await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["charge"]);
+}
+
+/// Dies in the second of two steps, which runs at most once.
+async fn die_after_a_step(world: &World) {
+    let died = world.fulfil().run(async || {
+        world.step("reserve").await?;
+        let charge = async || {
+            world.act("charge").await?;
+            hang::<Result<String, Error>>().await
+        };
+        Context::current().step("charge", charge).at_most_once().await
+    });
+    world.crash_after(2, 2, died).await;
+}
+
+#[tokio::test]
+async fn an_operator_cannot_say_that_nothing_happened_of_a_call_with_a_finished_step() {
+    let world = World::new();
+    die_after_a_step(&world).await;
+    let fulfil = || {
+        world.fulfil().run(async || {
+            world.step("reserve").await?;
+            world.charge_once().await
+        })
+    };
+    assert_eq!(fulfil().await.unwrap_err().kind(), ErrorKind::StepInterrupted);
+    let record = world.engine.record(OPERATION, 1_u64);
+    let view = record.inspect().await.unwrap().unwrap();
+    let refused = record.resolve(&view, Resolution::not_executed()).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.is_retryable()), (ErrorKind::Config, false));
+    let text = refused.to_string();
+    let says = ["`reserve`", "nothing has changed", "`completed`", "`failed`", "`forget`"];
+    assert!(says.iter().all(|part| text.contains(part)), "{text}");
+    assert_eq!(record.inspect().await.unwrap().unwrap().revision, view.revision);
+    assert_eq!(fulfil().await.unwrap_err().kind(), ErrorKind::StepInterrupted);
+    let view = record.inspect().await.unwrap().unwrap();
+    record.resolve(&view, Resolution::completed("from the provider's books")).await.unwrap();
+    assert_eq!(fulfil().await.unwrap(), "from the provider's books");
+    assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+}
+
+#[tokio::test]
+async fn an_operator_says_that_a_step_without_a_result_did_not_happen_and_it_runs() {
+    let world = World::new();
+    die_in_the_step(&world).await;
+    world.record_is(1, |record| record.is_some_and(Record::is_orphaned)).await;
+    let record = world.engine.record(OPERATION, 1_u64);
+    let view = record.inspect().await.unwrap().unwrap();
+    record.resolve(&view, Resolution::not_executed()).await.unwrap();
+    let next = world.fulfil().run(async || world.charge_once().await);
+    assert_eq!(next.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["charge", "charge"], "the operator was wrong");
 }
