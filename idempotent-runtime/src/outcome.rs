@@ -247,6 +247,9 @@ pub(crate) enum Ending {
     /// The result, or the error that counts as one, and its retention if it differs from the
     /// call's.
     Answer { state: State, body: Result<Bytes, NotEncodable>, ttl: Option<Duration> },
+    /// The result of a body that acts on whether it is on the record: it gets an error where it is
+    /// not.
+    Reported { state: State, body: Bytes, ttl: Option<Duration> },
     /// An error that means that nothing happened.
     Release,
     /// The same, and there is no next attempt: none is counted any more.

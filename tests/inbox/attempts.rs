@@ -2,7 +2,7 @@
 
 use futures::FutureExt as _;
 use idempotency::OnCrash;
-use idempotency::inbox::{DeadReason, Delivery, Disposition, Inbox, OnFailure};
+use idempotency::inbox::{DeadReason, Delivery, Disposition, Inbox, OnFailure, Outcome};
 use idempotency::record::Resolution;
 
 use crate::deliveries::{NoConnection, books, inbox};
@@ -87,4 +87,19 @@ async fn without_a_limit_a_message_is_tried_for_ever() {
         assert!(matches!(disposition, Disposition::Retry(_)), "{disposition:?}");
         assert_eq!(counted, attempt);
     }
+}
+
+#[tokio::test]
+async fn a_lower_limit_makes_dead_letters_once_and_a_redrive_runs() {
+    let world = World::new();
+    for _ in 0..3 {
+        let _ = fails(&inbox(&world)).await;
+    }
+    let lower = inbox(&world).with_max_attempts(2);
+    let handled = lower.handle(Delivery::new("m-1"), || books(&world)).await;
+    assert_eq!(handled.disposition, DEAD);
+    assert!(matches!(handled.outcome, Outcome::Exhausted), "{handled:?}");
+    assert_eq!(world.ledger.count(), 0);
+    let handled = lower.handle(Delivery::new("m-1"), || books(&world)).await;
+    assert_eq!((handled.disposition, handled.attempt), (Disposition::Ack, 1));
 }

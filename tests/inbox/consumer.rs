@@ -9,10 +9,8 @@ use idempotency::testing::Gate;
 use idempotency::{ErrorKind, Idempotency, Verdict};
 
 use crate::deliveries::{NoConnection, inbox};
-use crate::script::{Broker, Mail, never};
+use crate::script::{BACK, Broker, Hook, Mail, never};
 use crate::world::{DAY, World};
-
-const BACK: Disposition = Disposition::Postpone(Duration::ZERO);
 
 #[tokio::test]
 async fn each_message_is_handled_and_acked() {
@@ -301,4 +299,72 @@ async fn what_is_configured_wrongly_is_refused_before_the_first_message() {
         assert_eq!(error.kind(), ErrorKind::Config, "{shown}");
         assert_eq!(broker.queued(), 1, "{shown}");
     }
+}
+
+#[tokio::test]
+async fn a_lane_that_is_held_takes_no_room_of_others() {
+    let world = World::new();
+    let broker: Broker<1> = Broker::new();
+    broker.deliver_in_lane(1, 1..=10);
+    broker.deliver_in_lane(2, 11..=20);
+    let inbox = inbox(&world).with_backoff(Duration::from_secs(3600), Duration::from_secs(3600));
+    let consumer = Consumer::new(inbox, broker.clone()).with_concurrency(2);
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let handler = fails(tries.clone(), |id| if id == 1 { 100 } else { 0 });
+    let stop = broker.is(|broker| broker.acked() == 10);
+    world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
+    assert_eq!(*tries.lock().unwrap(), [vec![1], (11..=20).collect()].concat());
+    // What was held back is still the broker's.
+    assert!(broker.queued() >= 6, "{}", broker.queued());
+}
+
+#[tokio::test]
+async fn a_lane_that_goes_on_gets_all_its_messages() {
+    let world = World::new();
+    let broker: Broker<1> = Broker::new();
+    broker.deliver_in_lane(1, 1..=40);
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let consumer = Consumer::new(inbox(&world), broker.clone()).with_concurrency(2);
+    let handler = fails(tries.clone(), |id| usize::from(id % 10 == 1));
+    let stop = broker.is(|broker| broker.acked() == 40);
+    world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
+    let mut tries = tries.lock().unwrap().clone();
+    tries.dedup();
+    assert_eq!(tries, (1..=40).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_message_whose_code_panics_costs_only_itself() {
+    let world = World::new();
+    for (hook, expected) in [
+        (Hook::Delivery, Disposition::DeadLetter(DeadReason::InvalidKey)),
+        (Hook::Lane, Disposition::DeadLetter(DeadReason::InvalidKey)),
+        (Hook::Label, Disposition::Ack),
+    ] {
+        let broker: Broker = Broker::new();
+        broker.deliver([1]);
+        broker.deliver_one_that_panics(2, hook);
+        broker.deliver([3]);
+        let consumer = Consumer::new(inbox(&world), broker.clone()).with_concurrency(1);
+        let handler = |_| async { Ok::<_, NoConnection>(()) };
+        world.while_time_passes(consumer.run(broker.has_settled(3), handler)).await.unwrap();
+        let mut settled = broker.settled();
+        settled.sort_by_key(|(id, _)| *id);
+        let ack = Disposition::Ack;
+        assert_eq!(settled, [(1, ack), (2, expected), (3, ack)], "{hook:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_source_gets_the_record_and_the_attempt_for_a_dead_letter() {
+    let world = World::new();
+    let broker: Broker = Broker::new();
+    broker.deliver([1]);
+    let handler = |_| async { Err(NoConnection) };
+    let inbox = inbox(&world).with_max_attempts(1);
+    let consumer = Consumer::new(inbox, broker.clone());
+    world.while_time_passes(consumer.run(broker.has_settled(1), handler)).await.unwrap();
+    assert_eq!(broker.settled(), [(1, Disposition::DeadLetter(DeadReason::Attempts))]);
+    let record = world.engine.record("billing", 1_u64).hash().unwrap();
+    assert_eq!(broker.tried(), [(1, Some(record), 1)]);
 }

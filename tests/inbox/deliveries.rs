@@ -337,11 +337,11 @@ async fn a_store_that_does_not_answer_postpones_the_message_and_runs_nothing() {
 }
 
 #[tokio::test]
-async fn an_engine_that_shuts_down_postpones_the_message_without_a_pause() {
+async fn an_engine_that_shuts_down_postpones_the_message() {
     let world = World::new();
     world.engine.shutdown(Duration::ZERO).await;
     let handled = booked(&world, &inbox(&world)).await;
-    assert_eq!(handled.disposition, Disposition::Postpone(Duration::ZERO));
+    assert_eq!(handled.disposition, Disposition::Postpone(Duration::from_secs(1)));
     assert_eq!(world.ledger.count(), 0);
 }
 
@@ -404,4 +404,129 @@ async fn a_claim_of_a_handler_that_panics_is_in_doubt() {
     let handled = booked(&world, &inbox).await;
     assert_eq!(handled.disposition, Disposition::DeadLetter(DeadReason::InDoubt));
     assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
+async fn a_second_copy_in_one_process_is_postponed_by_a_lease() {
+    let world = World::new();
+    let gate = Gate::new();
+    let inbox = inbox(&world).with_wait(Duration::ZERO);
+    let waits = async || {
+        gate.wait().await;
+        books(&world).await
+    };
+    let second = async {
+        let second = booked(&world, &inbox).await;
+        gate.open();
+        second
+    };
+    let (first, second) = tokio::join!(inbox.handle(message(), waits), second);
+    assert_eq!(first.disposition, Disposition::Ack);
+    let lease = edge::limits(&world.engine).lease;
+    assert_eq!(second.disposition, Disposition::Postpone(lease));
+}
+
+#[tokio::test]
+async fn an_owner_whose_record_was_answered_meanwhile_is_not_run_again_by_itself() {
+    let world = World::new();
+    let inbox = inbox(&world);
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
+    let gate = Gate::new();
+    let stalls = async || {
+        let _ = books(&world).await;
+        gate.wait().await;
+        Ok::<_, NoConnection>(())
+    };
+    let answers = async {
+        eventually("the handler", async || world.ledger.count() == 1).await;
+        world.clock.advance(LEASE + Duration::from_millis(1));
+        let record = world.other_process().engine.record("billing", "m-1");
+        let view = record.inspect().await.unwrap().expect("it is there");
+        record.resolve(&view, Resolution::not_executed()).await.unwrap();
+        gate.open();
+    };
+    let (handled, ()) = tokio::join!(inbox.handle(message(), stalls), answers);
+    assert_eq!(handled.disposition, Disposition::DeadLetter(DeadReason::InDoubt), "{handled:?}");
+}
+
+#[tokio::test]
+async fn a_marker_of_a_function_with_the_name_of_the_inbox_acks_no_message() {
+    let world = World::with(|builder| builder.max_result_size(100));
+    let call = EdgeCall::new(&world.engine, "billing", Key::of("m-1"), DAY);
+    let _ = call.run(async |_| ((), EdgeResult::completed(vec![0; 101]).into())).await;
+    let handled = inbox(&world).handle(Delivery::new("m-1"), || books(&world)).await;
+    assert_eq!(handled.disposition, Disposition::DeadLetter(DeadReason::Mismatch));
+    assert_eq!(world.ledger.count(), 0);
+}
+
+/// The error of a handler with steps.
+#[derive(Debug)]
+struct InStep;
+
+impl From<Error> for InStep {
+    fn from(_: Error) -> Self {
+        Self
+    }
+}
+
+/// A handler that reserves in a step, and fails after that if it is to.
+async fn with_a_step(world: &World, fails: bool) -> Result<(), InStep> {
+    let reserve = async || {
+        world.ledger.charge("reserved");
+        Ok::<_, InStep>(())
+    };
+    Context::current().step("reserve", reserve).await?;
+    if fails { Err(InStep) } else { Ok(()) }
+}
+
+#[tokio::test]
+async fn a_failure_after_a_step_is_left_to_the_policy() {
+    for (on_crash, expected) in [
+        (OnCrash::Hold, Disposition::DeadLetter(DeadReason::InDoubt)),
+        (OnCrash::Resume, Disposition::Ack),
+    ] {
+        for decision in [OnFailure::Retry, OnFailure::DeadLetter] {
+            let world = World::new();
+            let inbox =
+                inbox(&world).with_on_crash(on_crash).with_on_failure(move |_: &InStep| decision);
+            let _ = inbox.handle(message(), || with_a_step(&world, true)).await;
+            let again = inbox.handle(message(), || with_a_step(&world, false)).await;
+            assert_eq!(again.disposition, expected, "{on_crash:?} {decision:?}");
+            assert_eq!(world.ledger.count(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failure_for_want_of_a_step_is_not_acked_as_the_result() {
+    let world = World::new();
+    world.store.always(Operation::Renew, Some(Fault::LostRequest));
+    let inbox = |world: &World| {
+        let inbox = inbox(world).with_on_crash(OnCrash::Resume);
+        inbox.with_on_failure(|_: &InStep| OnFailure::Done)
+    };
+    let here = inbox(&world);
+    let late = here.handle(message(), async || {
+        with_a_step(&world, false).await?;
+        world.clock.advance(LEASE);
+        let book = async || {
+            world.ledger.charge("booked");
+            Ok::<_, InStep>(())
+        };
+        Context::current().step("book", book).await
+    });
+    let late = late.await;
+    assert!(is_postponed(&late), "{late:?}");
+    let other = world.other_process();
+    let there = inbox(&other);
+    let next = there.handle(message(), async || {
+        with_a_step(&other, false).await?;
+        let book = async || {
+            other.ledger.charge("booked");
+            Ok::<_, InStep>(())
+        };
+        Context::current().step("book", book).await
+    });
+    assert_eq!(next.await.disposition, Disposition::Ack);
+    assert_eq!(world.ledger.charges(), ["reserved", "booked"]);
 }

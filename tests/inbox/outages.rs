@@ -72,6 +72,29 @@ async fn a_record_on_which_the_store_fails_costs_only_its_own_message() {
 }
 
 #[tokio::test]
+async fn a_store_that_answers_and_refuses_all_messages_is_not_the_fault_of_their_records() {
+    let world = World::new();
+    let broker: Broker = Broker::new();
+    // Full, read-only or without enough replicas.
+    world.store.always(Operation::Claim, Some(Fault::LostRequest));
+    broker.deliver(0..50);
+    let inbox = inbox(&world).with_backoff(Duration::from_millis(100), Duration::from_secs(1));
+    let consumer = Consumer::new(inbox, broker.clone()).with_concurrency(4);
+    let stop = async {
+        broker.is(|broker| broker.largest_room() > 0 && broker.room() == 0).await;
+        let queued = broker.queued();
+        let until = world.clock_now() + Duration::from_secs(120);
+        world.time_is(until).await;
+        assert_eq!((broker.queued(), broker.settled().len()), (queued, 0));
+        world.store.always(Operation::Claim, None);
+        broker.has_settled(50).await;
+    };
+    world.while_time_passes(consumer.run(stop, handler(&world))).await.unwrap();
+    assert_eq!((broker.acked(), broker.settled().len()), (50, 50));
+    assert_eq!(world.ledger.count(), 50);
+}
+
+#[tokio::test]
 async fn such_a_message_holds_its_lane_where_the_broker_cannot_deliver_it_again() {
     let world = World::new();
     let broker: Broker<1> = Broker::new();

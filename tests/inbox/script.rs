@@ -5,7 +5,8 @@ use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use idempotency::inbox::{Delivery, Disposition, Message, Order, Source};
+use idempotency::inbox::{Delivery, Disposition, Message, Order, Settled, Source};
+use idempotency::key::KeyHash;
 use tokio::sync::Notify;
 
 /// A message, and its lane.
@@ -13,21 +14,43 @@ use tokio::sync::Notify;
 pub(crate) struct Mail {
     pub id: u64,
     pub lane: Option<u64>,
+    /// The code that panics.
+    pub panics_in: Option<Hook>,
+}
+
+/// Code of a message.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Hook {
+    Delivery,
+    Lane,
+    Label,
+}
+
+impl Mail {
+    fn may_panic(&self, hook: Hook) {
+        assert!(self.panics_in != Some(hook), "on purpose");
+    }
 }
 
 impl Message for Mail {
     fn delivery(&self) -> Delivery<'_> {
+        self.may_panic(Hook::Delivery);
         Delivery::new(self.id)
     }
 
     fn lane(&self) -> Option<u64> {
+        self.may_panic(Hook::Lane);
         self.lane
     }
 
     fn label(&self) -> &'static str {
+        self.may_panic(Hook::Label);
         "mail"
     }
 }
+
+/// The answer about a message that was not tried.
+pub(crate) const BACK: Disposition = Disposition::Postpone(Duration::ZERO);
 
 /// The connection to the broker has ended.
 #[derive(Debug)]
@@ -45,6 +68,10 @@ impl std::error::Error for Closed {}
 struct State {
     queue: Vec<Arc<Mail>>,
     settled: Vec<(u64, Disposition)>,
+    /// The records and attempts of those that were settled.
+    tried: Vec<(u64, Option<KeyHash>, u32)>,
+    held_lanes: Vec<u64>,
+    is_stopped: bool,
     /// The most that a request had room for.
     largest_room: usize,
     /// What the last request had room for.
@@ -81,13 +108,27 @@ impl<const ORDER: u8> Broker<ORDER> {
     }
 
     pub fn deliver(&self, ids: impl IntoIterator<Item = u64>) {
-        let mails = ids.into_iter().map(|id| Arc::new(Mail { id, lane: None }));
+        let mails = ids.into_iter().map(|id| Arc::new(Mail { id, lane: None, panics_in: None }));
         self.change(|state| state.queue.extend(mails));
     }
 
     pub fn deliver_in_lane(&self, lane: u64, ids: impl IntoIterator<Item = u64>) {
-        let mails = ids.into_iter().map(|id| Arc::new(Mail { id, lane: Some(lane) }));
+        let mail = |id| Arc::new(Mail { id, lane: Some(lane), panics_in: None });
+        let mails = ids.into_iter().map(mail);
         self.change(|state| state.queue.extend(mails));
+    }
+
+    pub fn deliver_one_that_panics(&self, id: u64, hook: Hook) {
+        let mail = Arc::new(Mail { id, lane: None, panics_in: Some(hook) });
+        self.change(|state| state.queue.push(mail));
+    }
+
+    pub fn tried(&self) -> Vec<(u64, Option<KeyHash>, u32)> {
+        self.state().tried.clone()
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.state().is_stopped
     }
 
     pub fn close(&self) {
@@ -161,22 +202,30 @@ impl<const ORDER: u8> Source for Broker<ORDER> {
                 if state.is_closed {
                     return Err(Closed);
                 }
-                let count = room.min(state.queue.len());
-                if count > 0 {
-                    return Ok(state.queue.drain(..count).collect());
+                let State { queue, held_lanes, .. } = &mut *state;
+                let is_held =
+                    |mail: &Mail| mail.lane.is_some_and(|lane| held_lanes.contains(&lane));
+                let received: Vec<_> =
+                    queue.extract_if(.., |mail| !is_held(mail)).take(room).collect();
+                if !received.is_empty() {
+                    return Ok(received);
                 }
             }
             changed.await;
         }
     }
 
-    async fn settle(&self, settled: Vec<(Arc<Mail>, Disposition)>) -> Result<(), Closed> {
+    async fn settle(&self, settled: Vec<Settled<Mail>>) -> Result<(), Closed> {
         assert!(!settled.is_empty());
         if self.state().refuses_dispositions {
             return Err(Closed);
         }
-        let settled = settled.into_iter().map(|(mail, disposition)| (mail.id, disposition));
-        self.change(|state| state.settled.extend(settled));
+        self.change(|state| {
+            for Settled { message, disposition, record, attempt, .. } in settled {
+                state.settled.push((message.id, disposition));
+                state.tried.push((message.id, record, attempt));
+            }
+        });
         Ok(())
     }
 
@@ -188,6 +237,21 @@ impl<const ORDER: u8> Source for Broker<ORDER> {
         let mut held: Vec<u64> = held.iter().map(|mail| mail.id).collect();
         held.sort_unstable();
         self.change(|state| state.kept.push(held));
+        Ok(())
+    }
+
+    fn hold_lane(&self, lane: u64, is_held: bool) {
+        self.change(|state| {
+            state.held_lanes.retain(|held| *held != lane);
+            state.held_lanes.extend(is_held.then_some(lane));
+        });
+    }
+
+    async fn stop(&self) -> Result<(), Closed> {
+        self.change(|state| {
+            assert!(!state.settled.iter().any(|(_, end)| *end == BACK), "too early");
+            state.is_stopped = true;
+        });
         Ok(())
     }
 }

@@ -9,10 +9,8 @@ use idempotency::record::State;
 use idempotency::testing::Gate;
 
 use crate::deliveries::{NoConnection, inbox};
-use crate::script::{Broker, Mail};
+use crate::script::{BACK, Broker, Mail};
 use crate::world::{World, eventually};
-
-const BACK: Disposition = Disposition::Postpone(Duration::ZERO);
 
 /// A handler that waits at the gate, and notes that it has begun.
 fn waits(
@@ -49,6 +47,7 @@ async fn what_waits_goes_back_and_what_runs_is_settled() {
     let opens = async {
         broker.has_settled(2).await;
         assert_eq!(broker.settled(), [(3, BACK), (4, BACK)]);
+        assert!(broker.is_stopped());
         gate.open();
     };
     let (drained, ()) = world.while_time_passes(futures::future::join(run, opens)).await;
@@ -141,4 +140,23 @@ async fn a_message_that_waits_for_its_next_try_goes_back_at_once() {
     let mut settled = broker.settled();
     settled.sort_by_key(|(id, _)| *id);
     assert_eq!(settled, [(1, BACK), (2, BACK)]);
+}
+
+#[tokio::test]
+async fn the_broker_leaves_what_still_runs_until_the_end_of_the_drain() {
+    let world = World::new();
+    let broker: Broker = Broker::new().with_patience(Duration::from_secs(3));
+    broker.deliver([1]);
+    let gate = Gate::new();
+    let consumer = Consumer::new(inbox(&world), broker.clone()).with_drain(Duration::from_secs(60));
+    let run = consumer.run(has_begun(&world, 1), waits(&world, &gate));
+    let opens = async {
+        broker.is(Broker::is_stopped).await;
+        let before = broker.kept().len();
+        broker.is(|broker| broker.kept().len() >= before + 5).await;
+        gate.open();
+    };
+    let (drained, ()) = world.while_time_passes(futures::future::join(run, opens)).await;
+    assert_eq!(drained.unwrap().left, 0);
+    assert_eq!(broker.settled(), [(1, Disposition::Ack)]);
 }

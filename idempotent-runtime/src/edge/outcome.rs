@@ -86,7 +86,7 @@ impl EdgeResult {
     }
 
     fn ending(&self) -> Ending {
-        Ending::Answer { state: self.state(), body: Ok(self.bytes.clone()), ttl: self.ttl }
+        Ending::Reported { state: self.state(), body: self.bytes.clone(), ttl: self.ttl }
     }
 }
 

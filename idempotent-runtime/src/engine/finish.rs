@@ -64,6 +64,9 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
         (Settlement::Commit, Ending::Answer { state, body, ttl }) => {
             store_answer(owner, state, body, ttl).await
         }
+        (Settlement::Commit, Ending::Reported { state, body, ttl }) => {
+            store_answer(owner, state, Ok(body), ttl).await
+        }
         (Settlement::AskAgain(reason), Ending::Unknown { ask_again_after, .. }) => {
             let written = owner.park(reason, ask_again_after).await;
             if let Err(error) = &written {
@@ -96,9 +99,10 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
             let written = owner.release(unused).await;
             conclude_released(owner, was_lost, written).await
         }
-        (Settlement::Leave(reason, left), _) => {
+        (Settlement::Leave(reason, left), ending) => {
             let written = owner.leave(reason, left).await;
-            conclude_left(owner, steps, was_lost, written).await
+            let is_reported = matches!(ending, Ending::Reported { .. });
+            conclude_left(owner, steps, is_reported, was_lost, written).await
         }
         // An ending and its cause agree, so this is not reached. It would lose a result.
         (Settlement::Commit | Settlement::AskAgain(_), _) => {
@@ -110,8 +114,9 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
 
 fn cause_of(ending: &Ending) -> Cause {
     match ending {
-        Ending::Answer { state: State::Failed, .. } => Cause::StoredError,
-        Ending::Answer { .. } => Cause::Answered,
+        Ending::Answer { state: State::Failed, .. }
+        | Ending::Reported { state: State::Failed, .. } => Cause::StoredError,
+        Ending::Answer { .. } | Ending::Reported { .. } => Cause::Answered,
         Ending::Release | Ending::Dismiss => Cause::Failed,
         Ending::NotBegun => Cause::NotBegun,
         Ending::Hold => Cause::Held,
@@ -120,18 +125,29 @@ fn cause_of(ending: &Ending) -> Cause {
     }
 }
 
+/// For a failure that is not the result of its call.
+const CUT_SHORT: (&str, &str) = (
+    "the body was refused a step and failed after that, so its failure is not the result",
+    "retry with the same key: the next attempt continues from the recorded steps",
+);
+
 /// Ends a body whose record was left to the next call, or in doubt.
 async fn conclude_left(
     owner: Box<Owner>,
     steps: Steps,
+    is_reported: bool,
     was_lost: bool,
     written: Option<WriteOutcome>,
 ) -> CallerGets {
-    let left_out = match steps {
+    let refused = match steps {
         Steps::LeftOut => owner.journal.as_ref().and_then(|journal| journal.unasked()),
+        Steps::CutShort if is_reported => {
+            let refused = owner.call.refused(ErrorKind::NotStored);
+            Some(refused.with_text(CUT_SHORT.0, CUT_SHORT.1))
+        }
         _ => None,
     };
-    let own = left_out.map_or(CallerGets::Own, CallerGets::refused);
+    let own = refused.map_or(CallerGets::Own, CallerGets::refused);
     conclude_unknown(owner, own, was_lost, written).await
 }
 

@@ -82,7 +82,11 @@ impl<R, P> InTransaction<R, P> {
         };
         let (result, ending) = task_state.enter(|| writer.ending(result));
         let (call, token) = (&claim.call, claim.grant.record.owner);
-        let is_kept = matches!(ending, Ending::Answer { state: State::Completed, .. });
+        let is_kept = matches!(
+            ending,
+            Ending::Answer { state: State::Completed, .. }
+                | Ending::Reported { state: State::Completed, .. }
+        );
         let (end, refused) = end_of(call, &claim.grant.record, ending);
         let leaves = Leaves::of(&end);
         let own = outcome_of(&end);
@@ -218,6 +222,7 @@ fn end_of(call: &CheckedCall, record: &Record, ending: Ending) -> (End, Option<E
             return (End::Hold(Park::own(record.key, record.owner, Reason::Error)), None);
         }
         Ending::Answer { state, body, .. } => (state, body),
+        Ending::Reported { state, body, .. } => (state, Ok(body)),
     };
     let limit = call.engine.settings.max_result_size;
     let undone = "what the body wrote is undone";

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,9 +98,9 @@ impl<S: Source, P> Consumer<S, P> {
     /// and running handlers run on.
     ///
     /// # Errors
-    /// [`ConsumeError::Refused`] before anything is received if an option is invalid, and later if
-    /// no message can be handled: a record of another format, a store that lacks a capability. The
-    /// message that showed it is not settled. [`ConsumeError::Source`] if the broker ends the
+    /// [`ConsumeError::Refused`] before anything is received if an option is invalid, and later if a
+    /// call of the inbox shows that: a record of another format or of a function with its name, a
+    /// store that lacks a capability. The message that showed it is not settled. [`ConsumeError::Source`] if the broker ends the
     /// connection for good.
     ///
     /// # Panics
@@ -113,7 +114,7 @@ impl<S: Source, P> Consumer<S, P> {
         P: FailurePolicy<E> + Send + Sync + 'static,
         H: Fn(Arc<S::Message>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<(), E>> + Send + 'static,
-        E: Send + 'static,
+        E: fmt::Debug + Send + 'static,
     {
         let Self { inbox, source, concurrency, drain, question } = self;
         inbox.check().map_err(ConsumeError::Refused)?;
@@ -137,7 +138,9 @@ impl<S: Source, P> Consumer<S, P> {
             stopping: stops,
         });
         let work = move |message: Arc<S::Message>, place| {
-            let span = tracing::info_span!("message", source = message.label());
+            let label = catch_unwind(AssertUnwindSafe(|| message.label().to_owned()));
+            let label = label.unwrap_or_default();
+            let span = tracing::info_span!("message", label);
             worker.clone().work(message, place).instrument(span)
         };
         let drive = Drive::new(source, clock, intake, places, stopping, probe, concurrency, drain);
@@ -166,8 +169,7 @@ pub struct Drained {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ConsumeError<E> {
-    /// No message can be handled: an option of the inbox, the engine or the store is invalid, or a
-    /// record has another format.
+    /// An option of the inbox, the engine or the store is invalid, or a record has another format.
     Refused(Error),
     /// The broker ended the connection.
     Source(E),

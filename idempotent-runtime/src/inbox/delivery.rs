@@ -25,7 +25,6 @@ pub struct Delivery<'a> {
     key: Key,
     payload: Option<&'a [u8]>,
     deliveries: Option<u32>,
-    is_suspect: bool,
 }
 
 impl<'a> Delivery<'a> {
@@ -35,7 +34,7 @@ impl<'a> Delivery<'a> {
     /// Keys of different origin, such as a header and a position, are kept apart with a tag:
     /// `("header", id)` and `("position", partition, offset)`.
     pub fn new<K: IntoKey>(key: K) -> Self {
-        Self { key: Key::of(&key), payload: None, deliveries: None, is_suspect: false }
+        Self { key: Key::of(&key), payload: None, deliveries: None }
     }
 
     /// Sets the payload, which a redelivery must repeat. A message with the same key and another
@@ -51,11 +50,6 @@ impl<'a> Delivery<'a> {
     /// [disabled](crate::Idempotency::disable).
     pub fn deliveries(self, count: u32) -> Self {
         Self { deliveries: Some(count), ..self }
-    }
-
-    /// Marks a delivery that may be a repeated one, of a broker that does not count them.
-    pub fn suspect(self) -> Self {
-        Self { is_suspect: true, ..self }
     }
 
     pub(super) fn key(&self) -> Key {
@@ -82,7 +76,6 @@ impl fmt::Debug for Delivery<'_> {
         f.debug_struct("Delivery")
             .field("payload", &self.payload.map(<[u8]>::len))
             .field("deliveries", &self.deliveries)
-            .field("is_suspect", &self.is_suspect)
             .finish_non_exhaustive()
     }
 }

@@ -1,7 +1,8 @@
 //! What a consumer has in hand, and what it does next.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::{Future, pending};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +11,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::consumer::{ConsumeError, Drained};
-use super::handled::Disposition;
+use super::handled::{DeadReason, Disposition};
 use super::intake::Intake;
 use super::lanes::{LaneId, Lanes};
-use super::source::{Message as _, Order, Source};
+use super::source::{Message as _, Order, Settled, Source};
 use super::worker::Worked;
 use crate::clock::{Clock, Sleep};
 use crate::error::ErrorKind;
@@ -23,6 +24,8 @@ use crate::record::RecordHandle;
 const BATCH: usize = 10;
 /// or those of this time.
 const FLUSH: Duration = Duration::from_millis(50);
+/// The least time between two requests to leave messages here.
+const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 /// The time between two looks at a store that does not answer.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -47,7 +50,9 @@ pub(super) struct Drive<S: Source> {
     lanes: Lanes<Arc<S::Message>>,
     tasks: Tasks,
     running: HashMap<Id, (LaneId, Arc<S::Message>)>,
-    unsettled: Vec<(Arc<S::Message>, Disposition)>,
+    unsettled: Vec<Settled<S::Message>>,
+    /// The lanes that the source holds back.
+    held_back: HashSet<u64>,
 
     /// The request for messages, and for how many.
     receiving: Option<Counted<Received<S>>>,
@@ -55,6 +60,8 @@ pub(super) struct Drive<S: Source> {
     settling: Option<Counted<Reported<S>>>,
     keeping: Option<Boxed<Reported<S>>>,
     looking: Option<Boxed<()>>,
+    /// The notice to the source that the consumer stops.
+    closing: Option<Boxed<Reported<S>>>,
     flush: Option<Sleep>,
     keep: Option<Sleep>,
     /// The end of the drain. Present once the consumer stops.
@@ -80,8 +87,12 @@ enum Event<S: Source> {
     Settled(Reported<S>),
     Kept(Reported<S>),
     Place(OwnedSemaphorePermit),
-    Paused,
-    Open,
+    /// The store is to be looked at.
+    Look,
+    Looked,
+    /// The intake is paused, or goes on.
+    Intake,
+    Closed(Reported<S>),
     Flush,
     Keep,
     End,
@@ -112,6 +123,8 @@ impl<S: Source> Drive<S> {
             tasks: Tasks(JoinSet::new()),
             running: HashMap::new(),
             unsettled: Vec::new(),
+            held_back: HashSet::new(),
+            closing: None,
             receiving: None,
             settling: None,
             keeping: None,
@@ -153,10 +166,15 @@ impl<S: Source> Drive<S> {
                     self.keeping = None;
                     warn_of(kept, "the broker was not asked to leave messages with this consumer");
                 }
-                Event::Paused => self.look(),
-                Event::Open => {
+                Event::Look => self.look(),
+                Event::Looked => {
                     self.looking = None;
-                    self.intake.open();
+                    self.intake.look_succeeded();
+                }
+                Event::Intake => {}
+                Event::Closed(closed) => {
+                    self.closing = None;
+                    warn_of(closed, "the broker was not asked to deliver no more messages");
                 }
                 Event::Flush => self.settle(),
                 Event::Keep => self.keep_held(),
@@ -182,14 +200,20 @@ impl<S: Source> Drive<S> {
         self.lanes.len() + self.running.len() + self.unsettled.len() + settling
     }
 
+    /// How many more messages the source may deliver. Those of lanes that it holds back do not take
+    /// the room of others.
+    fn room(&self) -> usize {
+        if self.intake.is_paused() {
+            return 0;
+        }
+        let held_back: usize = self.held_back.iter().map(|lane| self.lanes.len_of(*lane)).sum();
+        self.prefetch.saturating_sub(self.in_hand() - held_back)
+    }
+
     /// Begins what is due: a request for messages, a report of dispositions, the timers.
     fn prepare(&mut self) {
         if !self.is_stopping() {
-            let room = if self.intake.is_paused() {
-                0
-            } else {
-                self.prefetch.saturating_sub(self.in_hand())
-            };
+            let room = self.room();
             // One with room stays as it is: what is in hand becomes more by it alone.
             let stays = self.receiving.as_ref().is_some_and(|(of, _)| (*of == 0) == (room == 0));
             if !stays {
@@ -204,13 +228,13 @@ impl<S: Source> Drive<S> {
                 };
                 self.receiving = Some((room, Box::pin(request)));
             }
-            if self.keep.is_none()
-                && let Some(patience) = self.source.patience()
-            {
-                self.keep = Some(self.clock.sleep(patience / 3));
-            }
         }
-        if self.settling.is_none() && !self.unsettled.is_empty() {
+        if self.keep.is_none()
+            && let Some(patience) = self.source.patience()
+        {
+            self.keep = Some(self.clock.sleep((patience / 3).max(LEAST_PATIENCE)));
+        }
+        if self.can_settle() && !self.unsettled.is_empty() {
             if self.unsettled.len() >= BATCH || (self.is_stopping() && self.running.is_empty()) {
                 self.settle();
             } else if self.flush.is_none() {
@@ -219,21 +243,27 @@ impl<S: Source> Drive<S> {
         }
     }
 
+    fn can_settle(&self) -> bool {
+        self.settling.is_none() && self.closing.is_none()
+    }
+
     /// Waits for what happens next. All that it waits for is kept in `self`: nothing is lost when
     /// something else happens first.
     async fn next(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Event<S> {
         let is_stopping = self.is_stopping();
         let is_paused = self.intake.is_paused();
         let starts = self.lanes.is_ready() && !is_paused && !is_stopping;
-        let can_settle = self.settling.is_none();
+        let can_settle = self.can_settle();
         tokio::select! {
             biased;
             () = stop, if !is_stopping => Event::Stop,
             () = of(&mut self.end) => Event::End,
+            closed = of(&mut self.closing) => Event::Closed(closed),
             Some(worked) = self.tasks.0.join_next_with_id() => Event::Worked(worked),
             settled = of_counted(&mut self.settling) => Event::Settled(settled),
-            () = of(&mut self.looking) => Event::Open,
-            () = self.intake.paused(), if self.looking.is_none() => Event::Paused,
+            () = of(&mut self.looking) => Event::Looked,
+            () = self.intake.is_to_be_looked_at(), if self.looking.is_none() => Event::Look,
+            () = self.intake.changed(is_paused) => Event::Intake,
             kept = of(&mut self.keeping) => Event::Kept(kept),
             () = of(&mut self.keep) => Event::Keep,
             () = of(&mut self.flush), if can_settle => Event::Flush,
@@ -250,8 +280,9 @@ impl<S: Source> Drive<S> {
         self.end = Some(self.clock.sleep(self.drain));
         self.receiving = None;
         let waiting = self.lanes.take_all().into_iter();
-        self.unsettled
-            .extend(waiting.map(|message| (message, Disposition::Postpone(Duration::ZERO))));
+        self.unsettled.extend(waiting.map(Settled::untried));
+        let source = self.source.clone();
+        self.closing = Some(Box::pin(async move { source.stop().await }));
         self.stopping.send_replace(true);
     }
 
@@ -263,12 +294,37 @@ impl<S: Source> Drive<S> {
     fn received(&mut self, received: Received<S>) {
         self.receiving = None;
         match received {
-            Ok(messages) => {
-                for message in messages {
-                    self.lanes.push(message.lane(), message);
-                }
-            }
+            Ok(messages) => messages.into_iter().for_each(|message| self.take_in(message)),
             Err(error) => self.fail(ConsumeError::Source(error)),
+        }
+    }
+
+    fn take_in(&mut self, message: Arc<S::Message>) {
+        let Ok(lane) = catch_unwind(AssertUnwindSafe(|| message.lane())) else {
+            tracing::error!("the lane of a message cannot be read: its code has panicked");
+            let disposition = Disposition::DeadLetter(DeadReason::InvalidKey);
+            self.unsettled.push(Settled { message, disposition, record: None, attempt: 0 });
+            return;
+        };
+        self.lanes.push(lane, message);
+        if let Some(lane) = lane {
+            self.hold_back(lane);
+        }
+    }
+
+    /// Holds a lane back in which too many messages wait for one, or lets it go on.
+    fn hold_back(&mut self, lane: u64) {
+        if S::ORDER != Order::HoldLane {
+            return;
+        }
+        let waiting = self.lanes.len_of(lane);
+        let is_held = self.held_back.contains(&lane);
+        if !is_held && waiting >= self.prefetch / 2 {
+            self.held_back.insert(lane);
+            self.source.hold_lane(lane, true);
+        } else if is_held && waiting <= self.prefetch / 4 {
+            self.held_back.remove(&lane);
+            self.source.hold_lane(lane, false);
         }
     }
 
@@ -291,27 +347,26 @@ impl<S: Source> Drive<S> {
         };
         let Some((lane, message)) = self.running.remove(&id) else { return };
         match worked {
-            Some(Worked::Settle(disposition)) => {
+            Some(Worked::Settle { disposition, record, attempt }) => {
+                self.unsettled.push(Settled { message, disposition, record, attempt });
                 let is_back =
                     matches!(disposition, Disposition::Retry(_) | Disposition::Postpone(_));
-                self.unsettled.push((message, disposition));
                 if is_back && S::ORDER == Order::ReturnLane {
                     let behind = self.lanes.take_behind(lane).into_iter();
-                    let back = Disposition::Postpone(Duration::ZERO);
-                    self.unsettled.extend(behind.map(|message| (message, back)));
+                    self.unsettled.extend(behind.map(Settled::untried));
                 }
             }
             Some(Worked::ShutDown) => {
-                self.unsettled.push((message, Disposition::Postpone(Duration::ZERO)));
+                self.unsettled.push(Settled::untried(message));
                 self.stop();
             }
             Some(Worked::Misconfigured(error)) => self.fail(ConsumeError::Refused(error)),
-            None => tracing::error!(
-                label = message.label(),
-                "the work on a message was cut off; it is not settled"
-            ),
+            None => tracing::error!("the work on a message was cut off; it is not settled"),
         }
         self.lanes.back(lane);
+        if let LaneId::Named(lane) = lane {
+            self.hold_back(lane);
+        }
     }
 
     fn settle(&mut self) {
@@ -329,7 +384,7 @@ impl<S: Source> Drive<S> {
         self.keep = None;
         let waiting = self.lanes.waiting();
         let running = self.running.values().map(|(_, message)| message);
-        let unsettled = self.unsettled.iter().map(|(message, _)| message);
+        let unsettled = self.unsettled.iter().map(|settled| &settled.message);
         let held: Vec<_> = waiting.chain(running).chain(unsettled).cloned().collect();
         if held.is_empty() || self.keeping.is_some() {
             return;

@@ -10,6 +10,11 @@ use std::time::Duration;
 /// `Retry`, `RetryAfter` and `DeadLetter` say that **nothing happened** that must not happen twice:
 /// the claim is released, and the next delivery runs the handler from its beginning. Return `Hold`
 /// for an error that may hide an effect, such as a provider's timeout.
+///
+/// A handler that has recorded a [step](crate::Context::step) contradicts them: something happened.
+/// Its record is left to the [policy](super::Inbox::with_on_crash). Under `resume` the next delivery
+/// continues after the step; under `hold`, the default, it is a dead letter in doubt. Set `resume`
+/// for handlers with steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnFailure {

@@ -45,21 +45,25 @@ pub enum Disposition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeadReason {
-    /// The handler said that another attempt will not help. Nothing is on record: a redrive runs.
+    /// The handler said that another attempt will not help. Nothing is on record, and a redrive runs,
+    /// unless an attempt has recorded [steps](crate::Context::step) or has broken off before: that
+    /// record is left to the [policy](super::Inbox::with_on_crash).
     Failed,
-    /// There were as many attempts as the inbox allows. If they failed, nothing is on record and a
-    /// redrive runs. If they broke off, the record says so, and a redrive is a dead letter again
-    /// until an operator has [resolved](crate::record::RecordHandle::resolve) it.
+    /// There were as many attempts as the inbox allows. If all of them failed, nothing is on record
+    /// and a redrive runs. If one broke off, the record says so, and a redrive is a dead letter
+    /// again until an operator has [resolved](crate::record::RecordHandle::resolve) it.
     Attempts,
     /// An attempt began, and it is not known whether it finished. An operator
     /// [resolves](crate::record::RecordHandle::resolve) the record; a redrive then runs or is
     /// acknowledged.
     InDoubt,
-    /// The key was used before by a message with another payload.
+    /// The key was used before by a message with another payload, or the record is the result of
+    /// something else than this inbox.
     Mismatch,
     /// The message has no key.
     MissingKey,
-    /// The key cannot be used: it is too long.
+    /// The key cannot be used: it is too long, or the code of the [`Message`](super::Message) that
+    /// reads it panics.
     InvalidKey,
     /// The record of the message has expired, and the inbox
     /// [refuses](super::Inbox::with_refusal_after_expiry) it.
@@ -124,6 +128,8 @@ pub enum Outcome<E> {
     Duplicate,
     /// The handler ran here and returned this error.
     Failed(E),
+    /// The handler did not run: there were as many attempts as the inbox allows.
+    Exhausted,
     /// The engine refused the call. If the handler ran here, its result is not known to be on
     /// record.
     Refused(Error),

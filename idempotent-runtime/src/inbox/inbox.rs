@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -240,6 +240,9 @@ impl<P> Inbox<P> {
     /// attempt, fence, derived keys, steps. An `Err` of the handler says that nothing happened that
     /// must not happen twice; see [`OnFailure`].
     ///
+    /// Stop to receive before the engine is [shut down](Idempotency::shutdown): every delivery after
+    /// that is postponed by a second, and a broker may count it.
+    ///
     /// If the future is dropped while the handler runs, the outcome is unknown: give the broker no
     /// answer. The next delivery finds what the [policy](Self::with_on_crash) says.
     ///
@@ -369,20 +372,19 @@ impl<P> Inbox<P> {
         F: Future<Output = Result<(), E>>,
     {
         let attempt = turn.attempt().context().attempt();
-        seen.attempt.store(attempt, Ordering::Relaxed);
         if self.max_attempts != 0 && attempt > self.max_attempts {
-            // The earlier attempts broke off: the record stays as the last of them has left it.
-            seen.is_exhausted.store(true, Ordering::Relaxed);
-            let disposition = Disposition::DeadLetter(DeadReason::Attempts);
-            return (Ended { disposition, failure: None }, End::NotBegun(turn.wait().leave()));
+            // An earlier attempt that broke off stays on the record; those that failed do not count
+            // any more.
+            return (Ended::Exhausted, End::Dismissed);
         }
+        seen.attempt.store(attempt, Ordering::Relaxed);
         // Without a record only the broker counts.
         let attempt = if attempt == 0 { delivery.count().unwrap_or(1) } else { attempt };
         match handler().await {
-            Ok(()) => (Ended { disposition: Disposition::Ack, failure: None }, done().into()),
+            Ok(()) => (Ended::Processed, done().into()),
             Err(error) => {
                 let (disposition, end) = self.failed(attempt, seen, self.failures.decide(&error));
-                (Ended { disposition, failure: Some(error) }, end)
+                (Ended::Failed(error, disposition), end)
             }
         }
     }
@@ -410,20 +412,20 @@ impl<P> Inbox<P> {
     fn answered<E>(&self, outcome: EdgeOutcome<Ended<E>>, seen: &Seen) -> Handled<E> {
         let attempt = seen.attempt.load(Ordering::Relaxed);
         let (disposition, outcome) = match outcome {
-            EdgeOutcome::Executed(ended) | EdgeOutcome::Unprotected(ended) => {
-                let outcome = ended.failure.map_or(Outcome::Processed, Outcome::Failed);
-                (ended.disposition, outcome)
-            }
-            EdgeOutcome::Replayed { .. } | EdgeOutcome::Lost { .. } => {
-                (Disposition::Ack, Outcome::Duplicate)
+            EdgeOutcome::Executed(ended) | EdgeOutcome::Unprotected(ended) => match ended {
+                Ended::Processed => (Disposition::Ack, Outcome::Processed),
+                Ended::Failed(error, disposition) => (disposition, Outcome::Failed(error)),
+                Ended::Exhausted => {
+                    (Disposition::DeadLetter(DeadReason::Attempts), Outcome::Exhausted)
+                }
+            },
+            EdgeOutcome::Replayed { .. } => (Disposition::Ack, Outcome::Duplicate),
+            // An inbox has no result that is too large: this one is of something else.
+            EdgeOutcome::Lost { error, .. } => {
+                (Disposition::DeadLetter(DeadReason::Mismatch), Outcome::Refused(error))
             }
             EdgeOutcome::Refused { error, own } => {
-                let disposition = if seen.is_exhausted.load(Ordering::Relaxed) {
-                    Disposition::DeadLetter(DeadReason::Attempts)
-                } else {
-                    self.refused(&error, own.is_some(), seen)
-                };
-                (disposition, Outcome::Refused(error))
+                (self.refused(&error, own.is_some(), seen), Outcome::Refused(error))
             }
         };
         Handled { disposition, outcome, attempt, record: seen.record.get().copied() }
@@ -441,8 +443,10 @@ impl<P> Inbox<P> {
             ErrorKind::InDoubt | ErrorKind::StepInterrupted if !error.is_retryable() => {
                 Disposition::DeadLetter(DeadReason::InDoubt)
             }
-            // There is a result, and a marker stands for it.
-            ErrorKind::TooLarge if has_run => Disposition::Ack,
+            // It was overtaken, and the next call would run as if nothing had happened.
+            ErrorKind::Superseded if has_run && !error.is_retryable() => {
+                Disposition::DeadLetter(DeadReason::InDoubt)
+            }
             // The result leaves out a step that an earlier attempt has recorded: this code cannot
             // finish the call.
             ErrorKind::Decode if has_run => {
@@ -455,7 +459,10 @@ impl<P> Inbox<P> {
             }
             // The background goes on storing it for longer than that.
             ErrorKind::NotStored => Disposition::Postpone(limits(&self.engine).lease),
-            ErrorKind::ShuttingDown => Disposition::Postpone(Duration::ZERO),
+            ErrorKind::InProgress => {
+                let left = error.retry_after().unwrap_or(limits(&self.engine).lease);
+                Disposition::Postpone(left.max(LEAST))
+            }
             _ => later,
         }
     }
@@ -466,17 +473,17 @@ fn done() -> EdgeResult {
     EdgeResult::completed(Bytes::new())
 }
 
-/// What the handler's end means.
-struct Ended<E> {
-    disposition: Disposition,
-    failure: Option<E>,
+/// How the body of a call ended.
+enum Ended<E> {
+    Processed,
+    Failed(E, Disposition),
+    Exhausted,
 }
 
 /// What is seen of a call beside its outcome, also if it panics.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     attempt: AtomicU32,
-    is_exhausted: AtomicBool,
     record: std::sync::OnceLock<crate::key::KeyHash>,
 }
 
@@ -485,6 +492,10 @@ impl Seen {
         if let Ok(hash) = call.record().hash() {
             let _ = self.record.set(hash);
         }
+    }
+
+    pub(super) fn record(&self) -> Option<crate::key::KeyHash> {
+        self.record.get().copied()
     }
 
     pub(super) fn attempt(&self) -> u32 {

@@ -1,17 +1,43 @@
-//! Whether the store answers: while it does not, no message is taken in.
+//! Whether the store answers, by what the calls of all messages say: while it does not, no message is
+//! taken in.
 
 use tokio::sync::watch;
 
-/// The state of the intake, which workers report to and wait for.
+/// So many messages on which the store has failed, with no success in between, are not the fault of
+/// their records.
+const MANY: u32 = 2;
+
+/// The state of the intake, to which workers report.
 #[derive(Debug)]
 pub(super) struct Intake(watch::Sender<State>);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    /// A call has failed on the store, and no look at it has succeeded since.
-    is_paused: bool,
+    /// A call has failed on the store, and it is being looked at whether that answers at all.
+    is_looked_at: bool,
+    /// The last look has failed.
+    is_away: bool,
     /// How many looks have failed.
     failed_looks: u64,
+    /// How many messages the store has failed on since it last did what a call asked for.
+    refused: u32,
+    /// How often it did.
+    successes: u64,
+}
+
+impl State {
+    fn is_paused(&self) -> bool {
+        self.is_away || self.refused >= MANY
+    }
+}
+
+/// What is known of the store when it answers again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answers {
+    /// It did not answer in between.
+    Again,
+    /// It did, and the call has failed all the same.
+    AllTheTime,
 }
 
 impl Intake {
@@ -20,32 +46,62 @@ impl Intake {
     }
 
     pub(super) fn is_paused(&self) -> bool {
-        self.0.borrow().is_paused
+        self.0.borrow().is_paused()
     }
 
-    /// Resolves when a worker has reported a failure.
-    pub(super) async fn paused(&self) {
+    /// Resolves when the intake is paused if it was not, or goes on if it was.
+    pub(super) async fn changed(&self, was_paused: bool) {
         // Cannot fail: the sender is here.
-        let _ = self.0.subscribe().wait_for(|state| state.is_paused).await;
+        let _ = self.0.subscribe().wait_for(|state| state.is_paused() != was_paused).await;
+    }
+
+    /// Resolves when the store is to be looked at.
+    pub(super) async fn is_to_be_looked_at(&self) {
+        let _ = self.0.subscribe().wait_for(|state| state.is_looked_at).await;
     }
 
     /// Notes that a look at the store has failed.
     pub(super) fn look_failed(&self) {
-        self.0.send_modify(|state| state.failed_looks += 1);
+        self.0.send_modify(|state| {
+            state.is_away = true;
+            state.failed_looks += 1;
+        });
     }
 
-    /// Opens the intake: the store has answered.
-    pub(super) fn open(&self) {
-        self.0.send_modify(|state| state.is_paused = false);
+    /// Notes that the store has answered a look.
+    pub(super) fn look_succeeded(&self) {
+        self.0.send_modify(|state| {
+            state.is_looked_at = false;
+            state.is_away = false;
+        });
     }
 
-    /// Reports that a call has failed on the store, and waits until it answers. Returns true if it
-    /// did not answer in between: the failure was not that of one record.
-    pub(super) async fn report(&self) -> bool {
+    /// Notes that the store has done what a call asked for.
+    pub(super) fn succeeded(&self) {
+        self.0.send_if_modified(|state| {
+            state.successes += 1;
+            std::mem::take(&mut state.refused) >= MANY
+        });
+    }
+
+    /// How often the store has done what a call asked for.
+    pub(super) fn successes(&self) -> u64 {
+        self.0.borrow().successes
+    }
+
+    /// Notes that the store fails on one more message although it answers.
+    pub(super) fn refused(&self) {
+        self.0.send_modify(|state| state.refused += 1);
+    }
+
+    /// Reports that a call has failed on the store, and waits until that answers.
+    pub(super) async fn report(&self) -> Answers {
         let mut state = self.0.subscribe();
         let before = state.borrow().failed_looks;
-        self.0.send_modify(|state| state.is_paused = true);
-        let after = state.wait_for(|state| !state.is_paused).await;
-        after.is_ok_and(|state| state.failed_looks != before)
+        self.0.send_modify(|state| state.is_looked_at = true);
+        match state.wait_for(|state| !state.is_looked_at).await {
+            Ok(state) if state.failed_looks != before => Answers::Again,
+            _ => Answers::AllTheTime,
+        }
     }
 }

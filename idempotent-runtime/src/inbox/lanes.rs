@@ -1,9 +1,9 @@
 //! Messages in hand that wait for their turn, by lane.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// The identity of a lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum LaneId {
     /// A lane that the source has named.
     Named(u64),
@@ -14,7 +14,7 @@ pub(super) enum LaneId {
 /// Messages that wait. Of each lane one message at most is out.
 #[derive(Debug)]
 pub(super) struct Lanes<M> {
-    all: HashMap<LaneId, Lane<M>>,
+    all: BTreeMap<LaneId, Lane<M>>,
     /// Lanes in which a message waits and none is out, in the order in which that came about.
     ready: VecDeque<LaneId>,
     singles: u64,
@@ -28,7 +28,7 @@ struct Lane<M> {
 
 impl<M> Lanes<M> {
     pub(super) fn new() -> Self {
-        Self { all: HashMap::new(), ready: VecDeque::new(), singles: 0 }
+        Self { all: BTreeMap::new(), ready: VecDeque::new(), singles: 0 }
     }
 
     /// Adds a message behind the others of its lane.
@@ -87,6 +87,11 @@ impl<M> Lanes<M> {
     /// The messages that wait.
     pub(super) fn waiting(&self) -> impl Iterator<Item = &M> {
         self.all.values().flat_map(|lane| &lane.waiting)
+    }
+
+    /// How many messages of the lane wait.
+    pub(super) fn len_of(&self, lane: u64) -> usize {
+        self.all.get(&LaneId::Named(lane)).map_or(0, |lane| lane.waiting.len())
     }
 
     pub(super) fn len(&self) -> usize {

@@ -19,7 +19,7 @@
 //! | | … [`Hold`](OnFailure::Hold) | `DeadLetter(InDoubt)` |
 //! | | … [`Done`](OnFailure::Done) | `Ack` |
 //! | | succeeded, and the result is not stored yet | `Postpone` |
-//! | | was overtaken by another consumer | `Ack` with its result, else `Postpone` |
+//! | | was overtaken by another consumer | `Ack` with its result; `Postpone` while that is at work; `DeadLetter(InDoubt)` if the next delivery would run as the first |
 //! | another consumer is at work | does not run | `Ack` once that has finished, else `Postpone` |
 //! | an attempt that broke off, under `retry` or `resume` | runs | as above |
 //! | the same, under `hold` | does not run | `DeadLetter(InDoubt)` |
@@ -50,7 +50,7 @@ pub use failures::{Decide, FailurePolicy, OnFailure, RetryAll};
 pub use handled::{DeadReason, Disposition, Handled, Outcome};
 pub use inbox::Inbox;
 pub use offsets::Offsets;
-pub use source::{Message, Order, Source};
+pub use source::{Message, Order, Settled, Source};
 
 /// The header of a message that carries its key: for producers, and for dead letters that are
 /// delivered again.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::delivery::Delivery;
 use super::handled::Disposition;
+use crate::key::KeyHash;
 
 /// Where the messages of a [`Consumer`](super::Consumer) come from.
 ///
@@ -15,7 +16,7 @@ use super::handled::Disposition;
 /// ```
 /// # use std::{convert::Infallible, sync::Arc, time::Duration};
 /// # use tokio::sync::{Mutex, mpsc};
-/// use idempotency::inbox::{Delivery, Disposition, Message, Order, Source};
+/// use idempotency::inbox::{Delivery, Disposition, Message, Order, Settled, Source};
 ///
 /// /// Messages from another part of the same program, which are sent again if they fail.
 /// struct Channel {
@@ -49,12 +50,12 @@ use super::handled::Disposition;
 ///         Ok(received)
 ///     }
 ///
-///     async fn settle(&self, settled: Vec<(Arc<Mail>, Disposition)>) -> Result<(), Infallible> {
-///         for (mail, disposition) in settled {
+///     async fn settle(&self, settled: Vec<Settled<Mail>>) -> Result<(), Infallible> {
+///         for Settled { message, disposition, .. } in settled {
 ///             match disposition {
 ///                 Disposition::Ack => {}
-///                 Disposition::DeadLetter(reason) => eprintln!("{}: {}", mail.id, reason.as_str()),
-///                 _ => drop(self.sender.send(mail)), // a broker waits before it delivers again
+///                 Disposition::DeadLetter(why) => eprintln!("{}: {}", message.id, why.as_str()),
+///                 _ => drop(self.sender.send(message)), // a broker waits before it delivers again
 ///             }
 ///         }
 ///         Ok(())
@@ -97,13 +98,17 @@ pub trait Source: Send + Sync + 'static {
     /// does not reach the broker has to be delivered again: whatever it says, nothing is lost. Of a
     /// [dead letter](Disposition::DeadLetter) the copy is confirmed first, and the original is
     /// acknowledged then.
+    ///
+    /// One report is on its way at a time, so it must neither take for ever nor sleep: a source
+    /// whose broker cannot delay a message keeps the message itself until the time has come, and
+    /// returns.
     fn settle(
         &self,
-        settled: Vec<(Arc<Self::Message>, Disposition)>,
+        settled: Vec<Settled<Self::Message>>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// The time for which the broker leaves a message with its consumer. `None`: as long as the
-    /// connection lives.
+    /// connection lives. It is counted as three tenths of a second at least.
     fn patience(&self) -> Option<Duration>;
 
     /// Extends the time for which the broker leaves `held` with this consumer. Called every third
@@ -112,6 +117,45 @@ pub trait Source: Send + Sync + 'static {
         &self,
         held: Vec<Arc<Self::Message>>,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Holds a lane back, or lets it go on: while it is held, [`receive`](Self::receive) returns no
+    /// message of it. Called where the order is [`HoldLane`](Order::HoldLane) and one message keeps
+    /// many others of its lane waiting, which would take the room of other lanes.
+    ///
+    /// A log pauses the partition. The default does nothing, for sources of another order.
+    fn hold_lane(&self, lane: u64, is_held: bool) {
+        let _ = (lane, is_held);
+    }
+
+    /// Called once when the consumer stops, before the messages that wait are returned: the broker
+    /// is to deliver no more of them on this connection. The default does nothing.
+    fn stop(&self) -> impl Future<Output = Result<(), Self::Error>> + Send {
+        async { Ok(()) }
+    }
+}
+
+/// A message whose disposition is known.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Settled<M> {
+    /// The message.
+    pub message: Arc<M>,
+    /// The answer to the broker.
+    pub disposition: Disposition,
+    /// The record of the message, for the header of a dead letter: an operator finds it by
+    /// [`record_by_hash`](crate::Idempotency::record_by_hash). `None` if the message has no usable
+    /// key or was not tried.
+    pub record: Option<KeyHash>,
+    /// The number of the last attempt that ran here; zero if none did.
+    pub attempt: u32,
+}
+
+impl<M> Settled<M> {
+    /// A message that was not tried.
+    pub(super) fn untried(message: Arc<M>) -> Self {
+        let disposition = Disposition::Postpone(Duration::ZERO);
+        Self { message, disposition, record: None, attempt: 0 }
+    }
 }
 
 /// A message of a [`Source`].

@@ -1,5 +1,6 @@
 //! One message, from the moment it is taken from its lane until its disposition is known.
 
+use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -10,12 +11,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::consumer::Question;
 use super::failures::FailurePolicy;
-use super::handled::{Disposition, Handled, Outcome};
+use super::handled::{DeadReason, Disposition, Handled, Outcome};
 use super::inbox::{Inbox, Seen, is_store_away, misconfigured};
-use super::intake::Intake;
+use super::intake::{Answers, Intake};
 use super::source::{Message, Order};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
+use crate::key::KeyHash;
 
 /// What the workers of a consumer share.
 pub(super) struct Worker<M, P, H> {
@@ -34,7 +36,7 @@ pub(super) struct Worker<M, P, H> {
 #[derive(Debug)]
 pub(super) enum Worked {
     /// The broker gets this.
-    Settle(Disposition),
+    Settle { disposition: Disposition, record: Option<KeyHash>, attempt: u32 },
     /// The engine is shutting down: no message can be handled any more.
     ShutDown,
     /// No message can be handled, and this one is not settled.
@@ -45,13 +47,17 @@ pub(super) enum Worked {
 enum Called<E> {
     Handled(Handled<E>),
     Panicked,
+    /// The message cannot be read: its code has panicked.
+    Unreadable,
 }
 
-/// The pauses of one message on which the store fails although it answers others.
+/// The tries of one message on which the store fails although it answers.
 #[derive(Default)]
 struct Refusals {
     count: u32,
     paused: Duration,
+    /// Another message has succeeded during one of them.
+    is_its_own: bool,
 }
 
 impl<M, P, H, F, E> Worker<M, P, H>
@@ -60,7 +66,7 @@ where
     P: FailurePolicy<E> + Send + Sync + 'static,
     H: Fn(Arc<M>) -> F + Send + Sync + 'static,
     F: Future<Output = Result<(), E>> + Send + 'static,
-    E: Send + 'static,
+    E: fmt::Debug + Send + 'static,
 {
     /// Handles `message`, as often as that is to be done here, and returns what the broker gets.
     ///
@@ -75,49 +81,72 @@ where
         let mut refusals = Refusals::default();
         loop {
             let seen = Seen::default();
+            let successes = self.intake.successes();
             let called = self.call(&message, &seen).await;
             drop(place.take());
-            let disposition = match called {
-                Called::Panicked => self.inbox.panicked(&seen, self.question.is_some()),
+            let settle = |disposition| {
+                let (record, attempt) = (seen.record(), seen.attempt());
+                Worked::Settle { disposition, record, attempt }
+            };
+            let pause = match called {
                 Called::Handled(handled) if is_store_away(&handled) => {
-                    match self.store_away(&mut refusals, &seen).await {
-                        Ok(()) => {}
+                    match self.store_away(&mut refusals, successes, &seen).await {
+                        Some(Away::TryAgain(pause)) => pause,
+                        Some(Away::Return(pause)) => return settle(Disposition::Postpone(pause)),
+                        None => return UNTRIED,
+                    }
+                }
+                called => {
+                    self.intake.succeeded();
+                    refusals = Refusals::default();
+                    match self.disposition(called, &seen) {
+                        Ok(Disposition::Retry(pause) | Disposition::Postpone(pause))
+                            if self.order == Order::HoldLane =>
+                        {
+                            pause
+                        }
+                        Ok(disposition) => return settle(disposition),
                         Err(worked) => return worked,
                     }
-                    match self.place().await {
-                        Some(again) => place = Some(again),
-                        None => return POSTPONED,
-                    }
-                    continue;
                 }
-                Called::Handled(handled) if is_shut_down(&handled) => return Worked::ShutDown,
-                Called::Handled(handled) => match misconfigured(handled) {
-                    Ok(disposition) => disposition,
-                    Err(error) => return Worked::Misconfigured(error),
-                },
             };
-            refusals = Refusals::default();
-            let pause = match disposition {
-                Disposition::Retry(pause) | Disposition::Postpone(pause)
-                    if self.order == Order::HoldLane =>
-                {
-                    pause
-                }
-                disposition => return Worked::Settle(disposition),
-            };
-            if !self.pause(pause).await {
-                return POSTPONED;
+            if self.unless_stopping(self.clock.sleep(pause)).await.is_none() {
+                return UNTRIED;
             }
             match self.place().await {
                 Some(again) => place = Some(again),
-                None => return POSTPONED,
+                None => return UNTRIED,
+            }
+        }
+    }
+
+    /// Returns the answer to the broker about a call that the store did not fail.
+    fn disposition(&self, called: Called<E>, seen: &Seen) -> Result<Disposition, Worked> {
+        match called {
+            Called::Handled(handled) if is_shut_down(&handled) => Err(Worked::ShutDown),
+            Called::Handled(handled) => {
+                if let Outcome::Failed(error) = &handled.outcome {
+                    let attempt = handled.attempt;
+                    tracing::warn!(attempt, ?error, "the handler of a message has failed");
+                }
+                misconfigured(handled).map_err(Worked::Misconfigured)
+            }
+            Called::Panicked => {
+                tracing::error!(attempt = seen.attempt(), "the handler of a message has panicked");
+                Ok(self.inbox.panicked(seen, self.question.is_some()))
+            }
+            Called::Unreadable => {
+                tracing::error!("the key of a message cannot be read: its code has panicked");
+                Ok(Disposition::DeadLetter(DeadReason::InvalidKey))
             }
         }
     }
 
     async fn call(&self, message: &Arc<M>, seen: &Seen) -> Called<E> {
+        let Ok(delivery) = catch_unwind(AssertUnwindSafe(|| message.delivery())) else {
+            return Called::Unreadable;
+        };
         let handler = || (self.handler)(message.clone());
-        let delivery = message.delivery();
         let mut call = pin!(async {
             match &self.question {
                 None => self.inbox.handle_seen(delivery, handler, seen).await,
@@ -136,29 +165,34 @@ where
         unless_it_panics.await
     }
 
-    /// Waits until the store answers again. A message on which it fails although it answers costs
-    /// only itself: it pauses for longer and longer, and goes back to a broker that delivers it
-    /// again.
-    async fn store_away(&self, refusals: &mut Refusals, seen: &Seen) -> Result<(), Worked> {
-        let was_away = self.unless_stopping(self.intake.report()).await.ok_or(POSTPONED)?;
-        if was_away {
+    /// Waits until the store answers again. `None`: the consumer stops.
+    ///
+    /// A message on which it fails although it answers pauses for longer and longer. If others
+    /// succeed meanwhile, it is its own record, and it goes back to the broker in the end. If none
+    /// does, the store refuses all of them: they stay in hand, and the broker does not count that.
+    async fn store_away(
+        &self,
+        refusals: &mut Refusals,
+        successes: u64,
+        seen: &Seen,
+    ) -> Option<Away> {
+        if self.unless_stopping(self.intake.report()).await? == Answers::Again {
             *refusals = Refusals::default();
-            return Ok(());
+            return Some(Away::TryAgain(Duration::ZERO));
+        }
+        refusals.is_its_own |= self.intake.successes() != successes;
+        if refusals.count == 0 && !refusals.is_its_own {
+            self.intake.refused();
         }
         refusals.count += 1;
         let pause = self.inbox.pause(refusals.count, seen);
         // A broker that cannot deliver it again has only this consumer to try it.
-        let goes_back = self.order != Order::HoldLane;
+        let goes_back = refusals.is_its_own && self.order != Order::HoldLane;
         if goes_back && refusals.paused >= self.inbox.longest_pause() {
-            return Err(Worked::Settle(Disposition::Postpone(pause)));
+            return Some(Away::Return(pause));
         }
         refusals.paused = refusals.paused.saturating_add(pause);
-        if self.pause(pause).await { Ok(()) } else { Err(POSTPONED) }
-    }
-
-    /// Sleeps. Returns false if the consumer stops meanwhile.
-    async fn pause(&self, pause: Duration) -> bool {
-        self.unless_stopping(self.clock.sleep(pause)).await.is_some()
+        Some(Away::TryAgain(pause))
     }
 
     /// Waits for a place among the running handlers. `None`: the consumer stops.
@@ -177,8 +211,15 @@ where
     }
 }
 
-/// The message was not tried since it was last seen.
-const POSTPONED: Worked = Worked::Settle(Disposition::Postpone(Duration::ZERO));
+/// What follows from a failure of the store.
+enum Away {
+    TryAgain(Duration),
+    Return(Duration),
+}
+
+/// The consumer stops before the next try of a message.
+const UNTRIED: Worked =
+    Worked::Settle { disposition: Disposition::Postpone(Duration::ZERO), record: None, attempt: 0 };
 
 fn is_shut_down<E>(handled: &Handled<E>) -> bool {
     matches!(&handled.outcome, Outcome::Refused(error) if error.kind() == ErrorKind::ShuttingDown)

@@ -1,14 +1,14 @@
 //! A broker that is not real: it delivers again what was not settled, loses requests, and ends
 //! connections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use idempotency::clock::Clock as _;
-use idempotency::inbox::{Delivery, Disposition, Message, Offsets, Order, Source};
+use idempotency::inbox::{Delivery, Disposition, Message, Offsets, Order, Settled, Source};
 use idempotency::key::KeyHash;
 use idempotency_test_support::history::Rule;
 use idempotency_test_support::random::Random;
@@ -140,6 +140,7 @@ impl Broker {
             life: life.clone(),
             number: Mutex::new(number),
             offsets: Mutex::default(),
+            held: Mutex::default(),
         }
     }
 
@@ -270,6 +271,8 @@ pub struct Connection<const ORDER: u8> {
     life: Arc<Life>,
     number: Mutex<u64>,
     offsets: Mutex<BTreeMap<u64, Offsets>>,
+    /// The lanes that the consumer holds back.
+    held: Mutex<BTreeSet<u64>>,
 }
 
 impl<const ORDER: u8> Connection<ORDER> {
@@ -295,7 +298,7 @@ impl<const ORDER: u8> Connection<ORDER> {
         }
         let is_grouped = broker.plan.kind == Kind::Groups;
         let mut taken = Vec::new();
-        let mut blocked = std::collections::BTreeSet::new();
+        let mut blocked = BTreeSet::new();
         for id in broker.ids() {
             let held = &mut state.messages[index(id)];
             match held.place {
@@ -313,7 +316,9 @@ impl<const ORDER: u8> Connection<ORDER> {
                 }
                 Place::Acked => {}
                 // Out with another request, or not due: those behind it in its group wait.
-                _ if is_grouped => drop(blocked.insert(held.lane)),
+                _ if is_grouped => {
+                    blocked.insert(held.lane);
+                }
                 _ => {}
             }
         }
@@ -337,6 +342,9 @@ impl<const ORDER: u8> Connection<ORDER> {
             }
             if partition.connection != number {
                 self.offsets().remove(lane);
+                continue;
+            }
+            if self.held.lock().unwrap_or_else(PoisonError::into_inner).contains(lane) {
                 continue;
             }
             for id in self.broker.ids().skip(index(u64::try_from(partition.next).unwrap_or(0))) {
@@ -439,9 +447,9 @@ impl<const ORDER: u8> Source for Connection<ORDER> {
         }
     }
 
-    async fn settle(&self, settled: Vec<(Arc<Mail>, Disposition)>) -> Result<(), Lost> {
+    async fn settle(&self, settled: Vec<Settled<Mail>>) -> Result<(), Lost> {
         let mut result = Ok(());
-        for (mail, disposition) in settled {
+        for Settled { message: mail, disposition, .. } in settled {
             if let Disposition::DeadLetter(reason) = disposition {
                 self.broker.note(&self.life, reason.as_str());
                 let copy = || self.broker.state().messages[index(mail.id)].is_copied = true;
@@ -489,6 +497,12 @@ impl<const ORDER: u8> Source for Connection<ORDER> {
             }
         }
         if is_answered { Ok(()) } else { Err(Lost) }
+    }
+
+    fn hold_lane(&self, lane: u64, is_held: bool) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.remove(&lane);
+        held.extend(is_held.then_some(lane));
     }
 }
 

@@ -187,7 +187,7 @@ impl<const ORDER: u8> idempotency::inbox::Source for Shared<ORDER> {
 
     async fn settle(
         &self,
-        settled: Vec<(Arc<Mail>, idempotency::inbox::Disposition)>,
+        settled: Vec<idempotency::inbox::Settled<Mail>>,
     ) -> Result<(), Self::Error> {
         self.0.settle(settled).await
     }
@@ -198,5 +198,9 @@ impl<const ORDER: u8> idempotency::inbox::Source for Shared<ORDER> {
 
     async fn keep(&self, held: Vec<Arc<Mail>>) -> Result<(), Self::Error> {
         self.0.keep(held).await
+    }
+
+    fn hold_lane(&self, lane: u64, is_held: bool) {
+        self.0.hold_lane(lane, is_held);
     }
 }
