@@ -42,6 +42,8 @@ pub mod docs {
     pub mod transactions {}
     #[doc = include_str!("../docs/http.md")]
     pub mod http {}
+    #[doc = include_str!("../docs/messages.md")]
+    pub mod messages {}
     #[doc = include_str!("../docs/operators.md")]
     pub mod operators {}
     #[doc = include_str!("../docs/redis.md")]
@@ -53,3 +55,8 @@ pub mod docs {
     #[doc = include_str!("../docs/sqlite.md")]
     pub mod sqlite {}
 }
+
+/// The example of the page about messages is a program.
+#[cfg(all(doctest, feature = "inbox"))]
+#[doc = include_str!("../docs/messages.md")]
+struct Messages;

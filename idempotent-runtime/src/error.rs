@@ -435,8 +435,8 @@ impl Error {
     /// Nor is it where an operator's answer, or [removal](crate::record::RecordHandle::forget), met
     /// another record than the one it was for: inspect that. Nor is
     /// [`NotStored`](ErrorKind::NotStored) of a removal, which by the next try may be that of a later
-    /// call, of a body in a transaction of the user, or of a [fence](crate::Context::fence), nor [`StoreUnavailable`](ErrorKind::StoreUnavailable) of a
-    /// transaction whose commit the database refuses because of a constraint, as long as the data
+    /// call, of a body in a transaction of the user, or of a [fence](crate::Context::fence), nor
+    /// [`StoreUnavailable`](ErrorKind::StoreUnavailable) of a transaction whose commit the database refuses because of a constraint, as long as the data
     /// are as they are. Otherwise the same call after `NotStored` learns the outcome; if nothing
     /// has reached the store by the end of the lease, [`OnCrash`](crate::OnCrash) decides, and for a
     /// step its kind.

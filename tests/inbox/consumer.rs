@@ -241,17 +241,51 @@ async fn dispositions_that_do_not_reach_the_broker_end_nothing() {
     broker.deliver([1]);
     let handler = |_| async { Ok::<_, NoConnection>(()) };
     let consumer = Consumer::new(inbox(&world), broker.clone());
-    let gone = world.engine.record("billing", 1_u64);
     let stop = async {
-        crate::world::eventually("the result", async || gone.inspect().await.unwrap().is_some())
-            .await;
+        broker.is(|broker| broker.refused_reports() == 1).await;
         // The broker delivers it again.
         broker.refuse_dispositions(false);
         broker.deliver([1, 2]);
         broker.has_settled(2).await;
     };
     world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
-    assert!(broker.acked() >= 2);
+    assert_eq!(broker.acked(), 2);
+}
+
+#[tokio::test]
+async fn what_comes_before_the_broker_knows_of_a_failure_goes_back_too() {
+    let world = World::new();
+    let broker: Broker<2> = Broker::new();
+    broker.deliver_in_lane(1, [1]);
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let (fails, sends) = (fails(tries.clone(), |id| usize::from(id == 1)), broker.clone());
+    let handler = move |mail: Arc<Mail>| {
+        if mail.id == 1 {
+            sends.deliver_in_lane(1, [2, 3]);
+        }
+        fails(mail)
+    };
+    let consumer = Consumer::new(inbox(&world), broker.clone());
+    world.while_time_passes(consumer.run(broker.has_settled(3), handler)).await.unwrap();
+    let settled = broker.settled();
+    assert!(matches!(settled[0], (1, Disposition::Retry(_))), "{settled:?}");
+    assert_eq!(settled[1..], [(2, BACK), (3, BACK)]);
+    assert_eq!(*tries.lock().unwrap(), [1]);
+}
+
+#[tokio::test]
+async fn a_disabled_inbox_counts_its_tries_of_a_lane_that_it_holds() {
+    let world = World::new();
+    world.engine.disable("billing");
+    let broker: Broker<1> = Broker::new();
+    broker.deliver_in_lane(1, [1]);
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let inbox = inbox(&world).with_max_attempts(3);
+    let consumer = Consumer::new(inbox, broker.clone());
+    let handler = fails(tries.clone(), |_| 100);
+    world.while_time_passes(consumer.run(broker.has_settled(1), handler)).await.unwrap();
+    assert_eq!(broker.settled(), [(1, Disposition::DeadLetter(DeadReason::Attempts))]);
+    assert_eq!(*tries.lock().unwrap(), [1, 1, 1]);
 }
 
 #[tokio::test]
@@ -305,17 +339,23 @@ async fn what_is_configured_wrongly_is_refused_before_the_first_message() {
 async fn a_lane_that_is_held_takes_no_room_of_others() {
     let world = World::new();
     let broker: Broker<1> = Broker::new();
-    broker.deliver_in_lane(1, 1..=10);
-    broker.deliver_in_lane(2, 11..=20);
+    // Three lanes whose first messages fail, and more behind them than there is room for.
+    for lane in 1..=3 {
+        broker.deliver_in_lane(lane, lane * 100..lane * 100 + 30);
+    }
+    broker.deliver_in_lane(4, 400..420);
     let inbox = inbox(&world).with_backoff(Duration::from_secs(3600), Duration::from_secs(3600));
     let consumer = Consumer::new(inbox, broker.clone()).with_concurrency(2);
     let tries = Arc::new(Mutex::new(Vec::new()));
-    let handler = fails(tries.clone(), |id| if id == 1 { 100 } else { 0 });
-    let stop = broker.is(|broker| broker.acked() == 10);
+    let handler = fails(tries.clone(), |id| if id < 400 { 100 } else { 0 });
+    let stop = broker.is(|broker| broker.acked() == 20);
     world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
-    assert_eq!(*tries.lock().unwrap(), [vec![1], (11..=20).collect()].concat());
+    let mut of_lane_4 = tries.lock().unwrap().clone();
+    of_lane_4.retain(|id| *id >= 400);
+    assert_eq!(of_lane_4, (400..420).collect::<Vec<_>>());
     // What was held back is still the broker's.
-    assert!(broker.queued() >= 6, "{}", broker.queued());
+    assert!(broker.queued() >= 70, "{}", broker.queued());
+    assert!(broker.held_lanes().is_empty(), "all lanes go on when the consumer stops");
 }
 
 #[tokio::test]

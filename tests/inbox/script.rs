@@ -78,6 +78,7 @@ struct State {
     room: usize,
     kept: Vec<Vec<u64>>,
     is_closed: bool,
+    refused_reports: usize,
     refuses_dispositions: bool,
 }
 
@@ -125,6 +126,14 @@ impl<const ORDER: u8> Broker<ORDER> {
 
     pub fn tried(&self) -> Vec<(u64, Option<KeyHash>, u32)> {
         self.state().tried.clone()
+    }
+
+    pub fn refused_reports(&self) -> usize {
+        self.state().refused_reports
+    }
+
+    pub fn held_lanes(&self) -> Vec<u64> {
+        self.state().held_lanes.clone()
     }
 
     pub fn is_stopped(&self) -> bool {
@@ -218,6 +227,7 @@ impl<const ORDER: u8> Source for Broker<ORDER> {
     async fn settle(&self, settled: Vec<Settled<Mail>>) -> Result<(), Closed> {
         assert!(!settled.is_empty());
         if self.state().refuses_dispositions {
+            self.change(|state| state.refused_reports += 1);
             return Err(Closed);
         }
         self.change(|state| {

@@ -140,7 +140,8 @@ pub enum End {
     Released,
     /// Nothing happened, as with `Released`, and the edge does not bring the call again by itself:
     /// also the [count of attempts](super::EdgeCall::count_attempts) is gone. A call that is made
-    /// again, by a person for example, begins at one.
+    /// again, by a person for example, begins at one. Where recorded steps keep the record, as with
+    /// `Released`, the count stays with it.
     Dismissed,
     /// There may be an effect, and no other attempt is to repeat it unasked: the record is in doubt
     /// under every policy. Under `verify`, the next call asks.

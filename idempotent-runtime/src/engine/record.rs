@@ -267,7 +267,8 @@ impl RecordHandle {
                 },
             )?;
             // The step of a late owner may have come before the mark. None comes after it.
-            if not_executed && let Some(record) = self.read(key).await? {
+            let marked = |error: Error| error.with_text(MARKED.0, MARKED.1);
+            if not_executed && let Some(record) = self.read(key).await.map_err(marked)? {
                 self.has_no_results(&key, &record, HAS_RESULTS_AND_IS_MARKED)?;
             }
         }

@@ -14,6 +14,7 @@ use super::drive::Drive;
 use super::failures::{FailurePolicy, RetryAll};
 use super::inbox::Inbox;
 use super::intake::Intake;
+use super::resting::Resting;
 use super::source::{Message as _, Source};
 use super::worker::Worker;
 use crate::Verdict;
@@ -27,9 +28,10 @@ pub(super) type Question<M> =
 /// A consumer: it receives messages from a [`Source`], handles each by an [`Inbox`], and reports the
 /// dispositions to the broker.
 ///
-/// It holds twice as many messages as it runs handlers. Those of one [lane](super::Message::lane)
-/// run one after the other. While the store does not answer, nothing is received and nothing
-/// settled: what is in hand waits, and is tried again when the store is back.
+/// It holds twice as many messages as it runs handlers, beside those of lanes that are
+/// [held back](Source::hold_lane). Those of one [lane](super::Message::lane) run one after the other.
+/// While the store does not answer, nothing is received: what is in hand waits without an answer to
+/// the broker, and is tried again when the store is back.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -100,8 +102,8 @@ impl<S: Source, P> Consumer<S, P> {
     /// # Errors
     /// [`ConsumeError::Refused`] before anything is received if an option is invalid, and later if a
     /// call of the inbox shows that: a record of another format or of a function with its name, a
-    /// store that lacks a capability. The message that showed it is not settled. [`ConsumeError::Source`] if the broker ends the
-    /// connection for good.
+    /// store that lacks a capability. The message that showed it is not settled.
+    /// [`ConsumeError::Source`] if the broker ends the connection for good.
     ///
     /// # Panics
     /// If it runs outside of a Tokio runtime.
@@ -125,6 +127,7 @@ impl<S: Source, P> Consumer<S, P> {
         let clock = clock(inbox.engine());
         let intake = Arc::new(Intake::new());
         let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
+        let resting = Arc::new(Resting::default());
         let (stopping, stops) = watch::channel(false);
         let probe = inbox.probe();
         let worker = Arc::new(Worker {
@@ -134,6 +137,7 @@ impl<S: Source, P> Consumer<S, P> {
             order: S::ORDER,
             clock: clock.clone(),
             intake: intake.clone(),
+            resting: resting.clone(),
             places: places.clone(),
             stopping: stops,
         });
@@ -143,7 +147,8 @@ impl<S: Source, P> Consumer<S, P> {
             let span = tracing::info_span!("message", label);
             worker.clone().work(message, place).instrument(span)
         };
-        let drive = Drive::new(source, clock, intake, places, stopping, probe, concurrency, drain);
+        let drive =
+            Drive::new(source, clock, intake, resting, places, stopping, probe, concurrency, drain);
         drive.run(stop, work).await
     }
 }

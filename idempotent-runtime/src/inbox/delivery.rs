@@ -28,8 +28,9 @@ pub struct Delivery<'a> {
 }
 
 impl<'a> Delivery<'a> {
-    /// Creates a delivery of the message with this key. A key that is `None`, or that is too long,
-    /// makes it a [dead letter](super::DeadReason::MissingKey).
+    /// Creates a delivery of the message with this key. One that is `None` makes it a dead letter
+    /// ([`MissingKey`](super::DeadReason::MissingKey)), and so does one that is too long
+    /// ([`InvalidKey`](super::DeadReason::InvalidKey)).
     ///
     /// Keys of different origin, such as a header and a position, are kept apart with a tag:
     /// `("header", id)` and `("position", partition, offset)`.
@@ -54,6 +55,15 @@ impl<'a> Delivery<'a> {
 
     pub(super) fn key(&self) -> Key {
         self.key.clone()
+    }
+
+    /// Counts the tries of a consumer that has not returned the message in between.
+    pub(super) fn tried_here(self, tries: u32) -> Self {
+        if tries < 2 {
+            return self;
+        }
+        let deliveries = self.deliveries.map_or(tries, |count| count.saturating_add(tries - 1));
+        Self { deliveries: Some(deliveries), ..self }
     }
 
     pub(super) fn count(&self) -> Option<u32> {

@@ -14,6 +14,7 @@ use super::consumer::{ConsumeError, Drained};
 use super::handled::{DeadReason, Disposition};
 use super::intake::Intake;
 use super::lanes::{LaneId, Lanes};
+use super::resting::Resting;
 use super::source::{Message as _, Order, Settled, Source};
 use super::worker::Worked;
 use crate::clock::{Clock, Sleep};
@@ -24,6 +25,8 @@ use crate::record::RecordHandle;
 const BATCH: usize = 10;
 /// or those of this time.
 const FLUSH: Duration = Duration::from_millis(50);
+/// All that is in hand, with the lanes that are held back, in multiples of what is without them.
+const MOST_IN_HAND: usize = 8;
 /// The least time between two requests to leave messages here.
 const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 /// The time between two looks at a store that does not answer.
@@ -40,6 +43,7 @@ pub(super) struct Drive<S: Source> {
     source: Arc<S>,
     clock: Arc<dyn Clock>,
     intake: Arc<Intake>,
+    resting: Arc<Resting>,
     places: Arc<Semaphore>,
     stopping: watch::Sender<bool>,
     probe: RecordHandle,
@@ -53,6 +57,10 @@ pub(super) struct Drive<S: Source> {
     unsettled: Vec<Settled<S::Message>>,
     /// The lanes that the source holds back.
     held_back: HashSet<u64>,
+    /// The lanes of messages that go back to the broker before those behind them: those that are not
+    /// reported yet, and those of the report on its way.
+    returned: Vec<LaneId>,
+    reported: Vec<LaneId>,
 
     /// The request for messages, and for how many.
     receiving: Option<Counted<Received<S>>>,
@@ -92,6 +100,8 @@ enum Event<S: Source> {
     Looked,
     /// The intake is paused, or goes on.
     Intake,
+    /// A message has begun, or ceased, to wait for its next try.
+    Rests,
     Closed(Reported<S>),
     Flush,
     Keep,
@@ -104,6 +114,7 @@ impl<S: Source> Drive<S> {
         source: S,
         clock: Arc<dyn Clock>,
         intake: Arc<Intake>,
+        resting: Arc<Resting>,
         places: Arc<Semaphore>,
         stopping: watch::Sender<bool>,
         probe: RecordHandle,
@@ -114,6 +125,7 @@ impl<S: Source> Drive<S> {
             source: Arc::new(source),
             clock,
             intake,
+            resting,
             places,
             stopping,
             probe,
@@ -124,6 +136,8 @@ impl<S: Source> Drive<S> {
             running: HashMap::new(),
             unsettled: Vec::new(),
             held_back: HashSet::new(),
+            returned: Vec::new(),
+            reported: Vec::new(),
             closing: None,
             receiving: None,
             settling: None,
@@ -156,7 +170,7 @@ impl<S: Source> Drive<S> {
                 Event::Place(place) => self.start(place, &work),
                 Event::Worked(worked) => self.worked(worked),
                 Event::Settled(settled) => {
-                    self.settling = None;
+                    self.reported();
                     warn_of(
                         settled,
                         "dispositions did not reach the broker, which delivers their messages again",
@@ -172,6 +186,7 @@ impl<S: Source> Drive<S> {
                     self.intake.look_succeeded();
                 }
                 Event::Intake => {}
+                Event::Rests => self.hold_lanes_back(),
                 Event::Closed(closed) => {
                     self.closing = None;
                     warn_of(closed, "the broker was not asked to deliver no more messages");
@@ -201,20 +216,24 @@ impl<S: Source> Drive<S> {
     }
 
     /// How many more messages the source may deliver. Those of lanes that it holds back do not take
-    /// the room of others.
+    /// the room of others, up to a bound of all that is in hand.
     fn room(&self) -> usize {
         if self.intake.is_paused() {
             return 0;
         }
-        let held_back: usize = self.held_back.iter().map(|lane| self.lanes.len_of(*lane)).sum();
-        self.prefetch.saturating_sub(self.in_hand() - held_back)
+        let in_hand = self.in_hand();
+        let behind: usize = self.held_back.iter().map(|lane| self.lanes.len_of(*lane)).sum();
+        let others = in_hand.saturating_sub(behind + self.held_back.len());
+        let bound = self.prefetch.saturating_mul(MOST_IN_HAND).saturating_sub(in_hand);
+        self.prefetch.saturating_sub(others).min(bound)
     }
 
     /// Begins what is due: a request for messages, a report of dispositions, the timers.
     fn prepare(&mut self) {
         if !self.is_stopping() {
             let room = self.room();
-            // One with room stays as it is: what is in hand becomes more by it alone.
+            // One with room stays as it is: it can return too many only by what a lane that goes on
+            // had behind it.
             let stays = self.receiving.as_ref().is_some_and(|(of, _)| (*of == 0) == (room == 0));
             if !stays {
                 let source = self.source.clone();
@@ -264,6 +283,7 @@ impl<S: Source> Drive<S> {
             () = of(&mut self.looking) => Event::Looked,
             () = self.intake.is_to_be_looked_at(), if self.looking.is_none() => Event::Look,
             () = self.intake.changed(is_paused) => Event::Intake,
+            () = self.resting.changed(), if !is_stopping => Event::Rests,
             kept = of(&mut self.keeping) => Event::Kept(kept),
             () = of(&mut self.keep) => Event::Keep,
             () = of(&mut self.flush), if can_settle => Event::Flush,
@@ -281,6 +301,9 @@ impl<S: Source> Drive<S> {
         self.receiving = None;
         let waiting = self.lanes.take_all().into_iter();
         self.unsettled.extend(waiting.map(Settled::untried));
+        for lane in self.held_back.drain() {
+            self.source.hold_lane(lane, false);
+        }
         let source = self.source.clone();
         self.closing = Some(Box::pin(async move { source.stop().await }));
         self.stopping.send_replace(true);
@@ -307,25 +330,25 @@ impl<S: Source> Drive<S> {
             return;
         };
         self.lanes.push(lane, message);
-        if let Some(lane) = lane {
-            self.hold_back(lane);
-        }
     }
 
-    /// Holds a lane back in which too many messages wait for one, or lets it go on.
-    fn hold_back(&mut self, lane: u64) {
+    /// Holds the lanes back whose first message waits for its next try, and lets the others go on.
+    fn hold_lanes_back(&mut self) {
         if S::ORDER != Order::HoldLane {
             return;
         }
-        let waiting = self.lanes.len_of(lane);
-        let is_held = self.held_back.contains(&lane);
-        if !is_held && waiting >= self.prefetch / 2 {
-            self.held_back.insert(lane);
-            self.source.hold_lane(lane, true);
-        } else if is_held && waiting <= self.prefetch / 4 {
-            self.held_back.remove(&lane);
-            self.source.hold_lane(lane, false);
+        let rests = |(id, (lane, _)): (&Id, &(LaneId, _))| match lane {
+            LaneId::Named(lane) if self.resting.contains(*id) => Some(*lane),
+            _ => None,
+        };
+        let resting: HashSet<u64> = self.running.iter().filter_map(rests).collect();
+        for lane in self.held_back.difference(&resting) {
+            self.source.hold_lane(*lane, false);
         }
+        for lane in resting.difference(&self.held_back) {
+            self.source.hold_lane(*lane, true);
+        }
+        self.held_back = resting;
     }
 
     fn start<W, F>(&mut self, place: OwnedSemaphorePermit, work: &W)
@@ -346,14 +369,15 @@ impl<S: Source> Drive<S> {
             Err(error) => (error.id(), None),
         };
         let Some((lane, message)) = self.running.remove(&id) else { return };
+        let mut is_returned = false;
         match worked {
             Some(Worked::Settle { disposition, record, attempt }) => {
                 self.unsettled.push(Settled { message, disposition, record, attempt });
                 let is_back =
                     matches!(disposition, Disposition::Retry(_) | Disposition::Postpone(_));
-                if is_back && S::ORDER == Order::ReturnLane {
-                    let behind = self.lanes.take_behind(lane).into_iter();
-                    self.unsettled.extend(behind.map(Settled::untried));
+                is_returned = is_back && S::ORDER == Order::ReturnLane;
+                if is_returned {
+                    self.return_behind(lane);
                 }
             }
             Some(Worked::ShutDown) => {
@@ -363,9 +387,28 @@ impl<S: Source> Drive<S> {
             Some(Worked::Misconfigured(error)) => self.fail(ConsumeError::Refused(error)),
             None => tracing::error!("the work on a message was cut off; it is not settled"),
         }
-        self.lanes.back(lane);
-        if let LaneId::Named(lane) = lane {
-            self.hold_back(lane);
+        if is_returned {
+            // Closed until the broker knows: what it delivers before is behind this one.
+            self.returned.push(lane);
+        } else {
+            self.lanes.back(lane);
+        }
+        self.hold_lanes_back();
+    }
+
+    /// Returns to the broker what waits in the lane.
+    fn return_behind(&mut self, lane: LaneId) {
+        let behind = self.lanes.take_behind(lane).into_iter();
+        self.unsettled.extend(behind.map(Settled::untried));
+    }
+
+    /// Opens the lanes of the messages whose return was reported. What has come for them meanwhile
+    /// was delivered before the broker knew, and goes back too.
+    fn reported(&mut self) {
+        self.settling = None;
+        for lane in std::mem::take(&mut self.reported) {
+            self.return_behind(lane);
+            self.lanes.back(lane);
         }
     }
 
@@ -375,6 +418,7 @@ impl<S: Source> Drive<S> {
             return;
         }
         let settled = std::mem::take(&mut self.unsettled);
+        self.reported.append(&mut self.returned);
         let (count, source) = (settled.len(), self.source.clone());
         let report = async move { source.settle(settled).await };
         self.settling = Some((count, Box::pin(report)));

@@ -51,7 +51,9 @@ pub enum DeadReason {
     Failed,
     /// There were as many attempts as the inbox allows. If all of them failed, nothing is on record
     /// and a redrive runs. If one broke off, the record says so, and a redrive is a dead letter
-    /// again until an operator has [resolved](crate::record::RecordHandle::resolve) it.
+    /// again until an operator has [resolved](crate::record::RecordHandle::resolve) it. If one has
+    /// recorded a [step](crate::Context::step), it is too: a higher limit lets the message continue
+    /// from there, and [`forget`](crate::record::RecordHandle::forget) lets it begin again.
     Attempts,
     /// An attempt began, and it is not known whether it finished. An operator
     /// [resolves](crate::record::RecordHandle::resolve) the record; a redrive then runs or is

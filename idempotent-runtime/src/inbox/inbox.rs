@@ -208,12 +208,14 @@ impl<P> Inbox<P> {
         self.call(Key::of(&("idempotency/inbox/probe", 0_u8))).record()
     }
 
-    /// Returns the disposition of a message whose handler has panicked.
-    pub(super) fn panicked(&self, seen: &Seen, is_verified: bool) -> Disposition {
+    /// Returns the disposition of a message whose handler, or question, has panicked in the try
+    /// `tries` of this consumer.
+    pub(super) fn panicked(&self, tries: u32, seen: &Seen, is_verified: bool) -> Disposition {
         if self.on_crash == OnCrash::Hold && !is_verified {
             Disposition::DeadLetter(DeadReason::InDoubt)
         } else {
-            Disposition::Retry(self.pause(seen.attempt(), seen))
+            // A question that panics has no attempt.
+            Disposition::Retry(self.pause(seen.attempt().max(tries), seen))
         }
     }
 
@@ -403,7 +405,7 @@ impl<P> Inbox<P> {
             }
         };
         if self.max_attempts != 0 && attempt >= self.max_attempts {
-            // A redrive begins to count from one.
+            // A redrive begins to count from one, unless the record is left to its policy.
             return (Disposition::DeadLetter(DeadReason::Attempts), End::Dismissed);
         }
         (Disposition::Retry(pause), End::Released)
@@ -500,33 +502,5 @@ impl Seen {
 
     pub(super) fn attempt(&self) -> u32 {
         self.attempt.load(Ordering::Relaxed)
-    }
-}
-
-/// Returns true if the store gave no usable answer, or had no room: other messages would fail too.
-pub(super) fn is_store_away<E>(handled: &Handled<E>) -> bool {
-    matches!(&handled.outcome, Outcome::Refused(error)
-        if matches!(error.kind(), ErrorKind::StoreUnavailable | ErrorKind::Full)
-            && matches!(handled.disposition, Disposition::Postpone(_)))
-}
-
-/// Returns the error, if it says that no message can be handled as the inbox, the engine or the store
-/// are set up.
-pub(super) fn misconfigured<E>(handled: Handled<E>) -> Result<Disposition, Error> {
-    match (handled.disposition, handled.outcome) {
-        (Disposition::Postpone(_), Outcome::Refused(error))
-            if matches!(
-                error.kind(),
-                ErrorKind::Config
-                    | ErrorKind::Unsupported
-                    | ErrorKind::Decode
-                    | ErrorKind::NotInstalled
-                    | ErrorKind::Reentrant
-                    | ErrorKind::Encode
-            ) =>
-        {
-            Err(error)
-        }
-        (disposition, _) => Ok(disposition),
     }
 }

@@ -1,11 +1,6 @@
-//! Whether the store answers, by what the calls of all messages say: while it does not, no message is
-//! taken in.
+//! Whether the store answers. While it does not, no message is taken in.
 
 use tokio::sync::watch;
-
-/// So many messages on which the store has failed, with no success in between, are not the fault of
-/// their records.
-const MANY: u32 = 2;
 
 /// The state of the intake, to which workers report.
 #[derive(Debug)]
@@ -19,16 +14,8 @@ struct State {
     is_away: bool,
     /// How many looks have failed.
     failed_looks: u64,
-    /// How many messages the store has failed on since it last did what a call asked for.
-    refused: u32,
-    /// How often it did.
+    /// How many messages have got their result on record.
     successes: u64,
-}
-
-impl State {
-    fn is_paused(&self) -> bool {
-        self.is_away || self.refused >= MANY
-    }
 }
 
 /// What is known of the store when it answers again.
@@ -46,13 +33,13 @@ impl Intake {
     }
 
     pub(super) fn is_paused(&self) -> bool {
-        self.0.borrow().is_paused()
+        self.0.borrow().is_away
     }
 
     /// Resolves when the intake is paused if it was not, or goes on if it was.
     pub(super) async fn changed(&self, was_paused: bool) {
         // Cannot fail: the sender is here.
-        let _ = self.0.subscribe().wait_for(|state| state.is_paused() != was_paused).await;
+        let _ = self.0.subscribe().wait_for(|state| state.is_away != was_paused).await;
     }
 
     /// Resolves when the store is to be looked at.
@@ -76,22 +63,18 @@ impl Intake {
         });
     }
 
-    /// Notes that the store has done what a call asked for.
+    /// Notes that the store has the result of a message: it takes what is written.
     pub(super) fn succeeded(&self) {
+        // Wakes no waiter: none waits for it.
         self.0.send_if_modified(|state| {
             state.successes += 1;
-            std::mem::take(&mut state.refused) >= MANY
+            false
         });
     }
 
-    /// How often the store has done what a call asked for.
+    /// How many messages have got their result on record.
     pub(super) fn successes(&self) -> u64 {
         self.0.borrow().successes
-    }
-
-    /// Notes that the store fails on one more message although it answers.
-    pub(super) fn refused(&self) {
-        self.0.send_modify(|state| state.refused += 1);
     }
 
     /// Reports that a call has failed on the store, and waits until that answers.

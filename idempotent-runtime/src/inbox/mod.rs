@@ -41,6 +41,7 @@ mod intake;
 mod lanes;
 mod offsets;
 mod pauses;
+mod resting;
 mod source;
 mod worker;
 

@@ -119,10 +119,13 @@ pub trait Source: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Holds a lane back, or lets it go on: while it is held, [`receive`](Self::receive) returns no
-    /// message of it. Called where the order is [`HoldLane`](Order::HoldLane) and one message keeps
-    /// many others of its lane waiting, which would take the room of other lanes.
+    /// message of it. Called where the order is [`HoldLane`](Order::HoldLane), when the first
+    /// message of a lane waits for its next try: those behind it would take the room of other
+    /// lanes.
     ///
-    /// A log pauses the partition. The default does nothing, for sources of another order.
+    /// It is called while a `receive` is in flight, which has to notice it: its messages may be
+    /// those of the lane that goes on. All lanes go on when the consumer stops. A log pauses the
+    /// partition. The default does nothing, for sources of another order.
     fn hold_lane(&self, lane: u64, is_held: bool) {
         let _ = (lane, is_held);
     }
@@ -146,7 +149,7 @@ pub struct Settled<M> {
     /// [`record_by_hash`](crate::Idempotency::record_by_hash). `None` if the message has no usable
     /// key or was not tried.
     pub record: Option<KeyHash>,
-    /// The number of the last attempt that ran here; zero if none did.
+    /// The number of the attempt that ran in the last try; zero if none did.
     pub attempt: u32,
 }
 

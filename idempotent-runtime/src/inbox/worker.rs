@@ -12,8 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::consumer::Question;
 use super::failures::FailurePolicy;
 use super::handled::{DeadReason, Disposition, Handled, Outcome};
-use super::inbox::{Inbox, Seen, is_store_away, misconfigured};
+use super::inbox::{Inbox, Seen};
 use super::intake::{Answers, Intake};
+use super::resting::{Resting, Rests};
 use super::source::{Message, Order};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
@@ -27,6 +28,7 @@ pub(super) struct Worker<M, P, H> {
     pub(super) order: Order,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) intake: Arc<Intake>,
+    pub(super) resting: Arc<Resting>,
     /// A place for each handler that runs.
     pub(super) places: Arc<Semaphore>,
     pub(super) stopping: watch::Receiver<bool>,
@@ -56,8 +58,6 @@ enum Called<E> {
 struct Refusals {
     count: u32,
     paused: Duration,
-    /// Another message has succeeded during one of them.
-    is_its_own: bool,
 }
 
 impl<M, P, H, F, E> Worker<M, P, H>
@@ -79,27 +79,31 @@ where
     ) -> Worked {
         let mut place = Some(place);
         let mut refusals = Refusals::default();
+        let mut tries = 0;
         loop {
+            tries += 1;
             let seen = Seen::default();
             let successes = self.intake.successes();
-            let called = self.call(&message, &seen).await;
+            let called = self.call(&message, tries, &seen).await;
             drop(place.take());
             let settle = |disposition| {
                 let (record, attempt) = (seen.record(), seen.attempt());
                 Worked::Settle { disposition, record, attempt }
             };
+            let stopped = || settle(Disposition::Postpone(Duration::ZERO));
+            let mut rests = None;
             let pause = match called {
                 Called::Handled(handled) if is_store_away(&handled) => {
+                    rests = self.rests();
                     match self.store_away(&mut refusals, successes, &seen).await {
                         Some(Away::TryAgain(pause)) => pause,
                         Some(Away::Return(pause)) => return settle(Disposition::Postpone(pause)),
-                        None => return UNTRIED,
+                        None => return stopped(),
                     }
                 }
                 called => {
-                    self.intake.succeeded();
                     refusals = Refusals::default();
-                    match self.disposition(called, &seen) {
+                    match self.disposition(called, tries, &seen) {
                         Ok(Disposition::Retry(pause) | Disposition::Postpone(pause))
                             if self.order == Order::HoldLane =>
                         {
@@ -110,30 +114,40 @@ where
                     }
                 }
             };
+            let _rests = rests.or_else(|| self.rests());
             if self.unless_stopping(self.clock.sleep(pause)).await.is_none() {
-                return UNTRIED;
+                return stopped();
             }
             match self.place().await {
                 Some(again) => place = Some(again),
-                None => return UNTRIED,
+                None => return stopped(),
             }
         }
     }
 
     /// Returns the answer to the broker about a call that the store did not fail.
-    fn disposition(&self, called: Called<E>, seen: &Seen) -> Result<Disposition, Worked> {
+    fn disposition(
+        &self,
+        called: Called<E>,
+        tries: u32,
+        seen: &Seen,
+    ) -> Result<Disposition, Worked> {
         match called {
             Called::Handled(handled) if is_shut_down(&handled) => Err(Worked::ShutDown),
             Called::Handled(handled) => {
-                if let Outcome::Failed(error) = &handled.outcome {
-                    let attempt = handled.attempt;
-                    tracing::warn!(attempt, ?error, "the handler of a message has failed");
+                match &handled.outcome {
+                    Outcome::Processed if handled.attempt > 0 => self.intake.succeeded(),
+                    Outcome::Failed(error) => {
+                        let attempt = handled.attempt;
+                        tracing::warn!(attempt, ?error, "the handler of a message has failed");
+                    }
+                    _ => {}
                 }
                 misconfigured(handled).map_err(Worked::Misconfigured)
             }
             Called::Panicked => {
                 tracing::error!(attempt = seen.attempt(), "the handler of a message has panicked");
-                Ok(self.inbox.panicked(seen, self.question.is_some()))
+                Ok(self.inbox.panicked(tries, seen, self.question.is_some()))
             }
             Called::Unreadable => {
                 tracing::error!("the key of a message cannot be read: its code has panicked");
@@ -142,10 +156,11 @@ where
         }
     }
 
-    async fn call(&self, message: &Arc<M>, seen: &Seen) -> Called<E> {
+    async fn call(&self, message: &Arc<M>, tries: u32, seen: &Seen) -> Called<E> {
         let Ok(delivery) = catch_unwind(AssertUnwindSafe(|| message.delivery())) else {
             return Called::Unreadable;
         };
+        let delivery = delivery.tried_here(tries);
         let handler = || (self.handler)(message.clone());
         let mut call = pin!(async {
             match &self.question {
@@ -167,9 +182,10 @@ where
 
     /// Waits until the store answers again. `None`: the consumer stops.
     ///
-    /// A message on which it fails although it answers pauses for longer and longer. If others
-    /// succeed meanwhile, it is its own record, and it goes back to the broker in the end. If none
-    /// does, the store refuses all of them: they stay in hand, and the broker does not count that.
+    /// A message on which it fails although it answers pauses for longer and longer. If another one
+    /// succeeds meanwhile, the fault is that of its own record, and it goes back to the broker in the
+    /// end. If none does, the store refuses all of them: they stay in hand, until no more are taken
+    /// in, and the broker does not count that.
     async fn store_away(
         &self,
         refusals: &mut Refusals,
@@ -180,19 +196,21 @@ where
             *refusals = Refusals::default();
             return Some(Away::TryAgain(Duration::ZERO));
         }
-        refusals.is_its_own |= self.intake.successes() != successes;
-        if refusals.count == 0 && !refusals.is_its_own {
-            self.intake.refused();
-        }
         refusals.count += 1;
         let pause = self.inbox.pause(refusals.count, seen);
+        let is_its_own = self.intake.successes() != successes;
         // A broker that cannot deliver it again has only this consumer to try it.
-        let goes_back = refusals.is_its_own && self.order != Order::HoldLane;
+        let goes_back = is_its_own && self.order != Order::HoldLane;
         if goes_back && refusals.paused >= self.inbox.longest_pause() {
             return Some(Away::Return(pause));
         }
         refusals.paused = refusals.paused.saturating_add(pause);
         Some(Away::TryAgain(pause))
+    }
+
+    /// Notes that the message waits for its next try, where its lane waits for it.
+    fn rests(&self) -> Option<Rests<'_>> {
+        (self.order == Order::HoldLane).then(|| self.resting.this())
     }
 
     /// Waits for a place among the running handlers. `None`: the consumer stops.
@@ -217,10 +235,34 @@ enum Away {
     Return(Duration),
 }
 
-/// The consumer stops before the next try of a message.
-const UNTRIED: Worked =
-    Worked::Settle { disposition: Disposition::Postpone(Duration::ZERO), record: None, attempt: 0 };
-
 fn is_shut_down<E>(handled: &Handled<E>) -> bool {
     matches!(&handled.outcome, Outcome::Refused(error) if error.kind() == ErrorKind::ShuttingDown)
+}
+
+/// Returns true if the store gave no usable answer, or had no room: other messages would fail too.
+fn is_store_away<E>(handled: &Handled<E>) -> bool {
+    matches!(&handled.outcome, Outcome::Refused(error)
+        if matches!(error.kind(), ErrorKind::StoreUnavailable | ErrorKind::Full)
+            && matches!(handled.disposition, Disposition::Postpone(_)))
+}
+
+/// Returns the error, if it says that no message can be handled as the inbox, the engine or the store
+/// are set up.
+fn misconfigured<E>(handled: Handled<E>) -> Result<Disposition, Error> {
+    match (handled.disposition, handled.outcome) {
+        (Disposition::Postpone(_), Outcome::Refused(error))
+            if matches!(
+                error.kind(),
+                ErrorKind::Config
+                    | ErrorKind::Unsupported
+                    | ErrorKind::Decode
+                    | ErrorKind::NotInstalled
+                    | ErrorKind::Reentrant
+                    | ErrorKind::Encode
+            ) =>
+        {
+            Err(error)
+        }
+        (disposition, _) => Ok(disposition),
+    }
 }

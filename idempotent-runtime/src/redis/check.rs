@@ -55,11 +55,14 @@ fn cluster(info: &InfoDict) -> Result<(), StoreError> {
 
 fn eviction(info: &InfoDict, allowed: bool) -> Result<(), StoreError> {
     let limit: Option<u64> = info.get("maxmemory");
-    let policy: String = info.get("maxmemory_policy").unwrap_or_default();
-    if policy == "noeviction" {
-        return Ok(());
-    }
-    if matches!(limit, None | Some(0)) {
+    let policy: Option<String> = info.get("maxmemory_policy");
+    let is_limited = !matches!(limit, None | Some(0));
+    let policy = match policy {
+        Some(policy) if policy != "noeviction" => policy,
+        None if is_limited => "not reported".to_owned(),
+        _ => return Ok(()),
+    };
+    if !is_limited {
         // Nothing is evicted without a limit. One that is set later takes effect at once, and no
         // connection notices it.
         let now =

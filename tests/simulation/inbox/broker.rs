@@ -503,6 +503,12 @@ impl<const ORDER: u8> Source for Connection<ORDER> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.remove(&lane);
         held.extend(is_held.then_some(lane));
+        self.broker.changed.notify_waiters();
+    }
+
+    async fn stop(&self) -> Result<(), Lost> {
+        let (_, is_answered) = self.broker.request(&self.life).await;
+        if is_answered { Ok(()) } else { Err(Lost) }
     }
 }
 

@@ -203,4 +203,8 @@ impl<const ORDER: u8> idempotency::inbox::Source for Shared<ORDER> {
     fn hold_lane(&self, lane: u64, is_held: bool) {
         self.0.hold_lane(lane, is_held);
     }
+
+    async fn stop(&self) -> Result<(), Self::Error> {
+        self.0.stop().await
+    }
 }
