@@ -247,9 +247,9 @@ pub(crate) enum Ending {
     /// The result, or the error that counts as one, and its retention if it differs from the
     /// call's.
     Answer { state: State, body: Result<Bytes, NotEncodable>, ttl: Option<Duration> },
-    /// The result of a body that acts on whether it is on the record: it gets an error where it is
-    /// not.
-    Reported { state: State, body: Bytes, ttl: Option<Duration> },
+    /// The result of an edge's body. A failure that is `unless_refused` is no result where the
+    /// engine has refused the body a step, and the body gets an error instead.
+    Reported { state: State, body: Bytes, ttl: Option<Duration>, unless_refused: bool },
     /// An error that means that nothing happened.
     Release,
     /// The same, and there is no next attempt: none is counted any more.

@@ -239,6 +239,22 @@ async fn rule_11_a_key_in_the_usual_header_of_a_service_with_another_one_is_malf
     let send = || stacked.client().post("/pay").key("front").send();
     assert_eq!((send().await?.status, send().await?.is_replayed()), (201, true));
     assert_eq!(world.effects("front"), 1);
+    // So it does where the layer inside takes keys from bodies.
+    let in_body = world.layer_of_another().with_operation("in bodies");
+    let in_body = in_body.with_optional_key().with_key_from_body("/id");
+    let in_front = world.layer_of_another().with_operation("in front of bodies");
+    let routes = router(&world.shop, Router::new()).layer(in_body).layer(in_front);
+    let stacked = Server::start(routes).await?;
+    let client = stacked.client();
+    let send = || {
+        client
+            .post("/pay")
+            .header("content-type", "application/json")
+            .body("{}")
+            .key("other")
+            .send()
+    };
+    assert_eq!((send().await?.status, send().await?.is_replayed()), (201, true));
     Ok(())
 }
 

@@ -37,12 +37,13 @@ pub struct EdgeResult {
     is_failed: bool,
     bytes: Bytes,
     ttl: Option<Duration>,
+    unless_refused: bool,
 }
 
 impl EdgeResult {
     /// Creates the result of a call that succeeded.
     pub fn completed(bytes: impl Into<Bytes>) -> Self {
-        Self { is_failed: false, bytes: bytes.into(), ttl: None }
+        Self { is_failed: false, bytes: bytes.into(), ttl: None, unless_refused: false }
     }
 
     /// Creates the result of a call that failed, and that is not to run again.
@@ -57,6 +58,31 @@ impl EdgeResult {
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
+    }
+
+    /// Keeps a failure from being stored where it may say no more than that the engine has refused
+    /// the body a [step](crate::Context::step), or did not confirm one: because the claim was lost,
+    /// the engine shut down, or the store did not answer. The record is then left to its policy, and
+    /// the caller gets [`Refused`](EdgeOutcome::Refused), with
+    /// [`NotStored`](ErrorKind::NotStored) or [`InDoubt`](ErrorKind::InDoubt).
+    ///
+    /// For edges that take the error of a body as its result. Without it, a failure is stored
+    /// whatever the body came to before.
+    ///
+    /// ```
+    /// use idempotency::edge::{EdgeResult, End};
+    ///
+    /// fn end(result: Result<(), std::io::Error>) -> End {
+    ///     match result {
+    ///         Ok(()) => EdgeResult::completed("").into(),
+    ///         // It may be the error of a step that the engine has refused.
+    ///         Err(error) => EdgeResult::failed(error.to_string()).unless_refused().into(),
+    ///     }
+    /// }
+    /// # assert!(matches!(end(Ok(())), End::Finished(_)));
+    /// ```
+    pub fn unless_refused(self) -> Self {
+        Self { unless_refused: true, ..self }
     }
 
     /// Returns true if it is a failure.
@@ -86,7 +112,12 @@ impl EdgeResult {
     }
 
     fn ending(&self) -> Ending {
-        Ending::Reported { state: self.state(), body: self.bytes.clone(), ttl: self.ttl }
+        Ending::Reported {
+            state: self.state(),
+            body: self.bytes.clone(),
+            ttl: self.ttl,
+            unless_refused: self.unless_refused,
+        }
     }
 }
 
@@ -378,7 +409,8 @@ fn answer<T>(answer: Answer, own: Option<Raw<T>>, _: &Upgrades<Raw<T>>) -> Raw<T
             None if stored.record.schema == stored.version => {
                 let is_failed = stored.record.state == State::Failed;
                 let bytes = stored.record.body.clone();
-                EdgeOutcome::Replayed { result: EdgeResult { is_failed, bytes, ttl: None }, own }
+                let result = EdgeResult { is_failed, ..EdgeResult::completed(bytes) };
+                EdgeOutcome::Replayed { result, own }
             }
             None => {
                 let detail = format!(

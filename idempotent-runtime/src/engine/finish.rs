@@ -64,7 +64,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
         (Settlement::Commit, Ending::Answer { state, body, ttl }) => {
             store_answer(owner, state, body, ttl).await
         }
-        (Settlement::Commit, Ending::Reported { state, body, ttl }) => {
+        (Settlement::Commit, Ending::Reported { state, body, ttl, .. }) => {
             store_answer(owner, state, Ok(body), ttl).await
         }
         (Settlement::AskAgain(reason), Ending::Unknown { ask_again_after, .. }) => {
@@ -102,7 +102,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
         (Settlement::Leave(reason, left), ending) => {
             let written = owner.leave(reason, left).await;
             let is_reported = matches!(ending, Ending::Reported { .. });
-            conclude_left(owner, steps, is_reported, was_lost, written).await
+            conclude_left(owner, (steps, left), is_reported, was_lost, written).await
         }
         // An ending and its cause agree, so this is not reached. It would lose a result.
         (Settlement::Commit | Settlement::AskAgain(_), _) => {
@@ -115,7 +115,7 @@ pub(super) async fn finish(mut owner: Box<Owner>, ending: Ending) -> CallerGets 
 fn cause_of(ending: &Ending) -> Cause {
     match ending {
         Ending::Answer { state: State::Failed, .. }
-        | Ending::Reported { state: State::Failed, .. } => Cause::StoredError,
+        | Ending::Reported { state: State::Failed, unless_refused: true, .. } => Cause::StoredError,
         Ending::Answer { .. } | Ending::Reported { .. } => Cause::Answered,
         Ending::Release | Ending::Dismiss => Cause::Failed,
         Ending::NotBegun => Cause::NotBegun,
@@ -126,15 +126,16 @@ fn cause_of(ending: &Ending) -> Cause {
 }
 
 /// For a failure that is not the result of its call.
-const CUT_SHORT: (&str, &str) = (
-    "the body was refused a step and failed after that, so its failure is not the result",
-    "retry with the same key: the next attempt continues from the recorded steps",
-);
+const CUT_SHORT: &str =
+    "the body was refused a step and failed after that, so its failure is not the result";
+const CONTINUE: &str =
+    "retry with the same key: the next attempt continues from the recorded steps";
+const LOOK: &str = "find out what it did, then answer with `record(…).resolve(…)`";
 
 /// Ends a body whose record was left to the next call, or in doubt.
 async fn conclude_left(
     owner: Box<Owner>,
-    steps: Steps,
+    (steps, left): (Steps, Left),
     is_reported: bool,
     was_lost: bool,
     written: Option<WriteOutcome>,
@@ -142,8 +143,11 @@ async fn conclude_left(
     let refused = match steps {
         Steps::LeftOut => owner.journal.as_ref().and_then(|journal| journal.unasked()),
         Steps::CutShort if is_reported => {
-            let refused = owner.call.refused(ErrorKind::NotStored);
-            Some(refused.with_text(CUT_SHORT.0, CUT_SHORT.1))
+            let (kind, advice) = match left {
+                Left::ToTheNextCall => (ErrorKind::NotStored, CONTINUE),
+                Left::InDoubt => (ErrorKind::InDoubt, LOOK),
+            };
+            Some(owner.call.refused(kind).with_text(CUT_SHORT, advice))
         }
         _ => None,
     };
@@ -265,8 +269,19 @@ impl Owner {
             Cause::Answered | Cause::StoredError if journal.unasked().is_some() => Steps::LeftOut,
             Cause::Failed => {
                 let engine = &self.call.engine;
-                journal.settled(engine, engine.settings.commit_timeout).await;
-                if journal.tells_of_effects() { Steps::HadEffects } else { Steps::Silent }
+                let patience = engine.settings.commit_timeout;
+                if self.grant.record.taken_over.is_some() {
+                    // A release leaves this record to others, with what it says of its steps.
+                    journal.flushed(engine, patience).await;
+                } else {
+                    journal.settled(engine, patience).await;
+                }
+                let says_more = self.grant.record.taken_over.is_some() && journal.owes();
+                if says_more || journal.tells_of_effects() {
+                    Steps::HadEffects
+                } else {
+                    Steps::Silent
+                }
             }
             // It changes nothing, but a record in doubt accepts no checkpoint.
             Cause::Held => {

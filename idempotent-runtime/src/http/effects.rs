@@ -46,7 +46,7 @@ impl NothingHappened {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LeftNothing(pub(super) ErrorKind);
 
-/// An extension of the refusal of a layer whose own call failed with an error.
+/// An extension of the refusal of a layer: its handler did not run, or its call ended with an error.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OfLayer;
 
@@ -65,7 +65,7 @@ pub(super) fn told(extensions: &Extensions) -> Option<OnStatus> {
         // A kind that the handler has set since is about something else.
         (Some(error), kind) => error.left_nothing() && kind.is_none_or(|kind| kind == error.kind()),
         (None, Some(kind)) => extensions.get() == Some(&LeftNothing(kind)),
-        (None, None) => return extensions.get().copied().map(of_problem),
+        (None, None) => return of_problem(extensions),
     };
     Some(if left_nothing { OnStatus::Release } else { OnStatus::Hold })
 }
@@ -84,9 +84,18 @@ pub(super) fn blames_the_key(extensions: &Extensions) -> Option<ErrorKind> {
     Some(kind)
 }
 
-/// Returns the decision for the refusal of a layer inside this one.
-const fn of_problem(kind: ProblemKind) -> OnStatus {
-    match kind {
+/// Returns the decision for a problem without an error: the refusal of a layer inside this one, which
+/// knows whether its handler ran, or a problem that the handler has made, which may have had effects
+/// before.
+fn of_problem(extensions: &Extensions) -> Option<OnStatus> {
+    let is_of_layer = extensions.get::<OfLayer>().is_some();
+    Some(match *extensions.get::<ProblemKind>()? {
+        ProblemKind::Uncertain
+        | ProblemKind::Expired
+        | ProblemKind::NotKept
+        | ProblemKind::Internal => OnStatus::Hold,
+        // A handler answers so when another service was not available, also after an effect.
+        ProblemKind::InProgress | ProblemKind::Unavailable if !is_of_layer => OnStatus::Hold,
         ProblemKind::Missing
         | ProblemKind::Malformed
         | ProblemKind::NoPrincipal
@@ -95,11 +104,7 @@ const fn of_problem(kind: ProblemKind) -> OnStatus {
         | ProblemKind::TooLarge
         | ProblemKind::Unreadable
         | ProblemKind::Unavailable => OnStatus::Release,
-        ProblemKind::Uncertain
-        | ProblemKind::Expired
-        | ProblemKind::NotKept
-        | ProblemKind::Internal => OnStatus::Hold,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -189,14 +194,27 @@ mod tests {
         for (kind, expected) in [
             (ProblemKind::NoPrincipal, OnStatus::Release),
             (ProblemKind::TooLarge, OnStatus::Release),
+            (ProblemKind::Unavailable, OnStatus::Release),
             (ProblemKind::NotKept, OnStatus::Hold),
             (ProblemKind::Internal, OnStatus::Hold),
         ] {
-            assert_eq!(
-                told(Problem::new(kind).to_response().extensions()),
-                Some(expected),
-                "{kind:?}"
-            );
+            let mut refusal = Problem::new(kind).to_response();
+            refusal.extensions_mut().insert(OfLayer);
+            assert_eq!(told(refusal.extensions()), Some(expected), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_problem_that_a_handler_has_made_releases_only_what_is_about_the_request() {
+        for (kind, expected) in [
+            (ProblemKind::Unavailable, OnStatus::Hold),
+            (ProblemKind::InProgress, OnStatus::Hold),
+            (ProblemKind::Uncertain, OnStatus::Hold),
+            (ProblemKind::Mismatch, OnStatus::Release),
+            (ProblemKind::Missing, OnStatus::Release),
+        ] {
+            let made = Problem::new(kind).to_response();
+            assert_eq!(told(made.extensions()), Some(expected), "{kind:?}");
         }
     }
 }

@@ -159,8 +159,8 @@ impl RequestFingerprint {
     /// ```
     ///
     /// `json().without_original_path()` is the same in every build. Requests that differ only in the
-    /// part that was cut off are then one request; with `formerly`, where the record is of the
-    /// earlier release. Give the layers behind such routers
+    /// part that was cut off are then one request; with `formerly`, where the record has no such part,
+    /// of the earlier release or of a route that is not behind such a router. Give the layers behind such routers
     /// [operations](super::IdempotencyLayer::with_operation) of their own.
     #[must_use]
     pub fn without_original_path(mut self) -> Self {

@@ -146,7 +146,8 @@ impl KeyRules {
     ///
     /// `is_keyed` is true if a layer in front guards it. The usual header may then be that layer's.
     pub(super) fn misplaced(&self, headers: &HeaderMap, is_keyed: bool) -> Option<Malformed> {
-        if self.in_body.is_some() && headers.contains_key(&self.header) {
+        let may_be_of_front = is_keyed && self.header == IDEMPOTENCY_KEY;
+        if self.in_body.is_some() && headers.contains_key(&self.header) && !may_be_of_front {
             return Some(Malformed("it is in the header, and this service takes it from the body"));
         }
         let is_usual = !is_keyed && headers.contains_key(IDEMPOTENCY_KEY);

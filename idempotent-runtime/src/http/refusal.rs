@@ -187,8 +187,8 @@ impl Options {
         }
         if let Some(error) = error {
             extensions.insert(error.clone());
-            extensions.insert(OfLayer);
         }
+        extensions.insert(OfLayer);
         response.map(Full::new)
     }
 

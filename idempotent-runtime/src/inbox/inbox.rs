@@ -401,7 +401,8 @@ impl<P> Inbox<P> {
             }
             OnFailure::Hold => return (Disposition::DeadLetter(DeadReason::InDoubt), End::Held),
             OnFailure::Done => {
-                return (Disposition::Ack, EdgeResult::failed(Bytes::new()).into());
+                let failed = EdgeResult::failed(Bytes::new()).unless_refused();
+                return (Disposition::Ack, failed.into());
             }
         };
         if self.max_attempts != 0 && attempt >= self.max_attempts {

@@ -295,6 +295,13 @@ impl Journal {
         steps.unsettled || runs || !steps.recorded.is_empty()
     }
 
+    /// Returns true if the record may say something else of the steps than this journal, because a
+    /// checkpoint is on its way, without an answer or still to be sent.
+    pub(crate) fn owes(&self) -> bool {
+        let is_sent = self.writer.try_lock().is_ok_and(|writer| writer.unanswered.is_none());
+        !is_sent || !self.steps().postponed.is_empty()
+    }
+
     /// Marks that nothing has happened under the claim yet: its body waits for its turn. A body that
     /// has come to a step has begun, whatever it says, and so has one that has ended: a task that it
     /// has left behind may still have its turn.

@@ -253,16 +253,17 @@ impl Underway {
                 Err(error) => (Recorded::NotEncodable, Err(Unwritten::NotEncodable(error))),
             };
             let mut written = journal.write(&self.engine, (self.id.clone(), Some(outcome))).await;
+            let mut kept = encoded;
             if let Err(Unwritten::TooLarge(size)) = written {
                 let marker = (self.id.clone(), Some(Recorded::TooLarge));
-                written =
-                    journal.write(&self.engine, marker).await.and(Err(Unwritten::TooLarge(size)));
+                written = journal.write(&self.engine, marker).await;
+                kept = Err(Unwritten::TooLarge(size));
             }
             if written.is_ok() {
-                // It is on the record.
+                // It, or the marker in its place, is on the record.
                 self.goes_on(Progress::Asked);
             }
-            written.and(encoded).map_err(|unwritten| {
+            written.and(kept).map_err(|unwritten| {
                 journal.unsettled();
                 self.unwritten(&journal, unwritten, ErrorKind::NotStored)
             })

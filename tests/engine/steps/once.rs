@@ -422,3 +422,49 @@ async fn an_operator_says_that_a_step_without_a_result_did_not_happen_and_it_run
     assert_eq!(next.await.unwrap(), "charge done");
     assert_eq!(world.ledger.charges(), ["charge", "charge"], "the operator was wrong");
 }
+
+/// A first attempt that broke off before it had come to a step.
+async fn breaks_off(world: &World) {
+    let mut first = Box::pin(world.fulfil().run(async || hang::<Result<String, Error>>().await));
+    assert!(poll_once(&mut first).is_pending());
+    drop(first);
+    world.record_is(1, |record| record.is_some_and(|record| !record.is_running())).await;
+}
+
+#[tokio::test]
+async fn an_error_takes_the_note_of_the_start_back_also_where_the_record_stays() {
+    let world = World::new();
+    breaks_off(&world).await;
+    let second = world.fulfil().run(async || {
+        let declined = || async { Err::<String, _>(Declined) };
+        let charge = Context::current().step("charge", declined).retry(StepRetry::tries(2));
+        let mut charge = Box::pin(charge.at_most_once().into_future());
+        eventually("the first try", async || {
+            assert!(poll_once(&mut charge).is_pending());
+            world.clock.sleepers() > 0 && world.checkpoints().await == 1
+        })
+        .await;
+        drop(charge);
+        Err::<String, _>(Declined)
+    });
+    assert!(second.await.is_err());
+    let third = world.fulfil().run(async || world.charge_once().await);
+    assert_eq!(third.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["charge"]);
+}
+
+#[tokio::test]
+async fn a_start_without_an_answer_is_taken_back_by_an_error_where_the_record_stays() {
+    let world = impatient();
+    breaks_off(&world).await;
+    world.store.always(Operation::Checkpoint, Some(Fault::LostAnswer));
+    let second = world.fulfil().run(async || {
+        assert_eq!(world.charge_once().await.unwrap_err().kind(), ErrorKind::StoreUnavailable);
+        world.store.always(Operation::Checkpoint, None);
+        Err::<String, _>(Declined)
+    });
+    assert!(world.while_time_passes(second).await.is_err());
+    let third = world.fulfil().run(async || world.charge_once().await);
+    assert_eq!(third.await.unwrap(), "charge done");
+    assert_eq!(world.ledger.charges(), ["charge"]);
+}

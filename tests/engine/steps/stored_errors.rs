@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use idempotency::record::State;
 use idempotency::store::{Operation, Reason};
-use idempotency::{Error, InCurrentCall as _, OnCrash, OnError};
+use idempotency::{Context, Error, InCurrentCall as _, OnCrash, OnError};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoints::impatient;
@@ -201,4 +201,15 @@ async fn a_body_that_was_refused_a_recorded_step_gets_that_refusal() {
     assert_eq!(late, refused("Superseded"));
     assert_eq!(fulfil(&world, async || {}).await.unwrap(), "charge done");
     assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
+}
+
+#[tokio::test]
+async fn an_error_after_a_step_whose_result_is_too_large_is_stored() {
+    let world = World::with(|builder| builder.max_result_size(300));
+    let call = world.fulfil().on_error(OnError::Store).run(async || {
+        let large = async || Ok::<_, Failed>("x".repeat(300));
+        Context::current().step("large", large).await
+    });
+    assert_eq!(call.await, refused("TooLarge"));
+    assert_eq!(state(&world).await, State::Failed);
 }
