@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use idempotency::inbox::{ConsumeError, Consumer, DeadReason, Disposition, Inbox};
+use idempotency::clock::Clock as _;
+use idempotency::inbox::{ConsumeError, Consumer, DeadReason, Disposition, Inbox, OnFailure};
 use idempotency::testing::Gate;
 use idempotency::{ErrorKind, Idempotency, Verdict};
 
@@ -407,4 +408,62 @@ async fn the_source_gets_the_record_and_the_attempt_for_a_dead_letter() {
     assert_eq!(broker.settled(), [(1, Disposition::DeadLetter(DeadReason::Attempts))]);
     let record = world.engine.record("billing", 1_u64).hash().unwrap();
     assert_eq!(broker.tried(), [(1, Some(record), 1)]);
+}
+
+#[tokio::test]
+async fn a_message_that_waits_for_a_place_gets_it_beside_others_that_are_tried_again() {
+    let world = World::new();
+    let broker: Broker<1> = Broker::new();
+    broker.deliver_in_lane(1, [1]);
+    broker.deliver_in_lane(2, [2]);
+    broker.deliver_in_lane(3, [3]);
+    let (clock, tries) = (world.clock.clone(), Arc::new(Mutex::new(Vec::new())));
+    let seen = tries.clone();
+    let handler = move |mail: Arc<Mail>| {
+        let (clock, tries) = (clock.clone(), tries.clone());
+        async move {
+            tries.lock().unwrap().push(mail.id);
+            clock.sleep(Duration::from_secs(2)).await;
+            if mail.id == 3 { Ok(()) } else { Err(NoConnection) }
+        }
+    };
+    let retries = |_: &NoConnection| OnFailure::RetryAfter(Duration::from_secs(1));
+    let inbox = inbox(&world).with_max_attempts(0).with_on_failure(retries);
+    let consumer = Consumer::new(inbox, broker.clone()).with_concurrency(1);
+    let stop = broker.is(|broker| broker.acked() == 1);
+    world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
+    let before = seen.lock().unwrap().iter().take_while(|id| **id != 3).count();
+    assert!(before <= 4, "{:?}", seen.lock().unwrap());
+}
+
+/// Code of the user that panics where an error is shown and where it is dropped.
+struct Explosive;
+
+impl std::fmt::Debug for Explosive {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("on purpose")
+    }
+}
+
+impl Drop for Explosive {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "on purpose");
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_panics_costs_only_its_own_message() {
+    let world = World::new();
+    let broker: Broker = Broker::new();
+    broker.deliver([1, 2]);
+    let handler =
+        |mail: Arc<Mail>| async move { if mail.id == 1 { Err(Explosive) } else { Ok(()) } };
+    let consumer = Consumer::new(inbox(&world), broker.clone());
+    world.while_time_passes(consumer.run(broker.has_settled(2), handler)).await.unwrap();
+    let mut settled = broker.settled();
+    settled.sort_by_key(|(id, _)| *id);
+    assert!(
+        matches!(settled[..], [(1, Disposition::Retry(_)), (2, Disposition::Ack)]),
+        "{settled:?}"
+    );
 }

@@ -160,3 +160,13 @@ async fn the_broker_leaves_what_still_runs_until_the_end_of_the_drain() {
     assert_eq!(drained.unwrap().left, 0);
     assert_eq!(broker.settled(), [(1, Disposition::Ack)]);
 }
+
+#[tokio::test]
+async fn a_consumer_without_messages_says_that_it_stops() {
+    let world = World::new();
+    let broker: Broker = Broker::new();
+    let consumer = Consumer::new(inbox(&world), broker.clone());
+    let run = consumer.run(std::future::ready(()), waits(&world, &Gate::new()));
+    assert_eq!(world.while_time_passes(run).await.unwrap().left, 0);
+    assert!(broker.is_stopped());
+}

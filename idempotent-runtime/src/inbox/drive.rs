@@ -27,7 +27,7 @@ const BATCH: usize = 10;
 const FLUSH: Duration = Duration::from_millis(50);
 /// All that is in hand, with the lanes that are held back, in multiples of what is without them.
 const MOST_IN_HAND: usize = 8;
-/// The least time between two requests to leave messages here.
+/// The least time between two requests to leave messages here, or to keep the connection alive.
 const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 /// The time between two looks at a store that does not answer.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -68,6 +68,9 @@ pub(super) struct Drive<S: Source> {
     settling: Option<Counted<Reported<S>>>,
     keeping: Option<Boxed<Reported<S>>>,
     looking: Option<Boxed<()>>,
+    /// The wait for a place among the running handlers. It keeps its turn, also while other things
+    /// happen: messages that are tried again want places too.
+    placing: Option<Boxed<Option<OwnedSemaphorePermit>>>,
     /// The notice to the source that the consumer stops.
     closing: Option<Boxed<Reported<S>>>,
     flush: Option<Sleep>,
@@ -94,7 +97,7 @@ enum Event<S: Source> {
     Worked(Result<(Id, Worked), JoinError>),
     Settled(Reported<S>),
     Kept(Reported<S>),
-    Place(OwnedSemaphorePermit),
+    Place(Option<OwnedSemaphorePermit>),
     /// The store is to be looked at.
     Look,
     Looked,
@@ -143,6 +146,7 @@ impl<S: Source> Drive<S> {
             settling: None,
             keeping: None,
             looking: None,
+            placing: None,
             flush: None,
             keep: None,
             end: None,
@@ -167,7 +171,12 @@ impl<S: Source> Drive<S> {
             match self.next(stop.as_mut()).await {
                 Event::Stop => self.stop(),
                 Event::Received(received) => self.received(received),
-                Event::Place(place) => self.start(place, &work),
+                Event::Place(place) => {
+                    self.placing = None;
+                    if let Some(place) = place {
+                        self.start(place, &work);
+                    }
+                }
                 Event::Worked(worked) => self.worked(worked),
                 Event::Settled(settled) => {
                     self.reported();
@@ -207,7 +216,7 @@ impl<S: Source> Drive<S> {
     }
 
     fn is_drained(&self) -> bool {
-        self.is_stopping() && self.in_hand() == 0
+        self.is_stopping() && self.in_hand() == 0 && self.closing.is_none()
     }
 
     fn in_hand(&self) -> usize {
@@ -237,16 +246,26 @@ impl<S: Source> Drive<S> {
             let stays = self.receiving.as_ref().is_some_and(|(of, _)| (*of == 0) == (room == 0));
             if !stays {
                 let source = self.source.clone();
+                let clock = self.clock.clone();
                 let request = async move {
-                    let received = source.receive(room).await;
-                    // Nothing was asked for, so there is nothing to ask for again.
-                    if room == 0 && received.as_ref().is_ok_and(Vec::is_empty) {
-                        pending::<()>().await;
+                    loop {
+                        let received = source.receive(room).await;
+                        if room > 0 || received.as_ref().map_or(true, |some| !some.is_empty()) {
+                            return received;
+                        }
+                        // It keeps the connection alive, and has to be asked again for that.
+                        clock.sleep(LEAST_PATIENCE).await;
                     }
-                    received
                 };
                 self.receiving = Some((room, Box::pin(request)));
             }
+        }
+        let starts = self.lanes.is_ready() && !self.intake.is_paused() && !self.is_stopping();
+        if !starts {
+            self.placing = None;
+        } else if self.placing.is_none() {
+            let place = self.places.clone().acquire_owned();
+            self.placing = Some(Box::pin(async move { place.await.ok() }));
         }
         if self.keep.is_none()
             && let Some(patience) = self.source.patience()
@@ -271,7 +290,6 @@ impl<S: Source> Drive<S> {
     async fn next(&mut self, stop: Pin<&mut impl Future<Output = ()>>) -> Event<S> {
         let is_stopping = self.is_stopping();
         let is_paused = self.intake.is_paused();
-        let starts = self.lanes.is_ready() && !is_paused && !is_stopping;
         let can_settle = self.can_settle();
         tokio::select! {
             biased;
@@ -287,7 +305,7 @@ impl<S: Source> Drive<S> {
             kept = of(&mut self.keeping) => Event::Kept(kept),
             () = of(&mut self.keep) => Event::Keep,
             () = of(&mut self.flush), if can_settle => Event::Flush,
-            Ok(place) = self.places.clone().acquire_owned(), if starts => Event::Place(place),
+            place = of(&mut self.placing) => Event::Place(place),
             received = of_counted(&mut self.receiving) => Event::Received(received),
         }
     }
@@ -396,19 +414,25 @@ impl<S: Source> Drive<S> {
         self.hold_lanes_back();
     }
 
-    /// Returns to the broker what waits in the lane.
-    fn return_behind(&mut self, lane: LaneId) {
-        let behind = self.lanes.take_behind(lane).into_iter();
-        self.unsettled.extend(behind.map(Settled::untried));
+    /// Returns to the broker what waits in the lane. Returns true if something did.
+    fn return_behind(&mut self, lane: LaneId) -> bool {
+        let behind = self.lanes.take_behind(lane);
+        let is_some = !behind.is_empty();
+        self.unsettled.extend(behind.into_iter().map(Settled::untried));
+        is_some
     }
 
     /// Opens the lanes of the messages whose return was reported. What has come for them meanwhile
-    /// was delivered before the broker knew, and goes back too.
+    /// was delivered before the broker knew, and goes back too: such a lane stays closed until that
+    /// is reported.
     fn reported(&mut self) {
         self.settling = None;
         for lane in std::mem::take(&mut self.reported) {
-            self.return_behind(lane);
-            self.lanes.back(lane);
+            if self.return_behind(lane) {
+                self.returned.push(lane);
+            } else {
+                self.lanes.back(lane);
+            }
         }
     }
 

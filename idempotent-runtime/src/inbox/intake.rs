@@ -1,5 +1,7 @@
 //! Whether the store answers. While it does not, no message is taken in.
 
+use std::time::Duration;
+
 use tokio::sync::watch;
 
 /// The state of the intake, to which workers report.
@@ -16,6 +18,8 @@ struct State {
     failed_looks: u64,
     /// How many messages have got their result on record.
     successes: u64,
+    /// When a message went back last of which it is not known that others succeed.
+    returned: Option<Duration>,
 }
 
 /// What is known of the store when it answers again.
@@ -75,6 +79,21 @@ impl Intake {
     /// How many messages have got their result on record.
     pub(super) fn successes(&self) -> u64 {
         self.0.borrow().successes
+    }
+
+    /// Returns true if a message may go back of which it is not known that others succeed. One in
+    /// each span of `every` may: if the store fails on as many records as the consumer may hold, it
+    /// would otherwise take in none of the others.
+    pub(super) fn may_return(&self, now: Duration, every: Duration) -> bool {
+        let mut may = false;
+        self.0.send_if_modified(|state| {
+            may = state.returned.is_none_or(|last| now.saturating_sub(last) >= every);
+            if may {
+                state.returned = Some(now);
+            }
+            false
+        });
+        may
     }
 
     /// Reports that a call has failed on the store, and waits until that answers.

@@ -82,7 +82,7 @@ pub trait Source: Send + Sync + 'static {
     const ORDER: Order;
 
     /// Waits for messages, and returns at least one and at most `room` of them. With no room it
-    /// only keeps the connection alive, and need not return.
+    /// only keeps the connection alive: it need not return, and is called again if it does.
     ///
     /// Dropping the future loses no message. An error ends the consumer, after it has settled what
     /// it can: a source that can connect again does so within this function.
@@ -101,7 +101,8 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// One report is on its way at a time, so it must neither take for ever nor sleep: a source
     /// whose broker cannot delay a message keeps the message itself until the time has come, and
-    /// returns.
+    /// returns. Where the order is [`ReturnLane`](Order::ReturnLane), `Ok` says that the broker, or
+    /// the source, delivers no message of the lane before the one that was returned.
     fn settle(
         &self,
         settled: Vec<Settled<Self::Message>>,
@@ -131,7 +132,8 @@ pub trait Source: Send + Sync + 'static {
     }
 
     /// Called once when the consumer stops, before the messages that wait are returned: the broker
-    /// is to deliver no more of them on this connection. The default does nothing.
+    /// is to deliver no more of them on this connection. Nothing is settled until it returns, so it
+    /// must not take long. The default does nothing.
     fn stop(&self) -> impl Future<Output = Result<(), Self::Error>> + Send {
         async { Ok(()) }
     }

@@ -58,6 +58,10 @@ enum Called<E> {
 struct Refusals {
     count: u32,
     paused: Duration,
+    /// Another message has succeeded since the first of them.
+    is_its_own: bool,
+    /// How many had succeeded at the last of them.
+    successes: u64,
 }
 
 impl<M, P, H, F, E> Worker<M, P, H>
@@ -139,11 +143,18 @@ where
                     Outcome::Processed if handled.attempt > 0 => self.intake.succeeded(),
                     Outcome::Failed(error) => {
                         let attempt = handled.attempt;
-                        tracing::warn!(attempt, ?error, "the handler of a message has failed");
+                        let log = || {
+                            tracing::warn!(attempt, ?error, "the handler of a message has failed");
+                        };
+                        // The error is the user's, and so is the code that shows and drops it.
+                        let _ = catch_unwind(AssertUnwindSafe(log));
                     }
                     _ => {}
                 }
-                misconfigured(handled).map_err(Worked::Misconfigured)
+                let known = handled.disposition;
+                catch_unwind(AssertUnwindSafe(|| misconfigured(handled)))
+                    .unwrap_or(Ok(known))
+                    .map_err(Worked::Misconfigured)
             }
             Called::Panicked => {
                 tracing::error!(attempt = seen.attempt(), "the handler of a message has panicked");
@@ -182,10 +193,10 @@ where
 
     /// Waits until the store answers again. `None`: the consumer stops.
     ///
-    /// A message on which it fails although it answers pauses for longer and longer. If another one
-    /// succeeds meanwhile, the fault is that of its own record, and it goes back to the broker in the
-    /// end. If none does, the store refuses all of them: they stay in hand, until no more are taken
-    /// in, and the broker does not count that.
+    /// A message on which it fails although it answers pauses for longer and longer. If others
+    /// succeed meanwhile, the fault is that of its own record, and it goes back to the broker in the
+    /// end. If none does, the store may refuse all of them: they stay in hand, but for one in a
+    /// while, and the broker does not count that.
     async fn store_away(
         &self,
         refusals: &mut Refusals,
@@ -196,14 +207,20 @@ where
             *refusals = Refusals::default();
             return Some(Away::TryAgain(Duration::ZERO));
         }
-        refusals.count += 1;
+        let before = if refusals.count == 0 { successes } else { refusals.successes };
+        refusals.successes = self.intake.successes();
+        refusals.is_its_own |= refusals.successes != before;
+        refusals.count = refusals.count.saturating_add(1);
         let pause = self.inbox.pause(refusals.count, seen);
-        let is_its_own = self.intake.successes() != successes;
+        let longest = self.inbox.longest_pause();
         // A broker that cannot deliver it again has only this consumer to try it.
-        let goes_back = is_its_own && self.order != Order::HoldLane;
-        if goes_back && refusals.paused >= self.inbox.longest_pause() {
-            return Some(Away::Return(pause));
+        if self.order != Order::HoldLane && refusals.paused >= longest {
+            let now = self.clock.monotonic();
+            if refusals.is_its_own || self.intake.may_return(now, longest) {
+                return Some(Away::Return(pause));
+            }
         }
+        tracing::warn!(?pause, "the store fails on the record of a message, which is tried again");
         refusals.paused = refusals.paused.saturating_add(pause);
         Some(Away::TryAgain(pause))
     }
