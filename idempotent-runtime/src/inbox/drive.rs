@@ -1,6 +1,6 @@
 //! What a consumer has in hand, and what it does next.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::future::{Future, pending};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -56,7 +56,7 @@ pub(super) struct Drive<S: Source> {
     running: HashMap<Id, (LaneId, Arc<S::Message>)>,
     unsettled: Vec<Settled<S::Message>>,
     /// The lanes that the source holds back.
-    held_back: HashSet<u64>,
+    held_back: BTreeSet<u64>,
     /// The lanes of messages that go back to the broker before those behind them: those that are not
     /// reported yet, and those of the report on its way.
     returned: Vec<LaneId>,
@@ -138,7 +138,7 @@ impl<S: Source> Drive<S> {
             tasks: Tasks(JoinSet::new()),
             running: HashMap::new(),
             unsettled: Vec::new(),
-            held_back: HashSet::new(),
+            held_back: BTreeSet::new(),
             returned: Vec::new(),
             reported: Vec::new(),
             closing: None,
@@ -319,7 +319,7 @@ impl<S: Source> Drive<S> {
         self.receiving = None;
         let waiting = self.lanes.take_all().into_iter();
         self.unsettled.extend(waiting.map(Settled::untried));
-        for lane in self.held_back.drain() {
+        for lane in std::mem::take(&mut self.held_back) {
             self.source.hold_lane(lane, false);
         }
         let source = self.source.clone();
@@ -359,7 +359,7 @@ impl<S: Source> Drive<S> {
             LaneId::Named(lane) if self.resting.contains(*id) => Some(*lane),
             _ => None,
         };
-        let resting: HashSet<u64> = self.running.iter().filter_map(rests).collect();
+        let resting: BTreeSet<u64> = self.running.iter().filter_map(rests).collect();
         for lane in self.held_back.difference(&resting) {
             self.source.hold_lane(*lane, false);
         }

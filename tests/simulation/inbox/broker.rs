@@ -441,6 +441,7 @@ impl<const ORDER: u8> Source for Connection<ORDER> {
                 return Ok(taken);
             }
             tokio::select! {
+                biased;
                 () = self.broker.changed.notified() => {}
                 () = self.broker.world.clock.sleep(self.broker.next_due()) => {}
             }
