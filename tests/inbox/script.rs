@@ -1,7 +1,6 @@
 //! A broker in memory: a test says what it delivers, and sees what it is answered.
 
 use std::fmt;
-use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -48,6 +47,9 @@ impl Message for Mail {
         "mail"
     }
 }
+
+/// How long a condition may take to come true, in real time.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The answer about a message that was not tried.
 pub(crate) const BACK: Disposition = Disposition::Postpone(Duration::ZERO);
@@ -173,15 +175,19 @@ impl<const ORDER: u8> Broker<ORDER> {
         self.state().queue.len()
     }
 
-    /// Resolves when `condition` is true of the broker.
+    /// Resolves when `condition` is true of the broker. Panics if it does not come true.
     pub async fn is(&self, condition: impl Fn(&Self) -> bool) {
-        loop {
-            let changed = self.changed.notified();
-            if condition(self) {
-                return;
+        let comes_true = async {
+            loop {
+                let changed = self.changed.notified();
+                if condition(self) {
+                    return;
+                }
+                changed.await;
             }
-            changed.await;
-        }
+        };
+        let is_in_time = tokio::time::timeout(DEADLINE, comes_true).await.is_ok();
+        assert!(is_in_time, "the broker does not come to be as asked: {:?}", self.settled());
     }
 
     /// Resolves when so many messages are settled.
@@ -267,7 +273,8 @@ impl<const ORDER: u8> Source for Broker<ORDER> {
     }
 }
 
-/// Never stops a consumer.
+/// Never stops a consumer, which has to end by itself.
 pub(crate) async fn never() {
-    pending::<()>().await;
+    tokio::time::sleep(DEADLINE).await;
+    panic!("the consumer goes on");
 }
