@@ -6,6 +6,7 @@
 
 mod compile;
 mod cpu;
+mod inbox;
 mod measure;
 mod memory;
 mod page;
@@ -29,9 +30,10 @@ use measure::Row;
 
 type Group = fn() -> LocalBoxFuture<'static, anyhow::Result<Vec<Row>>>;
 
-const GROUPS: [(&str, Group); 8] = [
+const GROUPS: [(&str, Group); 9] = [
     ("redis", || redis::rows().boxed_local()),
     ("postgres", || postgres::rows().boxed_local()),
+    ("inbox", || inbox::rows().boxed_local()),
     ("sqlite", || sqlite::rows().boxed_local()),
     ("memory", || memory::rows().boxed_local()),
     ("peers", || peers::rows().boxed_local()),

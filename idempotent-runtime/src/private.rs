@@ -16,7 +16,9 @@ pub use crate::policy::{ErrorAction, OnConflict, OnCrash, OnError};
 
 /// Items for a simulated database.
 #[cfg(feature = "testing")]
-pub use crate::engine::{Attempt, Attempts, Calls, Lent, unknown_by_key};
+pub use crate::engine::{
+    Attempt, Attempts, Calls, First, FirstResult, Lent, RecordedFirst, record_first, unknown_by_key,
+};
 #[cfg(feature = "testing")]
 pub use crate::store::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
 pub use crate::store::{Loan, SqlTransaction};

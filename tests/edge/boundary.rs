@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The modules that these edges may use beside the root's public items: that of edges, and the
 /// contract of stores with its values.
-const ALLOWED: &[&str] = &["clock", "edge", "error", "key", "record", "store"];
+const ALLOWED: &[&str] = &["clock", "edge", "error", "key", "record", "store", "tx"];
 
 /// The edges, each with its own module.
 const EDGES: [&str; 2] = ["http", "inbox"];

@@ -26,6 +26,21 @@ async fn a_commit_whose_answer_was_lost_is_repeated_and_is_the_same_commit() {
     assert_eq!(world.ledger.count(), 1);
 }
 
+/// The first try is believed lost, and arrives when the record has been removed, while the lease of
+/// its owner would still run.
+#[tokio::test]
+async fn a_commit_that_arrives_again_does_not_bring_back_what_was_forgotten() {
+    let (world, gate) = (World::new(), Gate::new());
+    world.store.next(Operation::Complete, Fault::Late(gate.clone()));
+    world.while_time_passes(world.charge(1)).await.unwrap();
+    assert_eq!(world.store.requests(Operation::Complete), 2);
+    world.engine.record(OPERATION, 1).forget().await.unwrap();
+    gate.open();
+    eventually("the late commit", async || gate.is_passed()).await;
+    assert!(world.record(1).await.is_none());
+    assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
+}
+
 #[tokio::test]
 async fn a_commit_that_fails_for_a_while_is_repeated_until_it_is_stored() {
     let world = World::new();

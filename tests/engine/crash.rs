@@ -444,6 +444,28 @@ async fn a_claim_that_arrives_again_after_its_release_is_released_again() {
     assert_eq!(world.charge(1).await.unwrap(), "receipt 1.1");
 }
 
+/// The same of a call that has stored its result, whose record is gone by then.
+#[tokio::test]
+async fn a_claim_that_arrives_again_after_its_result_is_gone_is_released_again() {
+    for expires in [true, false] {
+        let world = World::new();
+        world.store.next(Operation::Claim, Fault::LostRequest);
+        let ttl = Duration::from_secs(if expires { 1 } else { 3600 });
+        let call = world.call(1).ttl(ttl).run(|| async { world.effect(1) });
+        world.while_time_passes(call).await.unwrap();
+        if expires {
+            world.clock.advance(ttl);
+        } else {
+            world.engine.record(OPERATION, 1).forget().await.unwrap();
+        }
+        assert!(world.record(1).await.is_none());
+        let late = world.store.sent_claims().remove(0);
+        assert!(matches!(world.memory.claim(late).await, Ok(ClaimOutcome::Granted(_))));
+        world.while_time_passes(world.record_is(1, |record| record.is_none())).await;
+        assert_eq!(world.charge(1).await.unwrap(), "receipt 1.2");
+    }
+}
+
 /// The same of a claim whose second try was granted too late to start a body, and whose caller is
 /// gone while it is released.
 #[tokio::test]

@@ -17,14 +17,28 @@ use bytes::Bytes;
 use futures::stream;
 use idempotency::http::{IdempotencyLayer, Scope};
 use idempotency::record::State as RecordState;
+use idempotency::store::MemoryStore;
 use idempotency::testing::{Fault, Gate};
-use idempotency::{Context, Idempotency, Verdict};
+use idempotency::{Context, ErrorKind, Idempotency, Verdict};
 use idempotency_test_support::deadline::{eventually, eventually_async};
 
 use crate::client::{Client, raw_post};
 use crate::world::{DAY, Server, Shop, World, router};
 
 const KEY: &[u8] = b"Idempotency-Key: \"abc\"\r\n";
+
+/// Its claim would live for as long as the pause, which `max_run` does not allow.
+#[test]
+fn a_pause_before_the_question_that_is_too_long_is_refused_where_the_options_are_looked_at() {
+    let layer = |settle| {
+        IdempotencyLayer::new(Idempotency::new(MemoryStore::new()), Scope::global())
+            .with_verify(|_, _| async { Verdict::Unknown })
+            .with_settle(settle)
+            .checked()
+    };
+    assert_eq!(layer(DAY).unwrap_err().kind(), ErrorKind::Config);
+    assert!(layer(Duration::from_secs(1)).is_ok());
+}
 
 /// A service that has answered 504 to the request `abc`, and whose question about it waits at a
 /// gate.

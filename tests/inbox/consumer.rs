@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use idempotency::clock::Clock as _;
 use idempotency::inbox::{ConsumeError, Consumer, DeadReason, Disposition, Inbox, OnFailure};
+use idempotency::store::MemoryStore;
 use idempotency::testing::Gate;
 use idempotency::{ErrorKind, Idempotency, Verdict};
 
@@ -334,6 +335,21 @@ async fn what_is_configured_wrongly_is_refused_before_the_first_message() {
         assert_eq!(error.kind(), ErrorKind::Config, "{shown}");
         assert_eq!(broker.queued(), 1, "{shown}");
     }
+}
+
+/// The pause before a question has bounds of its own.
+#[tokio::test]
+async fn a_question_that_the_engine_never_asks_is_refused_before_the_first_message() {
+    let engine = Idempotency::builder(MemoryStore::new()).max_run(Duration::from_millis(500));
+    let engine = engine.lease(Duration::from_millis(200)).build().unwrap();
+    let broker: Broker = Broker::new();
+    broker.deliver([1]);
+    let consumer = Consumer::new(Inbox::new(engine, "billing", DAY), broker.clone())
+        .with_on_crash_verify(|_, _| async { Verdict::Unknown });
+    let refused = consumer.run(never(), |_| async { Ok::<_, NoConnection>(()) }).await;
+    let Err(ConsumeError::Refused(error)) = refused else { panic!("{refused:?}") };
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(broker.queued(), 1);
 }
 
 #[tokio::test]

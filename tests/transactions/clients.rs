@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use sqlx::{Pool, Transaction};
 
 use crate::databases;
+#[cfg(feature = "inbox")]
+use crate::messages::{delivery, inbox};
 use crate::scene::{Connection, Database, Ending, Scene, charge, keys};
 use crate::world::Fault;
 
@@ -34,6 +36,8 @@ struct Orders {
     database: String,
     url: String,
     seed: u64,
+    /// It handles messages instead of making calls.
+    messages: bool,
 }
 
 fn spawn(orders: &Orders) -> anyhow::Result<Worker> {
@@ -69,6 +73,13 @@ where
 {
     let (pool, engine) = D::open(&orders.url, CALLS_AT_ONCE, None).await?;
     let mut random = Random::new(orders.seed);
+    #[cfg(feature = "inbox")]
+    if orders.messages {
+        let messages =
+            (0..CALLS_AT_ONCE).map(|_| messages_for_ever::<D>(&pool, &engine, random.fork()));
+        futures::future::try_join_all(messages).await?;
+        return Ok(());
+    }
     let calls = (0..CALLS_AT_ONCE).map(|_| calls_for_ever::<D>(&pool, &engine, random.fork()));
     futures::future::try_join_all(calls).await?;
     Ok(())
@@ -98,6 +109,73 @@ where
     }
 }
 
+/// Handles messages, of which some fail after their effect, and prints each that it may
+/// acknowledge.
+#[cfg(feature = "inbox")]
+async fn messages_for_ever<D: Database>(
+    pool: &Pool<D::Sqlx>,
+    engine: &Idempotency,
+    mut random: Random,
+) -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    use idempotency::inbox::Disposition;
+    let (keys, inbox) = (keys(KEYS), inbox(engine));
+    loop {
+        let key = &keys[usize::try_from(random.below(KEYS as u64))?];
+        let fails = random.below(4) == 0;
+        let handled = inbox.handle_in(pool, delivery(key), |mut transaction| async move {
+            println!("{RUNNING}");
+            D::add(&mut **transaction, key, "booked").await?;
+            if fails { Err(Fault::No) } else { Ok(()) }
+        });
+        let handled = handled.await;
+        match handled.disposition {
+            Disposition::Ack => println!("{ANSWER}{key} booked"),
+            Disposition::Retry(_) => {}
+            other => anyhow::bail!("{key}: {other:?} {:?}", handled.outcome),
+        }
+    }
+}
+
+/// Processes that handle messages are killed. What they have acknowledged has one effect, and what
+/// they have not has at most one, and gets it in the end.
+#[cfg(feature = "inbox")]
+async fn killed_consumers<D: Database>(database: &str) -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    use idempotency::inbox::Disposition;
+    let seed = seed();
+    let mut random = Random::new(seed);
+    let again = || format!("IDEMPOTENCY_SEED={seed} repeats the choices");
+    let scene = Scene::<D>::new(4, None).await?;
+    let mut lives = Vec::new();
+    for _ in 0..PROCESSES {
+        lives.push(deaths(database, scene.database.url(), random.fork(), true));
+    }
+    let acked = futures::future::try_join_all(lives).await.with_context(again)?.concat();
+    let effects = scene.effects().await?;
+    for (key, _) in &acked {
+        let of_key = effects.get(key).map_or(0, Vec::len);
+        anyhow::ensure!(of_key == 1, "{key} is acknowledged and has {of_key} effects; {}", again());
+    }
+    let inbox = inbox(&scene.engine);
+    for key in keys(KEYS) {
+        let handled = inbox.handle_in(&scene.pool, delivery(&key), |mut transaction| {
+            let key = key.clone();
+            async move { Ok::<_, Fault>(D::add(&mut **transaction, &key, "booked").await?) }
+        });
+        let handled = handled.await;
+        anyhow::ensure!(handled.disposition == Disposition::Ack, "{key}: {handled:?}");
+    }
+    let effects = scene.effects().await?;
+    let all = effects.len() == KEYS && effects.values().all(|of_key| of_key.len() == 1);
+    anyhow::ensure!(all, "not one effect for each message; {}", again());
+    Ok(())
+}
+
 async fn killed_clients<D: Database>(database: &str) -> anyhow::Result<()>
 where
     Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
@@ -114,7 +192,7 @@ where
     let scene = Scene::<D>::new(4, None).await?;
     let mut lives = Vec::new();
     for _ in 0..PROCESSES {
-        lives.push(deaths(database, scene.database.url(), random.fork()));
+        lives.push(deaths(database, scene.database.url(), random.fork(), false));
     }
     let mut answers = futures::future::try_join_all(lives).await?.concat();
     let keys = keys(KEYS);
@@ -136,11 +214,12 @@ async fn deaths(
     database: &str,
     url: String,
     mut random: Random,
+    messages: bool,
 ) -> anyhow::Result<Vec<(String, String)>> {
     let mut answers = Vec::new();
     for _ in 0..KILLS {
-        let orders =
-            Orders { database: database.to_owned(), url: url.clone(), seed: random.bits() };
+        let (database, url, seed) = (database.to_owned(), url.clone(), random.bits());
+        let orders = Orders { database, url, seed, messages };
         let mut worker = spawn(&orders)?;
         let mut bodies = 1 + random.below(5);
         while bodies > 0 {
@@ -175,4 +254,22 @@ async fn on_postgresql_killed_clients_leave_as_many_effects_as_records() -> anyh
 #[tokio::test]
 async fn on_mariadb_killed_clients_leave_as_many_effects_as_records() -> anyhow::Result<()> {
     killed_clients::<databases::MariaDb>("mariadb").await
+}
+
+#[cfg(feature = "inbox")]
+#[tokio::test]
+async fn on_sqlite_killed_consumers_have_one_effect_for_each_message() -> anyhow::Result<()> {
+    killed_consumers::<databases::Sqlite>("sqlite").await
+}
+
+#[cfg(all(feature = "inbox", feature = "postgres"))]
+#[tokio::test]
+async fn on_postgresql_killed_consumers_have_one_effect_for_each_message() -> anyhow::Result<()> {
+    killed_consumers::<databases::Postgres>("postgres").await
+}
+
+#[cfg(all(feature = "inbox", feature = "mysql"))]
+#[tokio::test]
+async fn on_mariadb_killed_consumers_have_one_effect_for_each_message() -> anyhow::Result<()> {
+    killed_consumers::<databases::MariaDb>("mariadb").await
 }

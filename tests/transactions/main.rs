@@ -17,6 +17,8 @@ mod isolation;
 mod lints;
 mod long;
 mod meetings;
+#[cfg(feature = "inbox")]
+mod messages;
 #[cfg(feature = "mysql")]
 mod mysql;
 mod outcomes;

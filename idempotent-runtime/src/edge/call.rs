@@ -12,7 +12,7 @@ use super::turn::{Attempt, Turn};
 use crate::Idempotency;
 use crate::engine::Extensions;
 use crate::engine::task_state::TaskState;
-use crate::engine::{Call, NoVerify, RecordHandle, Unprotected, Verify};
+use crate::engine::{Call, NoVerify, RecordHandle, Unprotected, Verify, count};
 use crate::error::{Error, ErrorKind};
 use crate::key::Fingerprint;
 use crate::key::Key;
@@ -227,6 +227,34 @@ impl<V> EdgeCall<V> {
         self.call.record(&self.engine, &self.operation)
     }
 
+    /// Counts one more begin of this call, and returns the number of all that were counted under its
+    /// name and key: for calls whose own record is rolled back when their process dies. They are
+    /// forgotten when none has been counted for the `ttl`. Give it a name of its own: the count is a
+    /// record, and no call can run under its key.
+    ///
+    /// # Errors
+    /// Those of a claim.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use idempotency::{Idempotency, store::MemoryStore};
+    /// use idempotency::edge::EdgeCall;
+    /// use idempotency::key::Key;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), idempotency::Error> {
+    /// # let engine = Idempotency::new(MemoryStore::new());
+    /// let begun = || EdgeCall::new(&engine, "mail/begun", Key::of(&7), Duration::from_secs(60));
+    /// assert_eq!(begun().count().await?, 1);
+    /// assert_eq!(begun().count().await?, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn count(self) -> Result<u32, Error> {
+        let (task_state, call, ..) = self.parts();
+        task_state.wrap(count(call)).await.map_err(Error::of_call)
+    }
+
     /// Returns the future of a body that runs without a claim and without a record, for an edge
     /// that fails open. **A repetition runs the body again.** Use it only if
     /// [`EdgeOutcome::may_fail_open`] is true of the call's outcome.
@@ -278,7 +306,7 @@ impl<V> EdgeCall<V> {
     }
 
     /// Returns the scope of the call, the call, and the largest retention of a result.
-    fn parts(self) -> (TaskState, Call, Duration, V) {
+    pub(crate) fn parts(self) -> (TaskState, Call, Duration, V) {
         let task_state = TaskState::current().of_edge(&self.engine, &self.extensions);
         (task_state, self.call, limits(&self.engine).max_ttl, self.question)
     }

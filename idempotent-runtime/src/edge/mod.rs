@@ -91,6 +91,8 @@ use std::time::Duration;
 
 pub use crate::engine::Extensions;
 pub use call::EdgeCall;
+#[cfg(feature = "__sql")]
+pub(crate) use outcome::codec;
 pub use outcome::{EdgeOutcome, EdgeResult, End};
 pub use turn::{Attempt, NotBegun, Turn, Waiting};
 

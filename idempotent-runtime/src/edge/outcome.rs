@@ -100,7 +100,7 @@ impl EdgeResult {
         self.bytes
     }
 
-    pub(super) fn within(mut self, max_ttl: Duration) -> Self {
+    pub(crate) fn within(mut self, max_ttl: Duration) -> Self {
         // Bounded before, because the longest duration has no next millisecond, and after.
         let bounded = |ttl: Duration| ttl.clamp(Duration::from_millis(1), max_ttl);
         self.ttl = self.ttl.map(|ttl| bounded(whole_millis(bounded(ttl))));
@@ -109,6 +109,12 @@ impl EdgeResult {
 
     pub(super) fn state(&self) -> State {
         if self.is_failed { State::Failed } else { State::Completed }
+    }
+
+    /// Returns the result as one that is written before its body runs.
+    #[cfg(feature = "__sql")]
+    pub(crate) fn first(&self) -> crate::engine::FirstResult {
+        crate::engine::FirstResult { state: self.state(), body: self.bytes.clone(), ttl: self.ttl }
     }
 
     fn ending(&self) -> Ending {
@@ -326,7 +332,7 @@ impl<T> EdgeOutcome<T> {
 }
 
 /// The return type of the guarded call behind an [`EdgeCall`](super::EdgeCall).
-pub(super) enum Raw<T> {
+pub(crate) enum Raw<T> {
     /// The body ended.
     Ended(T, End),
     /// The verification callback knows the result of an earlier attempt.
@@ -364,7 +370,7 @@ impl<T> Outcome for Raw<T> {
     }
 }
 
-pub(super) fn codec<T>() -> Codec<Raw<T>> {
+pub(crate) fn codec<T>() -> Codec<Raw<T>> {
     Raw::codec(ErrorAction::Release)
 }
 

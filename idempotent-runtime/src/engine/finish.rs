@@ -174,9 +174,11 @@ async fn store_answer(
     // cache notices, and does not keep this result.
     let near_cache =
         engine.near_cache.as_ref().map(|near_cache| near_cache.begin_lookup(commit.key));
-    match owner.store(&commit).await {
+    let budget = Budget::of(engine.settings.commit_timeout);
+    match owner.store(&commit, budget).await {
         Ok(written) if written.is_done() => {
             report_adoption(&owner.call, written);
+            owner.release_late_claim();
             let record = Arc::new(owner.answered(&commit));
             if let Some(near_cache) = near_cache {
                 near_cache.keep(&record, commit.ttl);
@@ -332,17 +334,35 @@ impl Owner {
         record
     }
 
-    async fn store(&self, commit: &Commit) -> Result<WriteOutcome, StoreError> {
+    /// Stores the result, and writes a record again that has vanished.
+    ///
+    /// Only a commit that has found none is sent with the permission to do that. One that has it
+    /// may still be on its way when another try of it was applied, and when an operator has removed
+    /// the record since: it would bring the result back.
+    async fn store(&self, commit: &Commit, budget: Budget) -> Result<WriteOutcome, StoreError> {
         let engine = &self.call.engine;
-        let budget = Budget::of(engine.settings.commit_timeout);
-        engine.store.complete(budget, || self.to_store(commit)).await
+        let written = engine.store.complete(budget, || commit.clone()).await?;
+        if written == WriteOutcome::Gone && !self.lease.is_lost() {
+            engine.store.complete(budget, || self.adopting(commit)).await
+        } else {
+            Ok(written)
+        }
     }
 
-    /// Returns the commit as it is sent now.
-    fn to_store(&self, commit: &Commit) -> Commit {
+    /// Returns the commit with the permission to write the record again, as far as there is one now.
+    fn adopting(&self, commit: &Commit) -> Commit {
         let mut commit = commit.clone();
         commit.adopt = (!self.lease.is_lost()).then(|| self.adoption_for(commit.ttl));
         commit
+    }
+
+    /// A try of the claim that has not arrived yet would find no record when that of the call has
+    /// expired, or was removed, and would own one for a body that has ended.
+    fn release_late_claim(&self) {
+        if self.repeated {
+            let record = &self.grant.record;
+            owed::repeat(&self.call.engine, Release::unused(record.key, record.owner));
+        }
     }
 
     /// Returns the permission to write a vanished record again, and the time at which it ends. Once
@@ -474,9 +494,10 @@ async fn not_stored(mut owner: Box<Owner>, commit: Commit, error: StoreError) ->
     keeper.spawn(async move {
         let _place = place;
         let budget = Budget::until_done(engine.settings.background_commit);
-        match engine.store.complete(budget, || owner.to_store(&commit)).await {
+        match owner.store(&commit, budget).await {
             Ok(written) if written.is_done() => {
                 report_adoption(&call, written);
+                owner.release_late_claim();
                 tracing::info!(key = %lease.key, "a result was stored in the background");
                 let after = engine.clock.monotonic().saturating_sub(answered);
                 call.tell(What::StoredLate { after });

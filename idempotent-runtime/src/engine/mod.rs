@@ -7,6 +7,7 @@ mod busy;
 mod call;
 mod census;
 mod claim;
+mod count;
 mod duplicate;
 mod exit;
 mod extensions;
@@ -41,6 +42,9 @@ mod transaction;
 mod transaction_attempts;
 mod transaction_calls;
 mod transaction_end;
+mod transaction_first;
+#[cfg(any(feature = "__sql", feature = "testing"))]
+mod transaction_recorded;
 mod unknown_outcome;
 mod user_code;
 pub(crate) mod verify;
@@ -55,6 +59,7 @@ use std::sync::atomic::Ordering;
 pub(crate) use admission::{Admission, admit};
 pub use builder::Builder;
 pub use call::Call;
+pub(crate) use count::count;
 pub use duplicate::DuplicateRun;
 pub use extensions::Extensions;
 pub use operations::Site;
@@ -73,6 +78,10 @@ pub(crate) use transaction_attempts::unknown_by_effect;
 pub use transaction_attempts::{Attempt, Attempts, unknown_by_key};
 #[cfg(any(feature = "__sql", feature = "testing"))]
 pub use transaction_calls::{Calls, Lent};
+#[cfg(any(feature = "__sql", feature = "testing"))]
+pub use transaction_first::FirstResult;
+#[cfg(any(feature = "__sql", feature = "testing"))]
+pub use transaction_recorded::{First, RecordedFirst, record_first};
 pub(crate) use verify::ask;
 pub use verify::{Asked, Cleared, NoVerify, Verification, Verified, Verify, verify};
 pub use view::{RecordView, Revision};

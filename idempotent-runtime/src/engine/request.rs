@@ -20,7 +20,7 @@ use crate::policy::OnConflict;
 use crate::store::{CrashPolicy, StoreError};
 
 /// A request as the user made it, not validated yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(super) engine: Result<Idempotency, Error>,
     pub(super) operation: Operation,
@@ -39,7 +39,7 @@ pub(crate) struct Request {
 }
 
 /// The name of the operation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Operation {
     Named(Arc<str>),
     /// With the instance of the function, if the user has not given the name.
@@ -132,7 +132,7 @@ impl Request {
     }
 
     /// The schema version that the caller reads.
-    pub(super) fn version(&self) -> u32 {
+    pub(crate) fn version(&self) -> u32 {
         self.version
     }
 

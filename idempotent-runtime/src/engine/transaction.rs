@@ -16,6 +16,7 @@ use super::report::Report;
 use super::request::{CheckedCall, Request};
 use super::task_state::TaskState;
 use super::transaction_calls::{Calls, Mark, calls_at};
+use super::transaction_first::{FirstResult, begin_with_result};
 use super::without_lease::WithoutLease;
 use super::{Unprotected, Waiting, wait};
 use crate::context::Context;
@@ -71,6 +72,12 @@ pub(super) struct InClaim {
     pub(super) calls: Option<(Arc<Calls>, Mark)>,
     /// True once the body has ended, for its [`Context`].
     pub(super) ended: Arc<AtomicBool>,
+    #[cfg_attr(
+        not(any(feature = "__sql", feature = "testing")),
+        expect(dead_code, reason = "only a transaction of the engine's own has a mark")
+    )]
+    /// True if the store has marked the transaction with the record that it wrote first.
+    pub(super) has_marked: bool,
     /// A shutdown waits for the body, and counts it.
     _busy: (Busy, WithoutLease),
 }
@@ -88,7 +95,7 @@ where
 {
     let Codec { writer, reader } = codec;
     let version = call.request.version();
-    match engine_waits(seek(call.request, transaction)).await {
+    match engine_waits(seek(call.request, None, transaction)).await {
         Ok(Sought::Found(record)) => Begun::Answered(reader.answer(stored(record, version))),
         Ok(Sought::Run { claimed, task_state }) => {
             Begun::Mine(InTransaction { claimed, task_state, writer, reader })
@@ -97,19 +104,21 @@ where
     }
 }
 
-enum Sought {
+pub(super) enum Sought {
     Found(Arc<Record>),
     Run { claimed: Result<Box<InClaim>, Box<Unclaimed>>, task_state: TaskState },
 }
 
-async fn seek<X: SqlTransaction + ?Sized>(
+/// `first` is the result that the record gets before the body runs.
+pub(super) async fn seek<X: SqlTransaction + ?Sized>(
     request: Request,
+    first: Option<&FirstResult>,
     transaction: &mut X,
 ) -> Result<Sought, Error> {
     let task_state = TaskState::current();
     let call = request.check().map_err(|invalid| invalid.refused(&task_state))?;
     let mut exit = Exit::new(&call, &task_state, Report::new(call.operation.clone(), call.key));
-    match seek_checked(call, task_state, &mut exit.report, transaction).await {
+    match seek_checked(call, first, task_state, &mut exit.report, transaction).await {
         Ok(Sought::Found(record)) => {
             exit.end(Outcome::Replayed(Source::Store));
             Ok(Sought::Found(record))
@@ -131,6 +140,7 @@ async fn seek<X: SqlTransaction + ?Sized>(
 
 async fn seek_checked<X: SqlTransaction + ?Sized>(
     call: CheckedCall,
+    first: Option<&FirstResult>,
     task_state: TaskState,
     report: &mut Report,
     transaction: &mut X,
@@ -156,7 +166,7 @@ async fn seek_checked<X: SqlTransaction + ?Sized>(
         tracing::warn!(%error, "the background thread could not be started: expired records are not removed");
     }
     // Boxed: it loops, and the rest of the call does not carry its state along.
-    Box::pin(take(call, task_state, report, transaction)).await
+    Box::pin(take(call, first, task_state, report, transaction)).await
 }
 
 /// Lets the body run without a claim.
@@ -192,6 +202,7 @@ const UNSEEN_READS: usize = 3;
 /// between the reads.
 async fn take<X: SqlTransaction + ?Sized>(
     call: CheckedCall,
+    first: Option<&FirstResult>,
     task_state: TaskState,
     report: &mut Report,
     transaction: &mut X,
@@ -214,10 +225,15 @@ async fn take<X: SqlTransaction + ?Sized>(
         claim.policy = CrashPolicy::Hold;
         let patience = deadline
             .map_or(Duration::ZERO, |deadline| deadline.saturating_sub(engine.clock.monotonic()));
-        let taken =
-            transaction.connection().begin(engine.store.in_transaction(), &claim, patience).await;
-        let ClaimAnswer { claimed, has_waited, keeps_lock } =
-            taken.map_err(|error| call.store_error(error))?;
+        let taken = if let Some(first) = first {
+            begin_with_result(&call, first, &claim, patience, transaction).await
+        } else {
+            let store = engine.store.in_transaction();
+            let begun = transaction.connection().begin(store, &claim, patience).await;
+            begun.map(|answer| (answer, false))
+        };
+        let (answer, has_marked) = taken.map_err(|error| call.store_error(error))?;
+        let ClaimAnswer { claimed, has_waited, keeps_lock } = answer;
         report.waited |= has_waited && deadline.is_some();
         let Some(claimed) = claimed else { return Err(held_by_a_transaction(&call)) };
         let before = calls.as_ref().map(|calls| calls.answered(call.key, &engine.store));
@@ -234,7 +250,8 @@ async fn take<X: SqlTransaction + ?Sized>(
                 if let Some(calls) = &calls {
                     calls.absent(call.key);
                 }
-                return Ok(granted(call, grant, &task_state, report, calls.zip(before), busy));
+                let calls = calls.zip(before);
+                return Ok(granted(call, grant, &task_state, report, calls, busy, has_marked));
             }
             ClaimOutcome::Existing(record) => record,
         };
@@ -327,6 +344,7 @@ fn granted(
     report: &mut Report,
     calls: Option<(Arc<Calls>, Mark)>,
     busy: (Busy, WithoutLease),
+    has_marked: bool,
 ) -> Sought {
     report.attempt = grant.record.attempts;
     let ended = Arc::new(AtomicBool::new(false));
@@ -337,7 +355,7 @@ fn granted(
         fence: grant.record.fence,
         taken_over: grant.taken_over,
     });
-    let claim = InClaim { call, grant, exit: None, calls, ended, _busy: busy };
+    let claim = InClaim { call, grant, exit: None, calls, ended, has_marked, _busy: busy };
     Sought::Run { claimed: Ok(Box::new(claim)), task_state }
 }
 

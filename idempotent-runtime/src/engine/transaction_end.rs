@@ -35,10 +35,16 @@ impl Leaves {
 
 impl InClaim {
     /// Reports the end of the call.
-    fn report_end(&mut self, outcome: Outcome) {
+    pub(super) fn report_end(&mut self, outcome: Outcome) {
         if let Some(exit) = self.exit.take() {
             exit.end(outcome);
         }
+    }
+
+    /// Records for the creator of the transaction that the record has its result.
+    #[cfg(any(feature = "__sql", feature = "testing"))]
+    pub(super) fn is_recorded(&self) {
+        self.leaves(Leaves::Result);
     }
 
     /// Records for the creator of the transaction what the call has left there.

@@ -155,7 +155,12 @@ impl IdempotencyLayer {
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) names the option and what it may be.
     pub fn checked(self) -> Result<Self, Error> {
-        self.options.call("key", None).check()?;
+        let call = self.options.call("key", None);
+        match self.options.crash {
+            // The bounds of a call that asks are others.
+            Crash::Verify(_) => call.on_crash_verify(async |_| Verdict::Unknown).check()?,
+            Crash::Policy(_) => call.check()?,
+        }
         let in_body =
             self.options.keys.in_body.as_deref().map(|pointer| ("with_key_from_body", pointer));
         let mut pointers = in_body.into_iter().chain(self.options.fingerprint.pointers());

@@ -12,6 +12,9 @@ use tracing::Instrument as _;
 
 use super::drive::Drive;
 use super::failures::{FailurePolicy, RetryAll};
+#[cfg(feature = "__sql")]
+use super::handling::InTransaction;
+use super::handling::{Handling, Recorded};
 use super::inbox::Inbox;
 use super::intake::Intake;
 use super::resting::Resting;
@@ -118,39 +121,113 @@ impl<S: Source, P> Consumer<S, P> {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: fmt::Debug + Send + 'static,
     {
-        let Self { inbox, source, concurrency, drain, question } = self;
-        inbox.check().map_err(ConsumeError::Refused)?;
-        if concurrency == 0 {
-            let error = Error::config("a consumer with a concurrency of 0 handles nothing");
+        let asks = self.question.is_some();
+        let checked = if asks { self.inbox.check_asking() } else { self.inbox.check() };
+        checked.map_err(ConsumeError::Refused)?;
+        let Self { inbox, source, question, .. } = self;
+        let bounds = (self.concurrency, self.drain);
+        drive(inbox, source, bounds, stop, Recorded { handler, question }).await
+    }
+
+    /// Runs like [`run`](Self::run), with the record of each message in one transaction of `pool` with
+    /// what its handler writes: see [`Inbox::handle_in`].
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run). [`ConsumeError::Refused`] also if `pool` is one of another
+    /// database than that of the engine's store, or if the consumer has a question
+    /// ([`with_on_crash_verify`](Self::with_on_crash_verify)): after a crash nothing has happened.
+    ///
+    /// # Panics
+    /// If it runs outside of a Tokio runtime.
+    ///
+    #[cfg_attr(feature = "postgres", doc = "```")]
+    #[cfg_attr(not(feature = "postgres"), doc = "```ignore")]
+    /// # use std::time::Duration;
+    /// use idempotency::inbox::{Consumer, Inbox, Message, Source};
+    /// use idempotency::{Idempotency, store::PostgresStore, tx::OpenTransaction};
+    /// use sqlx::{PgPool, Postgres};
+    ///
+    /// async fn consume(orders: impl Source, pool: PgPool) -> Result<(), Box<dyn std::error::Error>> {
+    ///     let engine = Idempotency::new(PostgresStore::from_pool(pool.clone()));
+    ///     let inbox = Inbox::new(engine, "billing", Duration::from_secs(14 * 86_400));
+    ///     let book = |mut tx: OpenTransaction<Postgres>, _| async move {
+    ///         sqlx::query("UPDATE totals SET orders = orders + 1").execute(&mut **tx).await.map(drop)
+    ///     };
+    ///     Consumer::new(inbox, orders).run_in(pool, std::future::pending(), book).await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    #[cfg(feature = "__sql")]
+    pub async fn run_in<DB, H, F, E>(
+        self,
+        pool: sqlx::Pool<DB>,
+        stop: impl Future<Output = ()>,
+        handler: H,
+    ) -> Result<Drained, ConsumeError<S::Error>>
+    where
+        P: FailurePolicy<E> + Send + Sync + 'static,
+        DB: crate::tx::TransactionDatabase,
+        H: Fn(crate::tx::OpenTransaction<DB>, Arc<S::Message>) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::error::Error + Send + 'static,
+    {
+        if self.question.is_some() {
+            let error = Error::config(
+                "a consumer whose records are in transactions has no question to ask: after a \
+                 crash nothing has happened",
+            );
             return Err(ConsumeError::Refused(error));
         }
-        let clock = clock(inbox.engine());
-        let intake = Arc::new(Intake::new());
-        let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
-        let resting = Arc::new(Resting::default());
-        let (stopping, stops) = watch::channel(false);
-        let probe = inbox.probe();
-        let worker = Arc::new(Worker {
-            inbox,
-            handler,
-            question,
-            order: S::ORDER,
-            clock: clock.clone(),
-            intake: intake.clone(),
-            resting: resting.clone(),
-            places: places.clone(),
-            stopping: stops,
-        });
-        let work = move |message: Arc<S::Message>, place| {
-            let label = catch_unwind(AssertUnwindSafe(|| message.label().to_owned()));
-            let label = label.unwrap_or_default();
-            let span = tracing::info_span!("message", label);
-            worker.clone().work(message, place).instrument(span)
-        };
-        let drive =
-            Drive::new(source, clock, intake, resting, places, stopping, probe, concurrency, drain);
-        drive.run(stop, work).await
+        self.inbox.check_in(&pool).await.map_err(ConsumeError::Refused)?;
+        let bounds = (self.concurrency, self.drain);
+        let handling = InTransaction { pool, handler };
+        drive(self.inbox, self.source, bounds, stop, handling).await
     }
+}
+
+/// Runs the loop of a consumer with these bounds: how many handlers run at the same time, and how
+/// long it waits for them when it stops.
+async fn drive<S, P, H>(
+    inbox: Inbox<P>,
+    source: S,
+    (concurrency, drain): (usize, Duration),
+    stop: impl Future<Output = ()>,
+    handling: H,
+) -> Result<Drained, ConsumeError<S::Error>>
+where
+    S: Source,
+    P: Send + Sync + 'static,
+    H: Handling<S::Message, P>,
+{
+    if concurrency == 0 {
+        let error = Error::config("a consumer with a concurrency of 0 handles nothing");
+        return Err(ConsumeError::Refused(error));
+    }
+    let clock = clock(inbox.engine());
+    let intake = Arc::new(Intake::new());
+    let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
+    let resting = Arc::new(Resting::default());
+    let (stopping, stops) = watch::channel(false);
+    let probe = inbox.probe();
+    let worker = Arc::new(Worker {
+        inbox,
+        handling,
+        order: S::ORDER,
+        clock: clock.clone(),
+        intake: intake.clone(),
+        resting: resting.clone(),
+        places: places.clone(),
+        stopping: stops,
+    });
+    let work = move |message: Arc<S::Message>, place| {
+        let label = catch_unwind(AssertUnwindSafe(|| message.label().to_owned()));
+        let label = label.unwrap_or_default();
+        let span = tracing::info_span!("message", label);
+        worker.clone().work(message, place).instrument(span)
+    };
+    let drive =
+        Drive::new(source, clock, intake, resting, places, stopping, probe, concurrency, drain);
+    drive.run(stop, work).await
 }
 
 impl<S: Source, P> fmt::Debug for Consumer<S, P> {

@@ -25,6 +25,7 @@ pub struct Delivery<'a> {
     key: Key,
     payload: Option<&'a [u8]>,
     deliveries: Option<u32>,
+    is_suspect: bool,
 }
 
 impl<'a> Delivery<'a> {
@@ -35,7 +36,7 @@ impl<'a> Delivery<'a> {
     /// Keys of different origin, such as a header and a position, are kept apart with a tag:
     /// `("header", id)` and `("position", partition, offset)`.
     pub fn new<K: IntoKey>(key: K) -> Self {
-        Self { key: Key::of(&key), payload: None, deliveries: None }
+        Self { key: Key::of(&key), payload: None, deliveries: None, is_suspect: false }
     }
 
     /// Sets the payload, which a redelivery must repeat. A message with the same key and another
@@ -47,23 +48,46 @@ impl<'a> Delivery<'a> {
     /// Sets how often the broker has delivered the message, this time included.
     ///
     /// The record of the message counts its attempts, also those of processes that died. This
-    /// number is used where there is no record: while the operation is
-    /// [disabled](crate::Idempotency::disable).
+    /// number is used where there is no such record: with `handle_in`, where it is rolled back, and
+    /// while the operation is [disabled](crate::Idempotency::disable).
     pub fn deliveries(self, count: u32) -> Self {
         Self { deliveries: Some(count), ..self }
+    }
+
+    /// Marks a delivery that may be a repetition which the broker does not count. With `handle_in`
+    /// it is counted in the store, in one more request: a message that kills its process is then a
+    /// dead letter in the end. Without effect otherwise, where the record of the message counts.
+    ///
+    /// ```
+    /// use idempotency::inbox::Delivery;
+    ///
+    /// /// A broker that says that it delivers again, and not how often.
+    /// fn delivery(id: &str, redelivered: bool) -> Delivery<'static> {
+    ///     let delivery = Delivery::new(("id", id));
+    ///     if redelivered { delivery.suspect() } else { delivery }
+    /// }
+    /// # let _ = delivery("7", true);
+    /// ```
+    pub fn suspect(self) -> Self {
+        Self { is_suspect: true, ..self }
     }
 
     pub(super) fn key(&self) -> Key {
         self.key.clone()
     }
 
-    /// Counts the tries of a consumer that has not returned the message in between.
-    pub(super) fn tried_here(self, tries: u32) -> Self {
-        if tries < 2 {
+    /// Counts the failed tries of a consumer that has not returned the message in between.
+    pub(super) fn failed_here(self, failures: u32) -> Self {
+        if failures == 0 {
             return self;
         }
-        let deliveries = self.deliveries.map_or(tries, |count| count.saturating_add(tries - 1));
+        let deliveries = self.deliveries.unwrap_or(1).saturating_add(failures);
         Self { deliveries: Some(deliveries), ..self }
+    }
+
+    #[cfg(feature = "__sql")]
+    pub(super) fn is_suspect(&self) -> bool {
+        self.is_suspect
     }
 
     pub(super) fn count(&self) -> Option<u32> {
@@ -86,6 +110,7 @@ impl fmt::Debug for Delivery<'_> {
         f.debug_struct("Delivery")
             .field("payload", &self.payload.map(<[u8]>::len))
             .field("deliveries", &self.deliveries)
+            .field("is_suspect", &self.is_suspect)
             .finish_non_exhaustive()
     }
 }

@@ -178,6 +178,13 @@ impl<P> Inbox<P> {
         Self { has_fingerprints: false, ..self }
     }
 
+    /// Returns the error of every call of this inbox that asks a question, which has bounds of its
+    /// own, if an option is invalid.
+    pub(super) fn check_asking(&self) -> Result<(), Error> {
+        self.check()?;
+        self.call(Key::of("")).on_crash_verify(async |_| Verdict::Unknown).check()
+    }
+
     /// Returns the error of every call of this inbox, if an option is invalid.
     pub(super) fn check(&self) -> Result<(), Error> {
         if self.name.len() > LONGEST_NAME {
@@ -205,21 +212,25 @@ impl<P> Inbox<P> {
 
     /// A record that never exists: a look at it shows whether the store answers.
     pub(super) fn probe(&self) -> RecordHandle {
-        self.call(Key::of(&("idempotency/inbox/probe", 0_u8))).record()
+        self.probing().record()
     }
 
-    /// Returns the disposition of a message whose handler, or question, has panicked in the try
-    /// `tries` of this consumer.
-    pub(super) fn panicked(&self, tries: u32, seen: &Seen, is_verified: bool) -> Disposition {
-        if self.on_crash == OnCrash::Hold && !is_verified {
+    fn probing(&self) -> EdgeCall {
+        self.call(Key::of(&("idempotency/inbox/probe", 0_u8)))
+    }
+
+    /// Returns the disposition of a message whose handler, or question, has panicked in the try of
+    /// this consumer after `failures` failed ones. `is_known`: nothing is in doubt then.
+    pub(super) fn panicked(&self, failures: u32, seen: &Seen, is_known: bool) -> Disposition {
+        if self.on_crash == OnCrash::Hold && !is_known {
             Disposition::DeadLetter(DeadReason::InDoubt)
         } else {
             // A question that panics has no attempt.
-            Disposition::Retry(self.pause(seen.attempt().max(tries), seen))
+            Disposition::Retry(self.pause(seen.attempt().max(failures.saturating_add(1)), seen))
         }
     }
 
-    fn call(&self, key: Key) -> EdgeCall {
+    pub(super) fn call(&self, key: Key) -> EdgeCall {
         let on_conflict = match self.wait {
             Duration::ZERO => OnConflict::Reject,
             patience => OnConflict::Wait(patience),
@@ -233,6 +244,37 @@ impl<P> Inbox<P> {
             Some(refuse_for) => call.after_expiry(refuse_for),
             None => call,
         }
+    }
+
+    /// Returns the error of every call of this inbox in transactions of `pool`, as far as it is known
+    /// now: a database that gives no answer is none.
+    #[cfg(feature = "__sql")]
+    pub(super) async fn check_in<DB>(&self, pool: &sqlx::Pool<DB>) -> Result<(), Error>
+    where
+        DB: crate::tx::TransactionDatabase,
+    {
+        self.check()?;
+        match self.probing().check_pool(pool).await {
+            Err(error) if matches!(error.kind(), ErrorKind::Config | ErrorKind::Unsupported) => {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The count of the deliveries of the message with this key. Its name is no inbox's: a count is
+    /// a record, which would take the place of a message's.
+    #[cfg(feature = "__sql")]
+    pub(super) fn counter(&self, key: Key) -> EdgeCall {
+        EdgeCall::new(&self.engine, format!("{}/deliveries", self.name), key, self.ttl)
+    }
+
+    #[cfg(feature = "__sql")]
+    pub(super) fn decide<E>(&self, error: &E) -> OnFailure
+    where
+        P: FailurePolicy<E>,
+    {
+        self.failures.decide(error)
     }
 
     /// Handles one delivery: runs `handler` unless the message was handled before, and returns what
@@ -350,7 +392,7 @@ impl<P> Inbox<P> {
         self.answered(outcome, seen)
     }
 
-    fn call_of(&self, delivery: &Delivery<'_>) -> Result<EdgeCall, Error> {
+    pub(super) fn call_of(&self, delivery: &Delivery<'_>) -> Result<EdgeCall, Error> {
         self.check()?;
         let call = self.call(delivery.key());
         let fingerprint = if self.has_fingerprints { delivery.fingerprint()? } else { None };
@@ -374,12 +416,12 @@ impl<P> Inbox<P> {
         F: Future<Output = Result<(), E>>,
     {
         let attempt = turn.attempt().context().attempt();
-        if self.max_attempts != 0 && attempt > self.max_attempts {
+        if self.is_exhausted_before(attempt) {
             // An earlier attempt that broke off stays on the record; those that failed do not count
             // any more.
             return (Ended::Exhausted, End::Dismissed);
         }
-        seen.attempt.store(attempt, Ordering::Relaxed);
+        seen.begins(attempt);
         // Without a record only the broker counts.
         let attempt = if attempt == 0 { delivery.count().unwrap_or(1) } else { attempt };
         match handler().await {
@@ -391,8 +433,18 @@ impl<P> Inbox<P> {
         }
     }
 
+    /// Returns true if the attempts before `attempt` were as many as the inbox allows.
+    pub(super) fn is_exhausted_before(&self, attempt: u32) -> bool {
+        self.max_attempts != 0 && attempt > self.max_attempts
+    }
+
     /// Returns what follows from a failure of attempt `attempt`.
-    fn failed(&self, attempt: u32, seen: &Seen, decision: OnFailure) -> (Disposition, End) {
+    pub(super) fn failed(
+        &self,
+        attempt: u32,
+        seen: &Seen,
+        decision: OnFailure,
+    ) -> (Disposition, End) {
         let pause = match decision {
             OnFailure::Retry => self.pause(attempt, seen),
             OnFailure::RetryAfter(pause) => pause,
@@ -412,7 +464,7 @@ impl<P> Inbox<P> {
         (Disposition::Retry(pause), End::Released)
     }
 
-    fn answered<E>(&self, outcome: EdgeOutcome<Ended<E>>, seen: &Seen) -> Handled<E> {
+    pub(super) fn answered<E>(&self, outcome: EdgeOutcome<Ended<E>>, seen: &Seen) -> Handled<E> {
         let attempt = seen.attempt.load(Ordering::Relaxed);
         let (disposition, outcome) = match outcome {
             EdgeOutcome::Executed(ended) | EdgeOutcome::Unprotected(ended) => match ended {
@@ -435,7 +487,7 @@ impl<P> Inbox<P> {
     }
 
     /// Returns the disposition of a message whose call was refused. `has_run`: the handler ran here.
-    fn refused(&self, error: &Error, has_run: bool, seen: &Seen) -> Disposition {
+    pub(super) fn refused(&self, error: &Error, has_run: bool, seen: &Seen) -> Disposition {
         let later = Disposition::Postpone(error.retry_after().unwrap_or(SOON).max(LEAST));
         match error.kind() {
             ErrorKind::Mismatch => Disposition::DeadLetter(DeadReason::Mismatch),
@@ -472,12 +524,12 @@ impl<P> Inbox<P> {
 }
 
 /// The result of a message that was handled.
-fn done() -> EdgeResult {
+pub(super) fn done() -> EdgeResult {
     EdgeResult::completed(Bytes::new())
 }
 
 /// How the body of a call ended.
-enum Ended<E> {
+pub(super) enum Ended<E> {
     Processed,
     Failed(E, Disposition),
     Exhausted,
@@ -491,7 +543,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    fn of(&self, call: &EdgeCall) {
+    pub(super) fn of(&self, call: &EdgeCall) {
         if let Ok(hash) = call.record().hash() {
             let _ = self.record.set(hash);
         }
@@ -499,6 +551,11 @@ impl Seen {
 
     pub(super) fn record(&self) -> Option<crate::key::KeyHash> {
         self.record.get().copied()
+    }
+
+    /// The handler begins its attempt `attempt`.
+    pub(super) fn begins(&self, attempt: u32) {
+        self.attempt.store(attempt, Ordering::Relaxed);
     }
 
     pub(super) fn attempt(&self) -> u32 {

@@ -35,6 +35,9 @@ mod delivery;
 mod drive;
 mod failures;
 mod handled;
+mod handling;
+#[cfg(feature = "__sql")]
+mod in_transaction;
 #[expect(clippy::module_inception, reason = "the type that the module is named after")]
 mod inbox;
 mod intake;

@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use super::consumer::Question;
-use super::failures::FailurePolicy;
 use super::handled::{DeadReason, Disposition, Handled, Outcome};
+use super::handling::Handling;
 use super::inbox::{Inbox, Seen};
 use super::intake::{Answers, Intake};
 use super::resting::{Resting, Rests};
@@ -21,10 +20,9 @@ use crate::error::{Error, ErrorKind};
 use crate::key::KeyHash;
 
 /// What the workers of a consumer share.
-pub(super) struct Worker<M, P, H> {
+pub(super) struct Worker<P, H> {
     pub(super) inbox: Inbox<P>,
-    pub(super) handler: H,
-    pub(super) question: Option<Question<M>>,
+    pub(super) handling: H,
     pub(super) order: Order,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) intake: Arc<Intake>,
@@ -64,31 +62,31 @@ struct Refusals {
     successes: u64,
 }
 
-impl<M, P, H, F, E> Worker<M, P, H>
+impl<P, H> Worker<P, H>
 where
-    M: Message,
-    P: FailurePolicy<E> + Send + Sync + 'static,
-    H: Fn(Arc<M>) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<(), E>> + Send + 'static,
-    E: fmt::Debug + Send + 'static,
+    P: Send + Sync + 'static,
 {
     /// Handles `message`, as often as that is to be done here, and returns what the broker gets.
     ///
     /// A message that waits for the store or for its next try keeps its place in hand, and gives
     /// its `place` among the running handlers to others.
-    pub(super) async fn work(
+    pub(super) async fn work<M>(
         self: Arc<Self>,
         message: Arc<M>,
         place: OwnedSemaphorePermit,
-    ) -> Worked {
+    ) -> Worked
+    where
+        M: Message,
+        H: Handling<M, P>,
+    {
         let mut place = Some(place);
         let mut refusals = Refusals::default();
-        let mut tries = 0;
+        // A try that the store did not let begin, or that met another consumer, is no failure.
+        let mut failures = 0;
         loop {
-            tries += 1;
             let seen = Seen::default();
             let successes = self.intake.successes();
-            let called = self.call(&message, tries, &seen).await;
+            let called = self.call(&message, failures, &seen).await;
             drop(place.take());
             let settle = |disposition| {
                 let (record, attempt) = (seen.record(), seen.attempt());
@@ -107,12 +105,12 @@ where
                 }
                 called => {
                     refusals = Refusals::default();
-                    match self.disposition(called, tries, &seen) {
-                        Ok(Disposition::Retry(pause) | Disposition::Postpone(pause))
-                            if self.order == Order::HoldLane =>
-                        {
+                    match self.disposition(called, failures, &seen) {
+                        Ok(Disposition::Retry(pause)) if self.order == Order::HoldLane => {
+                            failures += 1;
                             pause
                         }
+                        Ok(Disposition::Postpone(pause)) if self.order == Order::HoldLane => pause,
                         Ok(disposition) => return settle(disposition),
                         Err(worked) => return worked,
                     }
@@ -130,12 +128,16 @@ where
     }
 
     /// Returns the answer to the broker about a call that the store did not fail.
-    fn disposition(
+    fn disposition<M, E>(
         &self,
         called: Called<E>,
-        tries: u32,
+        failures: u32,
         seen: &Seen,
-    ) -> Result<Disposition, Worked> {
+    ) -> Result<Disposition, Worked>
+    where
+        H: Handling<M, P, Error = E>,
+        E: fmt::Debug,
+    {
         match called {
             Called::Handled(handled) if is_shut_down(&handled) => Err(Worked::ShutDown),
             Called::Handled(handled) => {
@@ -158,7 +160,7 @@ where
             }
             Called::Panicked => {
                 tracing::error!(attempt = seen.attempt(), "the handler of a message has panicked");
-                Ok(self.inbox.panicked(tries, seen, self.question.is_some()))
+                Ok(self.inbox.panicked(failures, seen, self.handling.survives_panics()))
             }
             Called::Unreadable => {
                 tracing::error!("the key of a message cannot be read: its code has panicked");
@@ -167,21 +169,16 @@ where
         }
     }
 
-    async fn call(&self, message: &Arc<M>, tries: u32, seen: &Seen) -> Called<E> {
+    async fn call<M>(&self, message: &Arc<M>, failures: u32, seen: &Seen) -> Called<H::Error>
+    where
+        M: Message,
+        H: Handling<M, P>,
+    {
         let Ok(delivery) = catch_unwind(AssertUnwindSafe(|| message.delivery())) else {
             return Called::Unreadable;
         };
-        let delivery = delivery.tried_here(tries);
-        let handler = || (self.handler)(message.clone());
-        let mut call = pin!(async {
-            match &self.question {
-                None => self.inbox.handle_seen(delivery, handler, seen).await,
-                Some(question) => {
-                    let question = |attempt| question(message.clone(), attempt);
-                    self.inbox.handle_verifying_seen(delivery, question, handler, seen).await
-                }
-            }
-        });
+        let delivery = delivery.failed_here(failures);
+        let mut call = pin!(self.handling.handle(&self.inbox, message, delivery, seen));
         let unless_it_panics = std::future::poll_fn(|cx| {
             match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
                 Ok(poll) => poll.map(Called::Handled),

@@ -313,6 +313,17 @@ impl TransactionConnection for MySqlConnection {
         transaction::begin_on(AnyConnection::new(self, DATABASE), store, claim, patience)
     }
 
+    fn record_first<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        result: &'a Commit,
+        patience: Duration,
+    ) -> TransactionFuture<'a, Option<ClaimAnswer>> {
+        let connection = AnyConnection::new(self, DATABASE);
+        transaction::record_first_on(connection, store, claim, result, patience)
+    }
+
     fn end<'a>(
         &'a mut self,
         store: &'a dyn DynStore,

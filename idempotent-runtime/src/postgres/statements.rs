@@ -68,6 +68,13 @@ pub(super) struct Statements {
     /// The same with a fence that is not below the time at which the server received it, for claims
     /// that may wait for another transaction. Returns the fence, and how long the statement took.
     pub(super) insert_late: Statement,
+    /// Writes the record of a first claim that has its result already, if the transaction finds the
+    /// store's own table. It may wait for another transaction, for as many milliseconds as its last
+    /// value says, and restores the session's own bound when it has written the row. Returns the
+    /// time, a fence that is not below the time after the wait, and how long it took.
+    pub(super) insert_first: Statement,
+    /// Restores the session's own bound where `insert_first` has written nothing.
+    pub(super) restore_bound: Statement,
     /// Raises the fence of the record `$4` of the owner `$5` to the current time, and returns it.
     pub(super) raise: String,
     pub(super) replace: Statement,
@@ -152,6 +159,11 @@ impl Statements {
                 "INSERT INTO {table} ({columns}) SELECT {} ON CONFLICT (key_hash) DO NOTHING
                  RETURNING {MARK}, fence, {MICROS} - {RECEIVED}",
                 late.join(", ")
+            )),
+            insert_first: statement(insert_first(name, &table, &columns, &first)),
+            restore_bound: statement(format!(
+                "SELECT {MARK}, set_config('lock_timeout',
+                     coalesce(nullif(current_setting('{BOUND_BEFORE}', true), ''), current_setting('lock_timeout')), true)"
             )),
             raise: format!(
                 "UPDATE {table} SET fence = greatest(fence, {MICROS}) WHERE key_hash = $4 AND owner = $5 RETURNING fence"
@@ -261,6 +273,33 @@ fn purge(table: &str) -> String {
                  ORDER BY purge_at LIMIT 1
              )
          FROM clock"
+    )
+}
+
+/// The setting that keeps the session's own `lock_timeout` while a first record is written. It
+/// ends with the transaction, and so shows whether a later statement is still in the same one.
+pub(super) const BOUND_BEFORE: &str = "idempotency.lock_timeout";
+
+/// See [`Statements::insert_first`]. The bound is in force before the statement reaches its first
+/// row, and the one before it is kept first: the inner call is an argument of the outer one. The
+/// conditions on the identity are those of [`identity`], in the form of
+/// [`Identity`](crate::sql::transaction::Identity).
+fn insert_first(name: &TableName, table: &str, columns: &str, first: &[String]) -> String {
+    let meta = name.with_suffix("meta").quoted('"');
+    let [written, place, found, bound] = [1, 2, 3, 4].map(|after| COLUMNS.len() + after);
+    format!(
+        "INSERT INTO {table} ({columns})
+         SELECT {} FROM ({CLOCK}) AS clock CROSS JOIN {meta} AS own
+         WHERE (SELECT set_config('lock_timeout', ${bound} || left(
+                 set_config('{BOUND_BEFORE}', current_setting('lock_timeout'), true), 0), true)) IS NOT NULL
+             AND own.id = 1 AND own.identity = ${written}
+             AND current_database() || ' ' || substring(
+                 pg_relation_filepath(own.tableoid) FROM '([0-9]+)/[^/]+$') = ${place}
+             AND to_regclass('{table}')::oid::text = ${found}
+         ON CONFLICT (key_hash) DO NOTHING
+         RETURNING {MARK}, created_at, greatest(fence, {MICROS}), {MICROS} - fence,
+             set_config('lock_timeout', current_setting('{BOUND_BEFORE}'), true)",
+        first.join(", ")
     )
 }
 

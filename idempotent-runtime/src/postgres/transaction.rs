@@ -7,16 +7,19 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Error, PgConnection, Postgres, Row as _, Transaction};
 
 use super::error::{
-    is_aborted, is_lock_timeout, is_out_of_time, is_savepoint_missing, store_error,
+    is_aborted, is_division_by_zero, is_lock_timeout, is_out_of_time, is_savepoint_missing,
+    store_error,
 };
 use super::request::Request;
-use super::statements::Statement;
+use super::statements::{BOUND_BEFORE, Statement};
 use super::{Inner, PostgresStore, commit_request, found_one, no_row, owner_bytes};
+use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::{
-    self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional,
+    self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional, first_grant,
+    first_row,
 };
-use crate::sql::{Answer, Found, Guard, Row, Standing, Table, TransactionDatabase};
+use crate::sql::{Answer, Found, Guard, NotCommitted, Row, Standing, Table, TransactionDatabase};
 use crate::store::transaction::{
     AnyConnection, ClaimAnswer, End, TransactionConnection, TransactionFuture,
 };
@@ -38,6 +41,11 @@ const WORK: Duration = Duration::from_secs(1);
 /// transaction. Such a transaction has sent at least two more requests since it got the key, so its
 /// fence may be the larger one.
 const QUICK: i64 = 100;
+/// The time, in microseconds, after which the fence of a row that was written with its result is
+/// raised to that of its body, which is read after the wait. Until then the row's may be lower, by
+/// no more than this, and no later claim of the key gets one in between: it comes after the commit,
+/// and takes the server's time.
+const LATE: u64 = 1_000;
 
 impl TransactionDatabase for Postgres {
     const BEGIN: &'static str = "BEGIN";
@@ -53,6 +61,31 @@ impl TransactionDatabase for Postgres {
             Err(error) if is_aborted(&error) => Ok(Standing::Undone),
             Err(error) if is_savepoint_missing(&error) => Ok(Standing::Over),
             Err(error) => Err(error),
+        }
+    }
+
+    async fn mark(connection: &mut PgConnection) -> Result<(), Error> {
+        let setting =
+            format!("SELECT set_config('{BOUND_BEFORE}', current_setting('lock_timeout'), true)");
+        sqlx::raw_sql(AssertSqlSafe(setting)).execute(connection).await.map(drop)
+    }
+
+    /// The setting of the mark is gone when the transaction has ended, and the division by zero
+    /// keeps the server from the commit. The client believes in its transaction until it has ended
+    /// it itself: so another one begins, which is rolled back when the connection returns to its
+    /// pool, without a wait for that.
+    async fn commit_marked(
+        mut transaction: Transaction<'static, Self>,
+    ) -> Result<Standing, NotCommitted> {
+        let commit = format!(
+            "SELECT 1 / (coalesce(current_setting('{BOUND_BEFORE}', true), '') <> '')::int; \
+             COMMIT; BEGIN"
+        );
+        match sqlx::raw_sql(AssertSqlSafe(commit)).execute(&mut *transaction).await {
+            Ok(_) => Ok(Standing::Whole),
+            Err(error) if is_aborted(&error) => Ok(Standing::Undone),
+            Err(error) if is_division_by_zero(&error) => Ok(Standing::Over),
+            Err(error) => Err(NotCommitted::AtCommit(error)),
         }
     }
 }
@@ -220,6 +253,26 @@ impl Transactional for InTransaction<'_> {
     }
 }
 
+/// Returns the answer to a first record that was not written because its lock, or the statement,
+/// took too long. The server reports waits for rows and for the table with the same code, and has
+/// aborted the transaction. So that is ended, and the table is locked in another one, without
+/// waiting.
+async fn waited_in_vain(
+    store: &Inner,
+    connection: &mut PgConnection,
+    error: StoreError,
+) -> Answer<ClaimAnswer> {
+    let lock = format!("ROLLBACK; BEGIN; {}", store.in_transactions.lock);
+    match connection.run(lock).await {
+        Ok(()) => Ok(ClaimAnswer::new(None, true)),
+        Err(_) => Err(error),
+    }
+}
+
+fn is_error_of(error: &StoreError, is: impl Fn(&Error) -> bool) -> bool {
+    error.source().and_then(|source| source.downcast_ref()).is_some_and(is)
+}
+
 /// Sets the savepoint and the settings for the time of the claim: how long to wait for a lock, how
 /// long a statement may take, unless the user bounds that more closely, and how bytes are written
 /// in an answer to a text. Returns the previous settings.
@@ -277,6 +330,55 @@ impl TransactionStore for PostgresStore {
         &self.0.identity
     }
 
+    async fn record_first(
+        &self,
+        connection: &mut PgConnection,
+        claim: &Claim,
+        result: &Commit,
+        patience: Duration,
+    ) -> Answer<Option<ClaimAnswer>> {
+        let own = match self.0.identity.get() {
+            Some(known) => known,
+            None => self.own_identity().await?,
+        };
+        let Some((grant, row)) = first_row(claim, result) else { return Ok(None) };
+        let (store, prepares) = (&self.0, self.0.sessions.prepares());
+        let (written, place, table) = own.parts();
+        let bound = patience.max(SHORTEST_WAIT).as_millis().min(i32::MAX as u128).to_string();
+        let request = Request::new(&store.in_transactions.insert_first)
+            .values(row.values())
+            .bytes(written)
+            .text(place)
+            .text(table)
+            .text(&bound);
+        let rows = match request.send_once(OPERATION, connection, prepares).await {
+            Err(error) if is_error_of(&error, is_out_of_time) => {
+                return waited_in_vain(store, connection, error).await.map(Some);
+            }
+            rows => rows?,
+        };
+        let Some(row) = rows.first() else {
+            let restoring = Request::new(&store.in_transactions.restore_bound);
+            restoring.send_once(OPERATION, connection, prepares).await?;
+            return Ok(None);
+        };
+        let integer = |column: usize| {
+            let figure: i64 = row.try_get(column).map_err(|error| store_error(OPERATION, error))?;
+            Ok::<_, StoreError>(u64::try_from(figure).unwrap_or_default())
+        };
+        let (created, fence, took) = (integer(1)?, integer(2)?, integer(3)?);
+        store.fences.granted(fence);
+        if took > LATE {
+            // A wait for another transaction, whose body had a fence: that of the row is older.
+            let raising = Statement::new(&store.in_transactions.raise);
+            let owner = owner_bytes(claim.token);
+            let request = Request::new(&raising).text("").text("").text("");
+            let request = request.bytes(claim.key.as_bytes()).bytes(&owner);
+            request.send_once(OPERATION, connection, false).await?;
+        }
+        Ok(Some(first_grant(grant, Timestamp::from_millis(created), fence)))
+    }
+
     /// Uses a connection for renewals, opened like the others: all of the pool's may be in
     /// transactions that wait for this.
     async fn own_identity(&self) -> Answer<Identity> {
@@ -296,6 +398,17 @@ impl TransactionConnection for PgConnection {
         patience: Duration,
     ) -> TransactionFuture<'a, ClaimAnswer> {
         transaction::begin_on(AnyConnection::new(self, DATABASE), store, claim, patience)
+    }
+
+    fn record_first<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        result: &'a Commit,
+        patience: Duration,
+    ) -> TransactionFuture<'a, Option<ClaimAnswer>> {
+        let connection = AnyConnection::new(self, DATABASE);
+        transaction::record_first_on(connection, store, claim, result, patience)
     }
 
     fn end<'a>(

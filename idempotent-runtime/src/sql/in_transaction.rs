@@ -26,7 +26,7 @@ const RETRIES: usize = 12;
 
 /// A database in which [`in_transaction`] runs transactions: `sqlx::Postgres`, `sqlx::MySql` and
 /// `sqlx::Sqlite`, each with the feature of that name.
-pub trait TransactionDatabase: Database {
+pub trait TransactionDatabase: Database<Connection: SqlTransaction> {
     /// The statement that begins a transaction in which calls keep their records.
     #[doc(hidden)]
     const BEGIN: &'static str;
@@ -42,6 +42,26 @@ pub trait TransactionDatabase: Database {
     fn standing(
         connection: &mut Self::Connection,
     ) -> impl Future<Output = Result<Standing, sqlx::Error>> + Send;
+
+    /// Marks the transaction that [`BEGIN`](Self::BEGIN) started, so that
+    /// [`commit_marked`](Self::commit_marked) recognises it. A record that was written
+    /// [first](crate::store::Transactions::record_first) has marked it already.
+    #[doc(hidden)]
+    fn mark(
+        connection: &mut Self::Connection,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        let _ = connection;
+        std::future::ready(Ok(()))
+    }
+
+    /// Commits a marked transaction if it is [whole](Standing::Whole), in one round trip where the
+    /// database can do that.
+    #[doc(hidden)]
+    fn commit_marked(
+        transaction: Transaction<'static, Self>,
+    ) -> impl Future<Output = Result<Standing, NotCommitted>> + Send {
+        commit_if_whole(transaction)
+    }
 
     /// Rolls back, so that another transaction can begin on the connection.
     #[doc(hidden)]
@@ -71,6 +91,31 @@ pub enum Standing {
     /// It no longer exists: undone, or ended by a statement or by the client. Everything written
     /// since was committed at once.
     Over,
+}
+
+/// The error of a commit.
+#[doc(hidden)]
+#[derive(Debug)]
+pub enum NotCommitted {
+    /// The commit was not sent.
+    BeforeCommit(sqlx::Error),
+    /// The answer to it.
+    AtCommit(sqlx::Error),
+}
+
+async fn commit_if_whole<DB: TransactionDatabase>(
+    mut transaction: Transaction<'static, DB>,
+) -> Result<Standing, NotCommitted> {
+    match DB::standing(&mut transaction).await.map_err(NotCommitted::BeforeCommit)? {
+        Standing::Whole => {
+            transaction.commit().await.map_err(NotCommitted::AtCommit)?;
+            Ok(Standing::Whole)
+        }
+        standing => {
+            let _ = DB::roll_back(transaction).await;
+            Ok(standing)
+        }
+    }
 }
 
 /// Runs `body` in a transaction of `pool` and commits it. If the database could not complete the
@@ -162,7 +207,22 @@ pub enum Standing {
 /// # Ok(())
 /// # }
 /// ```
-pub async fn in_transaction<DB, T, E, B, F>(pool: &Pool<DB>, mut body: B) -> Result<T, E>
+pub async fn in_transaction<DB, T, E, B, F>(pool: &Pool<DB>, body: B) -> Result<T, E>
+where
+    DB: TransactionDatabase,
+    B: FnMut(OpenTransaction<DB>) -> F,
+    F: Future<Output = Result<T, E>>,
+    E: CallError + StdError + 'static,
+{
+    repeated(pool, body, false).await
+}
+
+/// Like [`in_transaction`]. `is_marked`: `body` marks its transactions.
+pub(crate) async fn repeated<DB, T, E, B, F>(
+    pool: &Pool<DB>,
+    mut body: B,
+    is_marked: bool,
+) -> Result<T, E>
 where
     DB: TransactionDatabase,
     B: FnMut(OpenTransaction<DB>) -> F,
@@ -172,7 +232,7 @@ where
     let mut attempts = Attempts::new(pauses());
     loop {
         let calls = Arc::new(Calls::default());
-        let attempt = attempt(pool, &mut body, &calls).await;
+        let attempt = attempt(pool, &mut body, &calls, is_marked).await;
         match attempts.after(attempt, &calls) {
             ControlFlow::Break(result) => return result,
             ControlFlow::Continue(pause) => SystemClock::new().sleep(pause).await,
@@ -244,7 +304,12 @@ const OVER: &str = "the transaction had ended before its commit: undone because 
     which the body continued, ended by a statement, or rolled back with one in it whose `begin` \
     failed or was dropped";
 
-async fn attempt<DB, T, E, B, F>(pool: &Pool<DB>, body: &mut B, calls: &Arc<Calls>) -> Attempt<T, E>
+async fn attempt<DB, T, E, B, F>(
+    pool: &Pool<DB>,
+    body: &mut B,
+    calls: &Arc<Calls>,
+    is_marked: bool,
+) -> Attempt<T, E>
 where
     DB: TransactionDatabase,
     B: FnMut(OpenTransaction<DB>) -> F,
@@ -267,16 +332,19 @@ where
     let value = match result {
         Ok(value) => value,
         Err(error) if is_passing(&error) => {
-            return match over_before(transaction, &error).await {
+            // Not the error itself, which may be one that other threads must not see.
+            let (keeps_lock, text) = (keeps_lock(&error), error.to_string());
+            return match over_before(transaction, keeps_lock, &text).await {
                 Some(over) => Attempt::Done(Err(over.into())),
                 // Nothing was committed, whatever the error was.
                 None => Attempt::Again(error),
             };
         }
-        Err(error) if !may_have_happened(&error) && is_lost(transaction).await => {
-            return Attempt::Again(error);
-        }
         Err(error) => {
+            let may_have_happened = may_have_happened(&error);
+            if !may_have_happened && is_lost(transaction).await {
+                return Attempt::Again(error);
+            }
             if calls.have_kept_an_error() {
                 tracing::warn!(%error, "an error that a guarded call has stored or held is rolled back with its transaction, \
                     and the next call runs again: to keep it, let the body return it in an `Ok`");
@@ -289,7 +357,7 @@ where
             committed";
         return Attempt::Failed(Error::config(detail).into());
     };
-    match commit(transaction, calls).await {
+    match commit(transaction, calls, is_marked).await {
         Ok(()) => Attempt::Done(Ok(value)),
         Err(attempt) => attempt,
     }
@@ -309,19 +377,20 @@ async fn begin<DB: TransactionDatabase>(
     Transaction::begin(connection, Some(DB::BEGIN.into_sql_str())).await
 }
 
-/// Returns the error for a transaction that had ended before the body failed with `error`, as far
-/// as that can be known.
+/// Returns the error for a transaction that had ended before the body failed with the error `text`,
+/// as far as that can be known.
 async fn over_before<DB: TransactionDatabase>(
     transaction: Option<Transaction<'static, DB>>,
-    error: &(impl StdError + 'static),
+    keeps_lock: bool,
+    text: &str,
 ) -> Option<Error> {
-    let over = || Some(unknown_by_effect(format!("{OVER}; the body ended with: {error}")));
+    let over = || Some(unknown_by_effect(format!("{OVER}; the body ended with: {text}")));
     let mut transaction = transaction?;
     if client_has_ended(&mut transaction) {
         return over();
     }
     // The lock that a call would wait for undoes nothing in any database.
-    if DB::PASSING_ERRORS_UNDO && !keeps_lock(error) {
+    if DB::PASSING_ERRORS_UNDO && !keeps_lock {
         return None;
     }
     if !matches!(DB::standing(&mut transaction).await, Ok(Standing::Over)) {
@@ -342,6 +411,7 @@ fn client_has_ended<DB: TransactionDatabase>(transaction: &mut Transaction<'stat
 async fn commit<DB, T, E>(
     mut transaction: Transaction<'static, DB>,
     calls: &Calls,
+    is_marked: bool,
 ) -> Result<(), Attempt<T, E>>
 where
     DB: TransactionDatabase,
@@ -351,25 +421,23 @@ where
         let _ = DB::roll_back(transaction).await;
         return Err(Attempt::Done(Err(unknown_by_effect(OVER).into())));
     }
-    match DB::standing(&mut transaction).await {
-        Ok(Standing::Whole) => {}
-        Ok(standing) => {
-            // The body's result describes effects that do not exist.
-            let _ = DB::roll_back(transaction).await;
-            let error = if standing == Standing::Undone {
-                Error::config(UNDONE)
-            } else {
-                unknown_by_effect(OVER)
-            };
-            return Err(Attempt::Failed(error.into()));
-        }
-        Err(error) => {
+    let committed = if is_marked {
+        DB::commit_marked(transaction).await
+    } else {
+        commit_if_whole(transaction).await
+    };
+    let error = match committed {
+        Ok(Standing::Whole) => return Ok(()),
+        // The body's result describes effects that do not exist.
+        Ok(Standing::Undone) => return Err(Attempt::Failed(Error::config(UNDONE).into())),
+        Ok(Standing::Over) => return Err(Attempt::Failed(unknown_by_effect(OVER).into())),
+        Err(NotCommitted::BeforeCommit(error)) => {
             let is_passing = is_passing_before_commit(&error);
             let error = rolled_back("the connection failed before the commit", true, error).into();
             return Err(if is_passing { Attempt::Again(error) } else { Attempt::Failed(error) });
         }
-    }
-    let Err(error) = transaction.commit().await else { return Ok(()) };
+        Err(NotCommitted::AtCommit(error)) => error,
+    };
     let of_server = error.as_database_error();
     Err(if of_server.is_some_and(is_rolled_back) {
         Attempt::Again(rolled_back("the database could not continue it", true, error).into())

@@ -18,6 +18,7 @@ mod change;
 mod conditions;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod demoted;
+mod edge_call;
 mod fences;
 pub(crate) mod filter;
 mod in_transaction;
@@ -46,6 +47,8 @@ pub(crate) use conditions::{FORGOTTEN, IN_PROGRESS, UNFINISHED};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use demoted::Demotions;
 pub(crate) use fences::Fences;
+#[cfg(feature = "postgres")]
+pub(crate) use in_transaction::NotCommitted;
 pub use in_transaction::{OpenTransaction, Standing, TransactionDatabase, in_transaction};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use lease::Lease;

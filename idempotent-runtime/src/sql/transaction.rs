@@ -14,11 +14,15 @@ use std::future::ready;
 use std::time::Duration;
 
 use super::Answer;
+#[cfg(feature = "postgres")]
+use super::Row;
 use super::change::{Found, Table, change};
 use super::store::Rows;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::lock::Mutex;
+#[cfg(feature = "postgres")]
+use crate::store::Grant;
 use crate::store::transaction::{
     AnyConnection, ClaimAnswer, End, TransactionFuture, Transactions, over, savepoint_of,
     transactions,
@@ -57,6 +61,12 @@ impl Identity {
         let written = written
             .map_err(|_| StoreError::new(StoreErrorKind::Config, operation).with_detail(unfit))?;
         Ok(Self { written, place, table })
+    }
+
+    /// The identity that is written in the `meta` table, the place of the table, and the table there.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn parts(&self) -> (&[u8; 16], &str, &str) {
+        (&self.written, &self.place, &self.table)
     }
 
     /// Returns the error for a transaction in which the table is `found` instead of this one.
@@ -310,6 +320,41 @@ pub(crate) trait TransactionStore: Store + Rows {
 
     /// Queries it and keeps it.
     fn own_identity(&self) -> impl Future<Output = Answer<Identity>> + Send;
+
+    /// Writes the record of a first claim with its result, in fewer statements than `begin` and
+    /// `end`. See [`Transactions::record_first`].
+    fn record_first(
+        &self,
+        connection: &mut Self::Connection,
+        claim: &Claim,
+        result: &Commit,
+        patience: Duration,
+    ) -> impl Future<Output = Answer<Option<ClaimAnswer>>> + Send {
+        let _ = (connection, claim, result, patience);
+        ready(Ok(None))
+    }
+}
+
+/// Returns the grant of a first claim at time zero, and the row of its record with its result. The
+/// database adds its time. `None` if the two do not belong together.
+#[cfg(feature = "postgres")]
+pub(crate) fn first_row(claim: &Claim, result: &Commit) -> Option<(Grant, Row)> {
+    let (zero, mut slot) = (Timestamp::default(), None);
+    let ClaimOutcome::Granted(grant) = transition::claim(&mut slot, claim, zero) else {
+        return None;
+    };
+    let written = transition::complete(&mut slot, result, zero);
+    let record = slot.filter(|_| written == WriteOutcome::Applied)?;
+    Some((grant, Row::new(&record, 0, None, None)))
+}
+
+/// Returns the answer to a first claim whose row the database has written at `created`.
+#[cfg(feature = "postgres")]
+pub(crate) fn first_grant(mut grant: Grant, created: Timestamp, fence: u64) -> ClaimAnswer {
+    let record = &mut grant.record;
+    (record.created, record.read_at, record.fence) = (created, created, fence);
+    (record.lease_until, record.expires) = (created, created + record.linger);
+    ClaimAnswer::new(Some(ClaimOutcome::Granted(grant)), false)
 }
 
 impl<S: TransactionStore> Transactions for S {
@@ -322,6 +367,19 @@ impl<S: TransactionStore> Transactions for S {
         Box::pin(async move {
             let connection = connection.downcast::<S::Connection>(self.name())?;
             begin(&mut self.table_on(connection), self, claim, patience).await
+        })
+    }
+
+    fn record_first<'a>(
+        &'a self,
+        connection: AnyConnection<'a>,
+        claim: &'a Claim,
+        result: &'a Commit,
+        patience: Duration,
+    ) -> TransactionFuture<'a, Option<ClaimAnswer>> {
+        Box::pin(async move {
+            let connection = connection.downcast::<S::Connection>(self.name())?;
+            TransactionStore::record_first(self, connection, claim, result, patience).await
         })
     }
 
@@ -347,6 +405,20 @@ pub(crate) fn begin_on<'a>(
 ) -> TransactionFuture<'a, ClaimAnswer> {
     match transactions(store, connection.database()) {
         Ok(transactions) => transactions.begin(connection, claim, patience),
+        Err(error) => Box::pin(ready(Err(error))),
+    }
+}
+
+/// Gives `connection` to the store's [`Transactions::record_first`].
+pub(crate) fn record_first_on<'a>(
+    connection: AnyConnection<'a>,
+    store: &'a dyn DynStore,
+    claim: &'a Claim,
+    result: &'a Commit,
+    patience: Duration,
+) -> TransactionFuture<'a, Option<ClaimAnswer>> {
+    match transactions(store, connection.database()) {
+        Ok(transactions) => transactions.record_first(connection, claim, result, patience),
         Err(error) => Box::pin(ready(Err(error))),
     }
 }

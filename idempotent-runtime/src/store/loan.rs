@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::transaction::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
-use super::{Claim, DynStore, SqlTransaction, Token};
+use super::{Claim, Commit, DynStore, SqlTransaction, Token};
 
 /// A transaction whose type is erased. The expansion requires the bound once, on what the user
 /// wrote, so a mistake is a single error; and the phases are compiled once, not for each type of
@@ -39,6 +39,16 @@ impl TransactionConnection for Loan<'_> {
         patience: Duration,
     ) -> TransactionFuture<'a, ClaimAnswer> {
         self.0.begin(store, claim, patience)
+    }
+
+    fn record_first<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        result: &'a Commit,
+        patience: Duration,
+    ) -> TransactionFuture<'a, Option<ClaimAnswer>> {
+        self.0.record_first(store, claim, result, patience)
     }
 
     fn end<'a>(

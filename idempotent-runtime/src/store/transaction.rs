@@ -64,6 +64,30 @@ pub trait Transactions: Send + Sync {
         patience: Duration,
     ) -> TransactionFuture<'a, ClaimAnswer>;
 
+    /// Writes the record of a first claim with its result, before its body runs: in a transaction
+    /// that the engine has begun, and ends itself. Returns `None`, and leaves the transaction as it
+    /// was, if there is a record or if that is not supported: the engine then [begins](Self::begin)
+    /// the call, and [ends](Self::end) it with [`End::Keep`] before its body. The default does
+    /// that.
+    ///
+    /// `result` is the result of `claim`. An answer is a grant, or none if other transactions did
+    /// not end within `patience`, and then the transaction is to be rolled back. A wrapper that
+    /// changes bodies changes that of `result`.
+    ///
+    /// # Errors
+    /// The same as those of [`begin`](Self::begin). The transaction is broken, and is to be rolled
+    /// back.
+    fn record_first<'a>(
+        &'a self,
+        connection: AnyConnection<'a>,
+        claim: &'a Claim,
+        result: &'a Commit,
+        patience: Duration,
+    ) -> TransactionFuture<'a, Option<ClaimAnswer>> {
+        let _ = (connection, claim, result, patience);
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
     /// Ends what `begin` granted to `token`. Returns false if the record is not as `begin` left it.
     ///
     /// A wrapper that fails before it forwards `end` leaves everything as it was. If the end was
@@ -162,6 +186,19 @@ pub trait TransactionConnection: Send {
         claim: &'a Claim,
         patience: Duration,
     ) -> TransactionFuture<'a, ClaimAnswer>;
+
+    /// Writes the record of a first claim with its result, before its body runs. See
+    /// [`Transactions::record_first`].
+    fn record_first<'a>(
+        &'a mut self,
+        store: &'a dyn DynStore,
+        claim: &'a Claim,
+        result: &'a Commit,
+        patience: Duration,
+    ) -> TransactionFuture<'a, Option<ClaimAnswer>> {
+        let _ = (store, claim, result, patience);
+        Box::pin(std::future::ready(Ok(None)))
+    }
 
     /// Ends what `begin` granted to `token`. Returns false if the record is not as `begin` left it.
     fn end<'a>(

@@ -1,0 +1,232 @@
+//! A message whose record is in one transaction with what its handler writes.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::future::{Future, ready};
+
+use bytes::Bytes;
+use sqlx::Pool;
+
+use super::delivery::Delivery;
+use super::failures::{FailurePolicy, OnFailure};
+use super::handled::{DeadReason, Disposition, Handled};
+use super::inbox::{Ended, Inbox, Seen, done};
+use crate::edge::{EdgeOutcome, EdgeResult};
+use crate::error::{Error, ErrorKind};
+use crate::tx::{OpenTransaction, TransactionDatabase};
+
+/// How a handler ended that is not to be committed.
+#[derive(Debug)]
+enum Undone<E> {
+    Failed(E),
+    Exhausted,
+}
+
+impl<E: fmt::Display> fmt::Display for Undone<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(error) => error.fmt(f),
+            Self::Exhausted => f.write_str("there were as many attempts as the inbox allows"),
+        }
+    }
+}
+
+impl<E: StdError + 'static> StdError for Undone<E> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Failed(error) => Some(error),
+            Self::Exhausted => None,
+        }
+    }
+}
+
+impl<P> Inbox<P> {
+    /// Handles one delivery in a transaction of `pool`: the record of the message and what the
+    /// handler writes in the transaction are committed together, or not at all. After a crash
+    /// nothing has happened, and the next delivery runs: **each message has its effect once**, as far
+    /// as its effect is in that database.
+    ///
+    /// `pool` must be one of the database in which the engine's store is. The handler gets the
+    /// transaction and need not end it; the rules of
+    /// [`in_transaction`](crate::tx::in_transaction) are its rules. If the database could not
+    /// complete the transaction (a deadlock, a lost connection), all of it is run again, up to 12
+    /// times. If the answer to the commit is lost, the record shows what became of it.
+    ///
+    /// The rest is as with [`handle`](Self::handle), except that nothing is left of a failed
+    /// attempt:
+    ///
+    /// - An `Err` undoes what the handler wrote. [`OnFailure::Done`] then stores the failure, and
+    ///   [`OnFailure::Hold`] makes the message a dead letter, and leaves no record.
+    /// - The [policy](Self::with_on_crash) does not matter, but for a record that `handle` has left
+    ///   behind: it is in doubt.
+    /// - The number of attempts is rolled back too. The
+    ///   [broker's count](Delivery::deliveries) is used instead, and for
+    ///   [suspects](Delivery::suspect) one in the store.
+    /// - It waits for each transaction that has the message for up to
+    ///   [`with_wait`](Self::with_wait).
+    ///
+    /// Effects outside of the database still happen once for each attempt.
+    ///
+    /// # Panics
+    /// If the handler panics. Nothing has happened in the database.
+    ///
+    #[cfg_attr(feature = "sqlite", doc = "```")]
+    #[cfg_attr(not(feature = "sqlite"), doc = "```ignore")]
+    /// # use std::time::Duration;
+    /// # use idempotency::{Idempotency, store::SqliteStore};
+    /// use idempotency::inbox::{Delivery, Disposition, Inbox};
+    /// use idempotency::tx::OpenTransaction;
+    /// use sqlx::Sqlite;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let pool = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
+    /// # sqlx::query("CREATE TABLE bookings (amount INTEGER)").execute(&pool).await?;
+    /// let store = SqliteStore::from_pool(pool.clone());
+    /// store.migrate().await?;
+    /// let inbox = Inbox::new(Idempotency::new(store), "billing", Duration::from_secs(14 * 86_400));
+    /// for _ in 0..2 {
+    ///     let delivery = Delivery::new("order-7-paid").payload(b"100");
+    ///     let handled = inbox.handle_in(&pool, delivery, |mut tx: OpenTransaction<Sqlite>| async move {
+    ///         sqlx::query("INSERT INTO bookings VALUES (100)").execute(&mut **tx).await.map(drop)
+    ///     });
+    ///     assert_eq!(handled.await.disposition, Disposition::Ack);
+    /// }
+    /// let (booked,): (i64,) = sqlx::query_as("SELECT sum(amount) FROM bookings").fetch_one(&pool).await?;
+    /// assert_eq!(booked, 100);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn handle_in<DB, E, B, F>(
+        &self,
+        pool: &Pool<DB>,
+        delivery: Delivery<'_>,
+        handler: B,
+    ) -> Handled<E>
+    where
+        P: FailurePolicy<E>,
+        DB: TransactionDatabase,
+        B: FnMut(OpenTransaction<DB>) -> F,
+        F: Future<Output = Result<(), E>>,
+        E: StdError + 'static,
+    {
+        let seen = Seen::default();
+        self.handle_in_seen(pool, delivery, handler, &seen).await
+    }
+
+    pub(super) async fn handle_in_seen<DB, E, B, F>(
+        &self,
+        pool: &Pool<DB>,
+        delivery: Delivery<'_>,
+        mut handler: B,
+        seen: &Seen,
+    ) -> Handled<E>
+    where
+        P: FailurePolicy<E>,
+        DB: TransactionDatabase,
+        B: FnMut(OpenTransaction<DB>) -> F,
+        F: Future<Output = Result<(), E>>,
+        E: StdError + 'static,
+    {
+        let refused = |error| self.answered(EdgeOutcome::Refused { error, own: None }, seen);
+        let call = match self.call_of(&delivery) {
+            Ok(call) => call,
+            Err(error) => return refused(error),
+        };
+        seen.of(&call);
+        let attempt = match self.begun(&delivery).await {
+            Ok(attempt) => attempt,
+            Err(error) => return refused(error),
+        };
+        let body = |transaction| {
+            // A message that was handled is acknowledged, however often it was delivered: so its
+            // record is looked for first.
+            let running = (!self.is_exhausted_before(attempt)).then(|| {
+                seen.begins(attempt);
+                handler(transaction)
+            });
+            async move {
+                match running {
+                    Some(running) => running.await.map_err(Undone::Failed),
+                    None => Err(Undone::Exhausted),
+                }
+            }
+        };
+        let error = match call.run_in_transaction(pool, done(), body).await {
+            Ok(outcome) => return self.answered_in(outcome, attempt, seen),
+            Err(Undone::Exhausted) => {
+                return self.answered(EdgeOutcome::Executed(Ended::Exhausted), seen);
+            }
+            Err(Undone::Failed(error)) => error,
+        };
+        let decision = self.decide(&error);
+        let disposition = match decision {
+            OnFailure::Done => self.store_failure(pool, &delivery, seen).await,
+            decision => self.failed(attempt, seen, decision).0,
+        };
+        self.answered(EdgeOutcome::Executed(Ended::Failed(error, disposition)), seen)
+    }
+
+    /// Returns the number of the attempt that `delivery` is.
+    async fn begun(&self, delivery: &Delivery<'_>) -> Result<u32, Error> {
+        let counted = delivery.count().unwrap_or(1);
+        if !delivery.is_suspect() {
+            return Ok(counted);
+        }
+        Ok(self.counter(delivery.key()).count().await?.max(counted))
+    }
+
+    /// Stores the failure of a handler, whose transaction was rolled back, as its result.
+    async fn store_failure<DB: TransactionDatabase>(
+        &self,
+        pool: &Pool<DB>,
+        delivery: &Delivery<'_>,
+        seen: &Seen,
+    ) -> Disposition {
+        let call = match self.call_of(delivery) {
+            Ok(call) => call,
+            Err(error) => return self.refused(&error, false, seen),
+        };
+        let nothing = |_| ready(Ok::<_, std::convert::Infallible>(()));
+        let failed = EdgeResult::failed(Bytes::new());
+        match call.run_in_transaction(pool, failed, nothing).await {
+            Ok(EdgeOutcome::Refused { error, .. } | EdgeOutcome::Lost { error, .. }) => {
+                self.refused(&error, false, seen)
+            }
+            Ok(_) => Disposition::Ack,
+        }
+    }
+
+    fn answered_in<E>(&self, outcome: EdgeOutcome<()>, attempt: u32, seen: &Seen) -> Handled<E> {
+        let outcome = match outcome {
+            EdgeOutcome::Refused { error, own: Some(()) } => {
+                let disposition = self.not_committed(&error, attempt, seen);
+                let handled = self.answered(EdgeOutcome::Refused { error, own: None }, seen);
+                return Handled { disposition, ..handled };
+            }
+            EdgeOutcome::Executed(()) => EdgeOutcome::Executed(Ended::Processed),
+            EdgeOutcome::Unprotected(()) => EdgeOutcome::Unprotected(Ended::Processed),
+            EdgeOutcome::Replayed { result, .. } => EdgeOutcome::Replayed { result, own: None },
+            EdgeOutcome::Lost { error, .. } => EdgeOutcome::Lost { error, own: None },
+            EdgeOutcome::Refused { error, own: None } => EdgeOutcome::Refused { error, own: None },
+        };
+        self.answered(outcome, seen)
+    }
+
+    /// Returns the disposition of a message whose handler has succeeded and whose transaction was
+    /// not committed, or is not known to be.
+    fn not_committed(&self, error: &Error, attempt: u32, seen: &Seen) -> Disposition {
+        match error.kind() {
+            // The handler has ended the transaction itself, and part of what it wrote may be
+            // committed without the record.
+            ErrorKind::NotStored if !error.is_retryable() => {
+                Disposition::DeadLetter(DeadReason::InDoubt)
+            }
+            ErrorKind::NotStored => self.refused(error, true, seen),
+            ErrorKind::StoreUnavailable if error.is_retryable() => self.refused(error, true, seen),
+            // The handler has gone on after an error of the database, or has written what it does
+            // not accept: the message is at fault, and not the database.
+            _ => self.failed(attempt, seen, OnFailure::Retry).0,
+        }
+    }
+}
