@@ -369,6 +369,37 @@ async fn a_record_that_vanished_under_its_living_owner_is_written_anew() {
     assert_eq!(world.ledger.count(), 1);
 }
 
+/// The commit that writes it again is believed lost, and arrives when another one has done that, and
+/// what it wrote has expired.
+#[tokio::test]
+async fn a_record_that_vanished_is_not_written_again_after_its_retention() {
+    let (world, gate, late) = (World::new(), Gate::new(), Gate::new());
+    let ttl = LEASE / 2;
+    let first = Gate::new();
+    first.open();
+    let call = world.call(1).ttl(ttl).run(|| async {
+        gate.wait().await;
+        world.effect(1)
+    });
+    let loser = async {
+        world.record_is(1, |record| record.is_some()).await;
+        let record = world.record(1).await.unwrap();
+        world.memory.release(Release::new(record.key, record.owner)).await.unwrap();
+        // The first finds no record, and the second one may write it.
+        world.store.next(Operation::Complete, Fault::LateAnswer(first));
+        world.store.next(Operation::Complete, Fault::Late(late.clone()));
+        gate.open();
+    };
+    let both = async { tokio::join!(call, loser) };
+    assert_eq!(world.while_time_passes(both).await.0.unwrap(), "receipt 1.1");
+    assert_eq!(world.store.requests(Operation::Complete), 3);
+    world.clock.advance(ttl);
+    assert!(world.record(1).await.is_none());
+    late.open();
+    eventually("the late commit", async || late.is_passed()).await;
+    assert!(world.record(1).await.is_none());
+}
+
 #[tokio::test]
 async fn a_record_that_vanished_when_the_lease_was_over_is_not_written_anew() {
     let (world, gate) = (World::new(), Gate::new());

@@ -35,8 +35,6 @@ pub enum Mutant {
     RenewalsForgotten,
     /// Nobody removes expired records.
     PurgesLost,
-    /// A commit may write a record anew however late it arrives.
-    AdoptionsEndless,
     /// A claim that arrives again gets back what its owner has left in doubt.
     DoubtsTakenBack,
     /// A body's error releases the claim while a step of it runs in a task.

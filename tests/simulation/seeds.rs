@@ -27,12 +27,12 @@ const KEPT: &[Kept] = &[
     Kept {
         seed: 107,
         showed: "a repeated commit arrived when its retention was over, and wrote the record anew",
-        mutant: Some((Mutant::AdoptionsEndless, Rule::OwnRecordOnly)),
+        mutant: None,
     },
     Kept {
         seed: 112,
         showed: "the same where a tombstone had refused late retries, and was gone as well",
-        mutant: Some((Mutant::AdoptionsEndless, Rule::OwnRecordOnly)),
+        mutant: None,
     },
     Kept {
         seed: 4_749,
@@ -127,13 +127,10 @@ fn kept_seeds_show_their_mistake_no_more() {
     }
 }
 
-/// Not the run with messages: Tokio's `watch`, at which the consumer's tasks wait for the store and
-/// for its end, wakes them in an order of its own.
 #[test]
 fn a_seed_repeats_its_run_to_the_millisecond() {
     for seed in 0..200 {
-        let repeatable = || [run(seed, None), transactions::run(seed)];
-        for (first, second) in repeatable().iter().zip(repeatable()) {
+        for (first, second) in all(seed).iter().zip(all(seed)) {
             let differs =
                 first.entries.iter().zip(&second.entries).position(|(one, other)| one != other);
             if let Some(at) = differs {

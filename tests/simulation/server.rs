@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use idempotency::clock::{Clock as _, Timestamp};
+use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::record::State;
 use idempotency::store::{
@@ -226,11 +226,6 @@ impl Server {
         self.apply(from, commit.key, request, |before| {
             let other = before.filter(|record| record.owner != commit.token);
             match (self.mutant, other) {
-                (Some(Mutant::AdoptionsEndless), _) => {
-                    if let Some(adoption) = &mut commit.adopt {
-                        Arc::make_mut(adoption).ends = Timestamp::from_millis(u64::MAX);
-                    }
-                }
                 (Some(Mutant::CommitsUnguarded), Some(other)) => commit.token = other.owner,
                 (Some(Mutant::AnswersOverwritten), Some(other)) if other.state.is_answer() => {
                     self.strike(other);

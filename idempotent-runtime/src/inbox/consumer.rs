@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use super::drive::Drive;
@@ -17,6 +17,7 @@ use super::handling::InTransaction;
 use super::handling::{Handling, Recorded};
 use super::inbox::Inbox;
 use super::intake::Intake;
+use super::observed::Observed;
 use super::resting::Resting;
 use super::source::{Message as _, Source};
 use super::worker::Worker;
@@ -207,7 +208,7 @@ where
     let intake = Arc::new(Intake::new());
     let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
     let resting = Arc::new(Resting::default());
-    let (stopping, stops) = watch::channel(false);
+    let stopping = Arc::new(Observed::default());
     let probe = inbox.probe();
     let worker = Arc::new(Worker {
         inbox,
@@ -217,7 +218,7 @@ where
         intake: intake.clone(),
         resting: resting.clone(),
         places: places.clone(),
-        stopping: stops,
+        stopping: stopping.clone(),
     });
     let work = move |message: Arc<S::Message>, place| {
         let label = catch_unwind(AssertUnwindSafe(|| message.label().to_owned()));

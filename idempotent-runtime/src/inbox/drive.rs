@@ -7,13 +7,14 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::consumer::{ConsumeError, Drained};
 use super::handled::{DeadReason, Disposition};
 use super::intake::Intake;
 use super::lanes::{LaneId, Lanes};
+use super::observed::Observed;
 use super::resting::Resting;
 use super::source::{Message as _, Order, Settled, Source};
 use super::worker::Worked;
@@ -45,7 +46,7 @@ pub(super) struct Drive<S: Source> {
     intake: Arc<Intake>,
     resting: Arc<Resting>,
     places: Arc<Semaphore>,
-    stopping: watch::Sender<bool>,
+    stopping: Stopping,
     probe: RecordHandle,
     /// How many messages may be in hand.
     prefetch: usize,
@@ -78,6 +79,15 @@ pub(super) struct Drive<S: Source> {
     /// The end of the drain. Present once the consumer stops.
     end: Option<Sleep>,
     failure: Option<ConsumeError<S::Error>>,
+}
+
+/// The notice to the workers that the consumer stops, or is gone.
+struct Stopping(Arc<Observed<bool>>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.change(|stops| *stops = true);
+    }
 }
 
 /// The tasks of running messages. When the consumer is gone they go on: a handler that is cut off
@@ -119,7 +129,7 @@ impl<S: Source> Drive<S> {
         intake: Arc<Intake>,
         resting: Arc<Resting>,
         places: Arc<Semaphore>,
-        stopping: watch::Sender<bool>,
+        stopping: Arc<Observed<bool>>,
         probe: RecordHandle,
         concurrency: usize,
         drain: Duration,
@@ -130,7 +140,7 @@ impl<S: Source> Drive<S> {
             intake,
             resting,
             places,
-            stopping,
+            stopping: Stopping(stopping),
             probe,
             prefetch: concurrency.saturating_mul(2),
             drain,
@@ -324,7 +334,7 @@ impl<S: Source> Drive<S> {
         }
         let source = self.source.clone();
         self.closing = Some(Box::pin(async move { source.stop().await }));
-        self.stopping.send_replace(true);
+        self.stopping.0.change(|stops| *stops = true);
     }
 
     fn fail(&mut self, failure: ConsumeError<S::Error>) {

@@ -42,6 +42,7 @@ mod in_transaction;
 mod inbox;
 mod intake;
 mod lanes;
+mod observed;
 mod offsets;
 mod pauses;
 mod resting;

@@ -7,12 +7,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::handled::{DeadReason, Disposition, Handled, Outcome};
 use super::handling::Handling;
 use super::inbox::{Inbox, Seen};
 use super::intake::{Answers, Intake};
+use super::observed::Observed;
 use super::resting::{Resting, Rests};
 use super::source::{Message, Order};
 use crate::clock::Clock;
@@ -29,7 +30,8 @@ pub(super) struct Worker<P, H> {
     pub(super) resting: Arc<Resting>,
     /// A place for each handler that runs.
     pub(super) places: Arc<Semaphore>,
-    pub(super) stopping: watch::Receiver<bool>,
+    /// True once the consumer stops, or is gone.
+    pub(super) stopping: Arc<Observed<bool>>,
 }
 
 /// How the work on a message ended.
@@ -234,10 +236,9 @@ where
 
     /// Returns the output of `future`, or `None` if the consumer stops before, or is gone.
     async fn unless_stopping<T>(&self, future: impl Future<Output = T>) -> Option<T> {
-        let mut stopping = self.stopping.clone();
         tokio::select! {
             biased;
-            _ = stopping.wait_for(|stops| *stops) => None,
+            _ = self.stopping.when(|stops| *stops) => None,
             output = future => Some(output),
         }
     }

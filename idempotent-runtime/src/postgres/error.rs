@@ -58,11 +58,6 @@ pub(super) fn is_aborted(error: &Error) -> bool {
     refusal(error) == Some("25P02")
 }
 
-/// Returns true if the server refused to divide by zero.
-pub(super) fn is_division_by_zero(error: &Error) -> bool {
-    refusal(error) == Some("22012")
-}
-
 /// Returns true if there is no savepoint of that name, or no transaction: a body can end its own by
 /// hand.
 pub(super) fn is_savepoint_missing(error: &Error) -> bool {

@@ -7,8 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Error, PgConnection, Postgres, Row as _, Transaction};
 
 use super::error::{
-    is_aborted, is_division_by_zero, is_lock_timeout, is_out_of_time, is_savepoint_missing,
-    store_error,
+    is_aborted, is_lock_timeout, is_out_of_time, is_savepoint_missing, store_error,
 };
 use super::request::Request;
 use super::statements::{BOUND_BEFORE, Statement};
@@ -70,21 +69,24 @@ impl TransactionDatabase for Postgres {
         sqlx::raw_sql(AssertSqlSafe(setting)).execute(connection).await.map(drop)
     }
 
-    /// The setting of the mark is gone when the transaction has ended, and the division by zero
-    /// keeps the server from the commit. The client believes in its transaction until it has ended
-    /// it itself: so another one begins, which is rolled back when the connection returns to its
-    /// pool, without a wait for that.
+    /// A transaction that an error has aborted refuses to show a setting, and then the server does
+    /// not reach the commit. The setting of the mark is gone when the transaction has ended: what
+    /// was committed then is what came after that.
+    ///
+    /// The client believes in its transaction until it has ended it itself. So another one begins,
+    /// which is rolled back when the connection returns to its pool, without a wait for that.
     async fn commit_marked(
         mut transaction: Transaction<'static, Self>,
     ) -> Result<Standing, NotCommitted> {
-        let commit = format!(
-            "SELECT 1 / (coalesce(current_setting('{BOUND_BEFORE}', true), '') <> '')::int; \
-             COMMIT; BEGIN"
-        );
-        match sqlx::raw_sql(AssertSqlSafe(commit)).execute(&mut *transaction).await {
-            Ok(_) => Ok(Standing::Whole),
+        let commit = format!("SHOW {BOUND_BEFORE}; COMMIT; BEGIN");
+        // All answers: the first row is there before the commit.
+        match sqlx::raw_sql(AssertSqlSafe(commit)).fetch_all(&mut *transaction).await {
+            Ok(rows) => {
+                let mark = rows.first().and_then(|row| row.try_get::<&str, _>(0).ok());
+                let is_marked = mark.is_some_and(|mark| !mark.is_empty());
+                Ok(if is_marked { Standing::Whole } else { Standing::Over })
+            }
             Err(error) if is_aborted(&error) => Ok(Standing::Undone),
-            Err(error) if is_division_by_zero(&error) => Ok(Standing::Over),
             Err(error) => Err(NotCommitted::AtCommit(error)),
         }
     }

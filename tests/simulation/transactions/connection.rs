@@ -7,13 +7,13 @@ use std::time::Duration;
 use idempotency::__private::{ClaimAnswer, End, TransactionConnection, TransactionFuture};
 use idempotency::clock::Clock as _;
 use idempotency::store::{
-    Claim, DynStore, Operation, SqlTransaction, StoreError, StoreErrorKind, Token,
+    Claim, Commit, DynStore, Operation, SqlTransaction, StoreError, StoreErrorKind, Token,
 };
 use idempotency_test_support::random::Random;
 use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 
-use super::database::{Database, Over};
+use super::database::{Database, First, Over};
 use super::plan::Faults;
 use crate::clock::ProcessClock;
 use crate::life::Life;
@@ -105,6 +105,11 @@ impl Transaction {
     /// The effect of a body.
     pub async fn effect(&mut self) -> Result<String, StoreError> {
         self.send(Database::effect).await
+    }
+
+    /// Undoes the effects, and nothing else.
+    pub fn undo_effects(&self) {
+        self.pool.database.undo_effects(self.number);
     }
 
     pub async fn commit(mut self) -> Committed {
@@ -200,6 +205,39 @@ impl TransactionConnection for Transaction {
                     pool.life().goes_on().await;
                     pool.note("a claim is out of patience");
                     return Ok(ClaimAnswer::new(None, has_waited));
+                }
+            }
+        })
+    }
+
+    fn record_first<'a>(
+        &'a mut self,
+        _: &'a dyn DynStore,
+        claim: &'a Claim,
+        result: &'a Commit,
+        patience: Duration,
+    ) -> TransactionFuture<'a, Option<ClaimAnswer>> {
+        Box::pin(async move {
+            let pool = self.pool.clone();
+            let ends = pool.clock.monotonic() + patience;
+            loop {
+                let over = pool.database.over.notified();
+                tokio::pin!(over);
+                over.as_mut().enable();
+                match self
+                    .send(|database, number| database.record_first(number, claim, result))
+                    .await?
+                {
+                    Some(First::IsThere) => return Ok(None),
+                    Some(First::Written(claimed)) => {
+                        pool.note("a record is written first");
+                        return Ok(Some(ClaimAnswer::new(Some(claimed), false)));
+                    }
+                    None => {}
+                }
+                if timeout(ends.saturating_sub(pool.clock.monotonic()), over).await.is_err() {
+                    pool.life().goes_on().await;
+                    return Ok(Some(ClaimAnswer::new(None, true)));
                 }
             }
         })

@@ -12,7 +12,7 @@ use idempotency::clock::Clock as _;
 use idempotency::key::KeyHash;
 use idempotency::record::State;
 use idempotency::store::{
-    Claim, ClaimOutcome, CrashPolicy, Record, Token, WriteOutcome, transition,
+    Claim, ClaimOutcome, Commit, CrashPolicy, Record, Token, WriteOutcome, transition,
 };
 use idempotency_test_support::history::{Request, Rule, Transition};
 use tokio::sync::Notify;
@@ -115,6 +115,38 @@ impl Database {
         session.staged.record = slot;
         session.before_body = session.staged.clone();
         Ok(Some(claimed))
+    }
+
+    /// Claims in the transaction, and gives the record its result. `Ok(None)` while another one holds
+    /// the key.
+    pub fn record_first(
+        &self,
+        number: u64,
+        claim: &Claim,
+        result: &Commit,
+    ) -> Result<Option<First>, Over> {
+        let is_there = self.tables().rows.get(&claim.key).is_some_and(|row| {
+            let is_locked = row.locked_by.is_some_and(|other| other != number);
+            row.record.is_some() && !is_locked
+        });
+        if is_there {
+            return Ok(Some(First::IsThere));
+        }
+        let Some(claimed) = self.claim(number, claim)? else { return Ok(None) };
+        self.end(number, End::Keep(result.clone()))?;
+        Ok(Some(First::Written(claimed)))
+    }
+
+    /// Undoes the effects in the transaction, and nothing else.
+    pub fn undo_effects(&self, number: u64) {
+        if let Some(session) = self.tables().open.get_mut(&number) {
+            session.staged.effects.clear();
+        }
+    }
+
+    /// The number of effects of `key` that are committed.
+    pub fn effects(&self, key: KeyHash) -> u32 {
+        self.tables().rows.get(&key).map_or(0, |row| row.effects)
     }
 
     /// An effect, in the transaction. The value is what the caller gets for it.
@@ -266,6 +298,14 @@ impl Database {
             );
         }
     }
+}
+
+/// The outcome of a first record.
+#[derive(Debug)]
+pub enum First {
+    Written(ClaimOutcome),
+    /// There is a record.
+    IsThere,
 }
 
 /// The transaction has been rolled back.

@@ -7,6 +7,7 @@
 
 mod connection;
 mod database;
+mod messages;
 mod mutant;
 mod plan;
 mod process;
@@ -63,8 +64,8 @@ fn run_with(seed: u64, mutant: Option<Mutant>) -> Run {
             database,
             calls: crate::world::Count::default(),
         });
-        let queue = queue::random(seed);
-        if timeout(LONGEST, goes_through_it(&world, random, queue)).await.is_err() {
+        let others = (queue::random(seed), messages::random(seed));
+        if timeout(LONGEST, goes_through_it(&world, random, others)).await.is_err() {
             let hangs = format!("a call has not come back after {LONGEST:?}");
             world.log.broken(clock.monotonic(), Rule::CallsReturn, "a key", 0, hangs);
         }
@@ -77,8 +78,16 @@ fn run_with(seed: u64, mutant: Option<Mutant>) -> Run {
 }
 
 /// A storm, and the calm after it, in which everybody gets the answer of each key.
-async fn goes_through_it(world: &Arc<World>, mut random: Random, queue: Option<Random>) {
+async fn goes_through_it(
+    world: &Arc<World>,
+    mut random: Random,
+    (queue, messages): (Option<Random>, Option<Random>),
+) {
     let plan = &world.plan;
+    let messages = messages.map(|mut random| (random.fork(), random));
+    if let Some((choices, _)) = &messages {
+        messages::start(world, choices.clone());
+    }
     if let Some(mut random) = queue {
         Process::start(world, "worker".to_owned(), &mut random).spawn_worker(random.fork());
     }
@@ -95,6 +104,9 @@ async fn goes_through_it(world: &Arc<World>, mut random: Random, queue: Option<R
     while disasters.join_next().await.is_some() {}
     world.calls.is_zero().await;
     sleep(SETTLED).await;
+    if let Some((_, random)) = messages {
+        messages::settle(world, random).await;
+    }
     let processes = std::mem::take(&mut *processes.lock().unwrap_or_else(PoisonError::into_inner));
     let mut calls = JoinSet::new();
     for process in &processes {
@@ -157,6 +169,9 @@ const EVENTS: &[&str] = &[
     "what was cut off is committed",
     "the commits of two jobs are lost",
     "what became of a job stays unknown",
+    "a message is a duplicate",
+    "a message is not acknowledged",
+    "a record is written first",
 ];
 
 #[test]
@@ -212,6 +227,11 @@ fn s6_notices_an_error_whose_effect_is_not_undone() {
 #[test]
 fn s8_notices_a_result_whose_commit_is_unknown() {
     is_noticed(Mutant::UnknownCommitsTold, Rule::NoResultWithoutEffect);
+}
+
+#[test]
+fn s6_notices_a_failed_handler_whose_record_is_committed() {
+    is_noticed(Mutant::FailuresRecorded, Rule::EffectWithRecord);
 }
 
 #[test]

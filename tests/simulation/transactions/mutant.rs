@@ -13,6 +13,8 @@ pub enum Mutant {
     EffectNotUndone,
     /// Who hears no answer to a commit tells the result all the same.
     UnknownCommitsTold,
+    /// What a handler wrote that fails is undone, and the record that was written before it is not.
+    FailuresRecorded,
     /// A worker whose commit nobody knows of goes on as if it had not happened.
     LostCommitsForgotten,
 }

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::connection::{Committed, Pool, Transaction};
 use super::database::Database;
+use super::messages;
 use super::mutant::Mutant;
 use super::plan::{Afterwards, End, Faults, Plan, Script};
 use super::queue::{self, Worker};
@@ -69,6 +70,10 @@ impl Process {
         for key in &world.plan.keys {
             let hash = engine.record(OPERATION, key.number).hash().expect("a number is a key");
             world.database.label(hash, &key.label());
+        }
+        for message in messages::messages() {
+            let hash = engine.record(OPERATION, message).hash().expect("a number is a key");
+            world.database.label(hash, &messages::label(message));
         }
         for job in queue::jobs() {
             let hash = engine.record(OPERATION, job).hash().expect("a number is a key");
