@@ -40,10 +40,10 @@ async fn by_hand(pool: PgPool, number: u64) -> anyhow::Result<()> {
 async fn handle(inbox: Inbox, pool: PgPool, number: u64) -> anyhow::Result<()> {
     let id = format!("message-{number}");
     let delivery = Delivery::new(("id", &id)).payload(b"paid");
-    let handler = |mut transaction: OpenTransaction<Postgres>| async move {
+    let book = |mut transaction: OpenTransaction<Postgres>| async move {
         effect(&mut transaction, number).await
     };
-    let handled = inbox.handle_in(&pool, delivery, handler).await;
+    let handled = inbox.handle_in(&pool, delivery, book).await;
     ensure!(handled.disposition == Disposition::Ack, "{handled:?}");
     Ok(())
 }

@@ -3,6 +3,8 @@
 mod attempts;
 mod consumer;
 mod deliveries;
+#[cfg(feature = "sqlite")]
+mod in_transactions;
 mod outages;
 mod script;
 mod stops;

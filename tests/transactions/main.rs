@@ -17,6 +17,8 @@ mod isolation;
 mod lints;
 mod long;
 mod meetings;
+#[cfg(all(feature = "inbox", any(feature = "postgres", feature = "mysql")))]
+mod message_commits;
 #[cfg(feature = "inbox")]
 mod messages;
 #[cfg(feature = "mysql")]

@@ -231,7 +231,7 @@ impl TransactionConnection for Transaction {
                     Some(First::IsThere) => return Ok(None),
                     Some(First::Written(claimed)) => {
                         pool.note("a record is written first");
-                        return Ok(Some(ClaimAnswer::new(Some(claimed), false)));
+                        return Ok(Some(ClaimAnswer::new(Some(*claimed), false)));
                     }
                     None => {}
                 }

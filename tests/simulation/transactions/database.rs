@@ -134,7 +134,7 @@ impl Database {
         }
         let Some(claimed) = self.claim(number, claim)? else { return Ok(None) };
         self.end(number, End::Keep(result.clone()))?;
-        Ok(Some(First::Written(claimed)))
+        Ok(Some(First::Written(Box::new(claimed))))
     }
 
     /// Undoes the effects in the transaction, and nothing else.
@@ -303,7 +303,7 @@ impl Database {
 /// The outcome of a first record.
 #[derive(Debug)]
 pub enum First {
-    Written(ClaimOutcome),
+    Written(Box<ClaimOutcome>),
     /// There is a record.
     IsThere,
 }
