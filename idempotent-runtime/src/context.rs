@@ -421,6 +421,7 @@ impl Context {
                 return Err(self.refused(ErrorKind::Unsupported).with_detail(detail));
             }
             Held::Transaction { .. } => {
+                self.extension::<RefusedStep>().0.store(true, Ordering::Release);
                 let detail = "a call in a transaction has no steps: what it writes is committed as \
                     a whole or not at all";
                 return Err(self.refused(ErrorKind::Unsupported).with_detail(detail));
@@ -429,6 +430,11 @@ impl Context {
         };
         let engine = self.0.own.engine.upgrade().ok_or_else(|| self.lost())?;
         Ok((engine, journal))
+    }
+
+    /// Returns true if a body in a transaction was refused a step.
+    pub(crate) fn was_refused_a_step(&self) -> bool {
+        self.extension::<RefusedStep>().0.load(Ordering::Acquire)
     }
 
     /// This call and the enclosing ones whose bodies still run.
@@ -476,6 +482,10 @@ impl Own {
         self.engine.upgrade().is_some_and(|own| own.store.is_same(&engine.store))
     }
 }
+
+/// Set where a body in a transaction was refused a step.
+#[derive(Debug, Default)]
+struct RefusedStep(AtomicBool);
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -30,7 +30,12 @@ async fn cut_everywhere<B: Backend>(action: Action, size: usize) -> anyhow::Resu
     let rounds = (1_u64..).zip(rounds).map(|(key, (message, moment))| {
         let world = &world;
         async move {
-            let way = world.way().await?;
+            // Only a connection that is silent is given up for want of an answer.
+            let way = if action == Action::Silence {
+                world.way().await?
+            } else {
+                world.patient_way(Duration::from_secs(20), |builder| builder).await?
+            };
             let cut = way.proxy.nth(message, |_| true, Fault::new(moment, action));
             round(world, &way, cut, key, size, &format!("message {message}, {moment:?}")).await
         }

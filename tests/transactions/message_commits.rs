@@ -2,10 +2,12 @@
 //! lost, or meets a transaction that the handler has broken.
 
 use std::cell::Cell;
+use std::time::Duration;
 
 use idempotency::inbox::{DeadReason, Disposition, Inbox, Outcome};
-use idempotency::store::SqlTransaction;
+use idempotency::store::{PostgresStore, SqlTransaction};
 use idempotency::tx::OpenTransaction;
+use idempotency::{ErrorKind, Idempotency};
 use sqlx::Transaction;
 
 use crate::databases;
@@ -146,6 +148,33 @@ async fn on_postgresql_a_handler_that_breaks_its_transaction_is_not_acknowledged
         let in_doubt = Disposition::DeadLetter(DeadReason::InDoubt);
         assert_eq!(handled.disposition, in_doubt, "{by_hand}: {handled:?}");
     }
+    // The same if it fails afterwards, with an error that would let it run again, or of its own.
+    let passing = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$";
+    for by_hand in ["COMMIT", "ROLLBACK", "COMMIT; BEGIN", "ROLLBACK; BEGIN"] {
+        for is_passing in [true, false] {
+            if is_passing && by_hand == "ROLLBACK; BEGIN" {
+                // All of it is undone, and it runs again.
+                continue;
+            }
+            let id = format!("{by_hand} {is_passing}");
+            let runs = Cell::new(0);
+            let fails = |mut transaction: OpenTransaction<sqlx::Postgres>| {
+                runs.set(runs.get() + 1);
+                let id = id.clone();
+                async move {
+                    sqlx::raw_sql(by_hand).execute(&mut **transaction).await?;
+                    Postgres::add(&mut transaction, &id, "booked").await?;
+                    if is_passing {
+                        sqlx::raw_sql(passing).execute(&mut **transaction).await?;
+                    }
+                    Err::<(), _>(Fault::No)
+                }
+            };
+            let handled = inbox.handle_in(&scene.pool, delivery(&id), fails).await;
+            let in_doubt = Disposition::DeadLetter(DeadReason::InDoubt);
+            assert_eq!((handled.disposition, runs.get()), (in_doubt, 1), "{id}: {handled:?}");
+        }
+    }
     let fine = book::<Postgres>(&inbox, &scene.pool, delivery("fine"), "fine").await;
     assert_eq!((fine.disposition, count(&scene, "fine").await?), (Disposition::Ack, 1));
     Ok(())
@@ -192,8 +221,33 @@ async fn on_postgresql_a_pool_of_another_database_is_refused() -> anyhow::Result
     let there = Scene::<Postgres>::new(2, None).await?;
     let handled = book::<Postgres>(&inbox(&here.engine), &there.pool, delivery("a"), "a").await;
     let Outcome::Refused(error) = &handled.outcome else { panic!("{handled:?}") };
-    assert_eq!(error.kind(), idempotency::ErrorKind::Config, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
     assert!(matches!(handled.disposition, Disposition::Postpone(_)), "{handled:?}");
     assert_eq!(count(&there, "a").await?, 0);
+    Ok(())
+}
+
+/// The wait for the table comes before the statement could bound it.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_delivery_waits_for_a_locked_table_no_longer_than_for_an_answer()
+-> anyhow::Result<()> {
+    type Postgres = databases::Postgres;
+    let scene = Scene::<Postgres>::new(3, None).await?;
+    let store = PostgresStore::builder(scene.database.url());
+    let store = store.response_timeout(Duration::from_secs(1)).connect().await?;
+    let inbox = inbox(&Idempotency::new(store)).with_wait(Duration::from_millis(100));
+    let first = book::<Postgres>(&inbox, &scene.pool, delivery("a"), "a").await;
+    assert_eq!(first.disposition, Disposition::Ack);
+    let mut locking = scene.pool.begin().await?;
+    let lock = "LOCK TABLE idempotency_records IN ACCESS EXCLUSIVE MODE";
+    sqlx::raw_sql(lock).execute(&mut *locking).await?;
+    let handled = book::<Postgres>(&inbox, &scene.pool, delivery("b"), "b").await;
+    let Outcome::Refused(error) = &handled.outcome else { panic!("{handled:?}") };
+    assert_eq!(error.kind(), ErrorKind::StoreUnavailable, "{error}");
+    assert!(matches!(handled.disposition, Disposition::Postpone(_)), "{handled:?}");
+    locking.rollback().await?;
+    let handled = book::<Postgres>(&inbox, &scene.pool, delivery("b"), "b").await;
+    assert_eq!((handled.disposition, count(&scene, "b").await?), (Disposition::Ack, 1));
     Ok(())
 }

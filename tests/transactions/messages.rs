@@ -8,7 +8,7 @@ use idempotency::inbox::{DeadReason, Delivery, Disposition, Handled, Inbox, OnFa
 use idempotency::record::{Resolution, State};
 use idempotency::store::SqlTransaction;
 use idempotency::tx::OpenTransaction;
-use idempotency::{Idempotency, OnCrash};
+use idempotency::{Context, Idempotency, OnCrash};
 use idempotency_test_support::deadline::within;
 use sqlx::{Pool, Transaction};
 
@@ -247,6 +247,10 @@ where
     assert_eq!(fourth.disposition, Disposition::DeadLetter(DeadReason::Attempts), "{fourth:?}");
     assert!(matches!(fourth.outcome, Outcome::Exhausted), "{fourth:?}");
     assert_eq!((count(&scene, "a").await?, state(&scene, &fourth).await?), (0, None));
+    // A redrive begins to count from one.
+    let redriven = book::<D>(&inbox, &scene.pool, delivery("a").suspect(), "a").await;
+    assert_eq!(redriven.disposition, Disposition::Ack, "{redriven:?}");
+    assert_eq!(count(&scene, "a").await?, 1);
     // Its neighbours are handled, and one that was handled is done, however often it comes.
     for _ in 0..5 {
         let neighbour = book::<D>(&inbox, &scene.pool, delivery("b").suspect(), "b").await;
@@ -281,6 +285,22 @@ where
     Ok(())
 }
 
+/// The error of a handler may be the engine's own, and is no result then.
+async fn refused_steps<D: Database>() -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let scene = Scene::<D>::new(2, None).await?;
+    let inbox = inbox(&scene.engine).with_on_failure(|_: &Fault| OnFailure::Done);
+    let steps =
+        |_| async { Context::current().step("charge", async || Ok::<_, Fault>(1)).await.map(drop) };
+    let handled = inbox.handle_in(&scene.pool, delivery("a"), steps).await;
+    assert!(matches!(handled.outcome, Outcome::Failed(_)), "{handled:?}");
+    assert!(matches!(handled.disposition, Disposition::Retry(_)), "{handled:?}");
+    assert_eq!(state(&scene, &handled).await?, None);
+    Ok(())
+}
+
 /// While the inbox is disabled nothing is recorded.
 async fn disabled<D: Database>() -> anyhow::Result<()>
 where
@@ -291,7 +311,7 @@ where
     scene.engine.disable(INBOX);
     for _ in 0..2 {
         let handled = book::<D>(&inbox, &scene.pool, delivery("a"), "a").await;
-        assert_eq!(handled.disposition, Disposition::Ack);
+        assert_eq!((handled.disposition, handled.attempt), (Disposition::Ack, 0));
         assert_eq!(state(&scene, &handled).await?, None);
     }
     let failed = ends::<D, _>(&inbox, &scene.pool, delivery("a"), "a", || Err(Fault::No)).await;
@@ -431,4 +451,21 @@ async fn on_postgresql_a_disabled_inbox_records_nothing() -> anyhow::Result<()> 
 #[tokio::test]
 async fn on_mariadb_a_disabled_inbox_records_nothing() -> anyhow::Result<()> {
     disabled::<databases::MariaDb>().await
+}
+
+#[tokio::test]
+async fn on_sqlite_a_failure_for_want_of_a_step_is_not_acknowledged() -> anyhow::Result<()> {
+    refused_steps::<databases::Sqlite>().await
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test]
+async fn on_postgresql_a_failure_for_want_of_a_step_is_not_acknowledged() -> anyhow::Result<()> {
+    refused_steps::<databases::Postgres>().await
+}
+
+#[cfg(feature = "mysql")]
+#[tokio::test]
+async fn on_mariadb_a_failure_for_want_of_a_step_is_not_acknowledged() -> anyhow::Result<()> {
+    refused_steps::<databases::MariaDb>().await
 }

@@ -85,6 +85,63 @@ async fn a_store_that_is_sealed_keeps_sealed_records_in_transactions() -> anyhow
     Ok(())
 }
 
+/// A message whose record such a store writes in the ordinary way: it is acknowledged, every time.
+#[cfg(feature = "inbox")]
+async fn handles_once(pool: &SqlitePool, store: impl Store) -> anyhow::Result<()> {
+    use idempotency::inbox::{Delivery, Disposition, Inbox};
+    let engine = Idempotency::builder(store).claim_timeout(Duration::from_secs(20)).build()?;
+    let inbox = Inbox::new(engine, "billing", DAY);
+    for _ in 0..3 {
+        let handled = inbox.handle_in(pool, Delivery::new("m-1"), |mut transaction| async move {
+            let add = sqlx::query("INSERT INTO ledger VALUES ('tea')");
+            add.execute(&mut **transaction).await.map(drop)
+        });
+        let handled = handled.await;
+        anyhow::ensure!(handled.disposition == Disposition::Ack, "{handled:?}");
+    }
+    let (entries,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(pool).await?;
+    anyhow::ensure!(entries == 1, "{entries}");
+    Ok(())
+}
+
+#[cfg(feature = "inbox")]
+#[tokio::test]
+async fn a_store_that_is_wrapped_keeps_the_records_of_messages_in_transactions()
+-> anyhow::Result<()> {
+    let (pool, store, _directory) = database().await?;
+    handles_once(&pool, Counting::new(store)).await?;
+    let (pool, store, _directory) = database().await?;
+    handles_once(&pool, Sealing::new(store)).await
+}
+
+/// The same on a server, whose own way marks the transaction.
+#[cfg(all(feature = "inbox", feature = "postgres"))]
+#[tokio::test]
+async fn a_store_that_is_wrapped_acknowledges_duplicates_on_postgresql() -> anyhow::Result<()> {
+    use idempotency::inbox::{Delivery, Disposition, Inbox};
+    use idempotency::store::PostgresStore;
+    use idempotency_test_support::server::{PostgresOptions, PostgresServer};
+    let server = PostgresServer::start(PostgresOptions::new()).await?;
+    let url = server.database("wrapped").await?;
+    let pool = sqlx::PgPool::connect(&url).await?;
+    let store = PostgresStore::from_pool(pool.clone());
+    store.migrate().await?;
+    sqlx::query("CREATE TABLE ledger (entry text)").execute(&pool).await?;
+    let engine = Idempotency::new(Sealing::new(store));
+    let inbox = Inbox::new(engine, "billing", DAY);
+    for _ in 0..3 {
+        let handled = inbox.handle_in(&pool, Delivery::new("m-1"), |mut transaction| async move {
+            let add = sqlx::query("INSERT INTO ledger VALUES ('tea')");
+            add.execute(&mut **transaction).await.map(drop)
+        });
+        let handled = handled.await;
+        anyhow::ensure!(handled.disposition == Disposition::Ack, "{handled:?}");
+    }
+    let (entries,): (i64,) = sqlx::query_as("SELECT count(*) FROM ledger").fetch_one(&pool).await?;
+    anyhow::ensure!(entries == 1, "{entries}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_store_without_transactions_is_refused_before_anything_is_written() -> anyhow::Result<()>
 {

@@ -12,7 +12,7 @@ use super::turn::{Attempt, Turn};
 use crate::Idempotency;
 use crate::engine::Extensions;
 use crate::engine::task_state::TaskState;
-use crate::engine::{Call, NoVerify, RecordHandle, Unprotected, Verify, count};
+use crate::engine::{Call, NoVerify, RecordHandle, Unprotected, Verify, count, uncount};
 use crate::error::{Error, ErrorKind};
 use crate::key::Fingerprint;
 use crate::key::Key;
@@ -247,12 +247,24 @@ impl<V> EdgeCall<V> {
     /// let begun = || EdgeCall::new(&engine, "mail/begun", Key::of(&7), Duration::from_secs(60));
     /// assert_eq!(begun().count().await?, 1);
     /// assert_eq!(begun().count().await?, 2);
+    /// begun().uncount().await?;
+    /// assert_eq!(begun().count().await?, 1);
     /// # Ok(())
     /// # }
     /// ```
     pub async fn count(self) -> Result<u32, Error> {
         let (task_state, call, ..) = self.parts();
         task_state.wrap(count(call)).await.map_err(Error::of_call)
+    }
+
+    /// Forgets what was [counted](Self::count) under the name and the key of this call: the next one
+    /// is the first again.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn uncount(self) -> Result<(), Error> {
+        let (task_state, call, ..) = self.parts();
+        task_state.wrap(uncount(call)).await.map_err(Error::of_call)
     }
 
     /// Returns the future of a body that runs without a claim and without a record, for an edge
@@ -303,6 +315,17 @@ impl<V> EdgeCall<V> {
             let _until_it_has_ended = unprotected;
             watch.around(body()).await
         }))
+    }
+
+    /// Returns the error of a `result` that is larger than the engine stores.
+    #[cfg(feature = "__sql")]
+    pub(crate) fn refuses(&self, result: &EdgeResult) -> Option<Error> {
+        let (size, limit) = (result.bytes().len(), limits(&self.engine).max_result_size);
+        (size > limit).then(|| {
+            let detail = format!("it takes {size} bytes and the limit is {limit}");
+            let error = Error::new(ErrorKind::TooLarge).of_operation(&self.operation);
+            error.with_detail(detail).of_call()
+        })
     }
 
     /// Returns the scope of the call, the call, and the largest retention of a result.

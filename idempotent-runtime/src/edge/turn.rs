@@ -89,6 +89,13 @@ impl Attempt {
         self.0.may_be_verified()
     }
 
+    /// Returns true if the body runs in a transaction, and was
+    /// refused a [step](Context::step), which there is none there: an edge that takes the error of a
+    /// body as its result does not do so then.
+    pub fn was_refused_a_step(&self) -> bool {
+        self.0.was_refused_a_step()
+    }
+
     /// The number of the try of the [step](Context::step) that runs here: 1 in the first, and one
     /// more in each that [`retry`](crate::step::Step::retry) adds. `None` outside of a step of this
     /// attempt.

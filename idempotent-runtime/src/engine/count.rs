@@ -8,15 +8,27 @@ use std::time::Duration;
 use super::Call;
 use super::admission::new_claim;
 use super::claim;
+use super::retry::Budget;
 use super::store_client::ClaimReply;
 use super::task_state::TaskState;
 use crate::error::{Error, ErrorKind};
-use crate::store::{ClaimOutcome, CrashPolicy};
+use crate::store::{ClaimOutcome, CrashPolicy, Remove};
 
 /// The lease of a count: nothing runs under it.
 const LEASE: Duration = Duration::from_millis(1);
 /// The number of times that a count is tried while others are counted.
 const TRIES: u32 = 100;
+
+/// Forgets what was counted of `call`.
+pub(crate) async fn uncount(call: Call) -> Result<(), Error> {
+    let call = call.request.checked()?;
+    let (engine, key) = (&call.engine, call.key);
+    engine.at_home().map_err(|error| error.of_record(Some(&call.operation), &key))?;
+    let read = engine.store.read(Budget::of(engine.settings.claim_timeout), key).await;
+    let Some(record) = read.map_err(|error| call.store_error(error))? else { return Ok(()) };
+    let removed = engine.store.remove_count(Remove::new(key, record.owner)).await;
+    removed.map(drop).map_err(|error| call.store_error(error))
+}
 
 /// Counts one more begin of `call`, and returns the number of all. They are forgotten when none has
 /// been counted for the `ttl` of the call.

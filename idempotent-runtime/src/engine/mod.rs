@@ -59,7 +59,7 @@ use std::sync::atomic::Ordering;
 pub(crate) use admission::{Admission, admit};
 pub use builder::Builder;
 pub use call::Call;
-pub(crate) use count::count;
+pub(crate) use count::{count, uncount};
 pub use duplicate::DuplicateRun;
 pub use extensions::Extensions;
 pub use operations::Site;

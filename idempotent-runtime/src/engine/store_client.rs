@@ -234,6 +234,12 @@ impl StoreClient {
         self.repeat(Operation::Remove, Budget::of(self.patience), request).await
     }
 
+    /// Removes a count. See [`uncount`](super::uncount).
+    pub(super) async fn remove_count(&self, remove: Remove) -> Result<AdminOutcome, StoreError> {
+        let request = || self.store.clone().remove(remove);
+        self.repeat(Operation::Remove, Budget::of(self.patience), request).await
+    }
+
     /// Renews leases, once, for at most `patience`. A store that panics has failed: the request has
     /// a task of its own.
     pub(super) async fn renew(

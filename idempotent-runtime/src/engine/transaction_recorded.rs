@@ -10,7 +10,7 @@ use super::transaction::{InClaim, Sought, Unclaimed, seek};
 use super::transaction_first::FirstResult;
 use crate::error::Error;
 use crate::events::Outcome;
-use crate::store::{Record, SqlTransaction};
+use crate::store::{Record, SqlTransaction, Token};
 use crate::watch::{BodyWatch, engine_waits};
 
 /// The result of [`record_first`].
@@ -66,6 +66,15 @@ impl RecordedFirst {
     #[must_use]
     pub fn is_protected(&self) -> bool {
         self.claimed.is_ok()
+    }
+
+    /// The owner of the record, if there is one.
+    #[cfg_attr(
+        not(feature = "__sql"),
+        expect(dead_code, reason = "for transactions that are repeated")
+    )]
+    pub(crate) fn token(&self) -> Option<Token> {
+        self.claimed.as_ref().ok().map(|claim| claim.grant.record.owner)
     }
 
     /// Returns true if the transaction is marked.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -179,7 +179,12 @@ impl<S: Source, P> Consumer<S, P> {
             );
             return Err(ConsumeError::Refused(error));
         }
-        self.inbox.check_in(&pool).await.map_err(ConsumeError::Refused)?;
+        let mut stop = pin!(stop);
+        tokio::select! {
+            biased;
+            () = stop.as_mut() => return Ok(Drained { left: 0 }),
+            checked = self.inbox.check_in(&pool) => checked.map_err(ConsumeError::Refused)?,
+        }
         let bounds = (self.concurrency, self.drain);
         let handling = InTransaction { pool, handler };
         drive(self.inbox, self.source, bounds, stop, handling).await

@@ -26,6 +26,8 @@ pub struct Delivery<'a> {
     payload: Option<&'a [u8]>,
     deliveries: Option<u32>,
     is_suspect: bool,
+    /// The failed tries of a consumer that has not returned the message in between.
+    failures: u32,
 }
 
 impl<'a> Delivery<'a> {
@@ -36,7 +38,7 @@ impl<'a> Delivery<'a> {
     /// Keys of different origin, such as a header and a position, are kept apart with a tag:
     /// `("header", id)` and `("position", partition, offset)`.
     pub fn new<K: IntoKey>(key: K) -> Self {
-        Self { key: Key::of(&key), payload: None, deliveries: None, is_suspect: false }
+        Self { key: Key::of(&key), payload: None, deliveries: None, is_suspect: false, failures: 0 }
     }
 
     /// Sets the payload, which a redelivery must repeat. A message with the same key and another
@@ -78,20 +80,18 @@ impl<'a> Delivery<'a> {
 
     /// Counts the failed tries of a consumer that has not returned the message in between.
     pub(super) fn failed_here(self, failures: u32) -> Self {
-        if failures == 0 {
-            return self;
-        }
-        let deliveries = self.deliveries.unwrap_or(1).saturating_add(failures);
-        Self { deliveries: Some(deliveries), ..self }
+        Self { failures, ..self }
+    }
+
+    /// The number of the attempt that this is. `counted` is the number of deliveries that the store
+    /// has counted.
+    pub(super) fn attempt(&self, counted: u32) -> u32 {
+        self.deliveries.unwrap_or(1).max(counted).saturating_add(self.failures)
     }
 
     #[cfg(feature = "__sql")]
     pub(super) fn is_suspect(&self) -> bool {
         self.is_suspect
-    }
-
-    pub(super) fn count(&self) -> Option<u32> {
-        self.deliveries
     }
 
     /// Returns the fingerprint of the payload, if there is one.

@@ -14,6 +14,8 @@ use super::inbox::{Inbox, Seen};
 pub(super) trait Handling<M, P>: Send + Sync + 'static {
     /// The error of the handler.
     type Error: fmt::Debug + Send + 'static;
+    /// What is kept for all tries of one delivery.
+    type Kept: Default + Send + Sync;
 
     /// Handles `message` once.
     fn handle(
@@ -22,6 +24,7 @@ pub(super) trait Handling<M, P>: Send + Sync + 'static {
         message: &Arc<M>,
         delivery: Delivery<'_>,
         seen: &Seen,
+        kept: &Self::Kept,
     ) -> impl Future<Output = Handled<Self::Error>> + Send;
 
     /// Returns true if it is known what became of a handler that has panicked.
@@ -43,6 +46,7 @@ where
     E: fmt::Debug + Send + 'static,
 {
     type Error = E;
+    type Kept = ();
 
     async fn handle(
         &self,
@@ -50,6 +54,7 @@ where
         message: &Arc<M>,
         delivery: Delivery<'_>,
         seen: &Seen,
+        (): &(),
     ) -> Handled<E> {
         let handler = || (self.handler)(message.clone());
         match &self.question {
@@ -84,6 +89,7 @@ where
     E: std::error::Error + Send + 'static,
 {
     type Error = E;
+    type Kept = super::in_transaction::Counted;
 
     async fn handle(
         &self,
@@ -91,9 +97,10 @@ where
         message: &Arc<M>,
         delivery: Delivery<'_>,
         seen: &Seen,
+        counted: &Self::Kept,
     ) -> Handled<E> {
         let handler = |transaction| (self.handler)(transaction, message.clone());
-        inbox.handle_in_seen(&self.pool, delivery, handler, seen).await
+        inbox.handle_in_seen(&self.pool, delivery, handler, seen, counted).await
     }
 
     fn survives_panics(&self) -> bool {

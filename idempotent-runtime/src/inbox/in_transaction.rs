@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::{Future, ready};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use sqlx::Pool;
@@ -11,7 +13,7 @@ use super::delivery::Delivery;
 use super::failures::{FailurePolicy, OnFailure};
 use super::handled::{DeadReason, Disposition, Handled};
 use super::inbox::{Ended, Inbox, Seen, done};
-use crate::edge::{EdgeOutcome, EdgeResult};
+use crate::edge::{Attempt, EdgeOutcome, EdgeResult};
 use crate::error::{Error, ErrorKind};
 use crate::tx::{OpenTransaction, TransactionDatabase};
 
@@ -111,7 +113,7 @@ impl<P> Inbox<P> {
         E: StdError + 'static,
     {
         let seen = Seen::default();
-        self.handle_in_seen(pool, delivery, handler, &seen).await
+        self.handle_in_seen(pool, delivery, handler, &seen, &Counted::default()).await
     }
 
     pub(super) async fn handle_in_seen<DB, E, B, F>(
@@ -120,6 +122,7 @@ impl<P> Inbox<P> {
         delivery: Delivery<'_>,
         mut handler: B,
         seen: &Seen,
+        counted: &Counted,
     ) -> Handled<E>
     where
         P: FailurePolicy<E>,
@@ -134,46 +137,64 @@ impl<P> Inbox<P> {
             Err(error) => return refused(error),
         };
         seen.of(&call);
-        let attempt = match self.begun(&delivery).await {
-            Ok(attempt) => attempt,
+        let attempt = match self.count(&delivery, counted).await {
+            Ok(count) => delivery.attempt(count),
             Err(error) => return refused(error),
         };
+        let refused_a_step = AtomicBool::new(false);
         let body = |transaction| {
+            let running = Attempt::current().filter(|_| !self.is_exhausted_before(attempt));
             // A message that was handled is acknowledged, however often it was delivered: so its
-            // record is looked for first.
-            let running = (!self.is_exhausted_before(attempt)).then(|| {
-                seen.begins(attempt);
-                handler(transaction)
-            });
-            async move {
-                match running {
-                    Some(running) => running.await.map_err(Undone::Failed),
-                    None => Err(Undone::Exhausted),
+            // record was looked for first.
+            let running = running.map(|running| {
+                if running.is_protected() {
+                    seen.begins(attempt);
                 }
+                (running, handler(transaction))
+            });
+            let refused_a_step = &refused_a_step;
+            async move {
+                let Some((running, body)) = running else { return Err(Undone::Exhausted) };
+                let result = body.await;
+                refused_a_step.store(running.was_refused_a_step(), Ordering::Relaxed);
+                result.map_err(Undone::Failed)
             }
         };
-        let error = match call.run_in_transaction(pool, done(), body).await {
-            Ok(outcome) => return self.answered_in(outcome, attempt, seen),
-            Err(Undone::Exhausted) => {
-                return self.answered(EdgeOutcome::Executed(Ended::Exhausted), seen);
+        let answer = match call.run_in_transaction(pool, done(), body).await {
+            Ok(outcome) => self.answered_in(outcome, attempt, seen),
+            Err(Undone::Exhausted) => self.answered(EdgeOutcome::Executed(Ended::Exhausted), seen),
+            Err(Undone::Failed(error)) => {
+                let disposition = match self.decide(&error) {
+                    // It may be the engine's own error, and no result.
+                    OnFailure::Done if refused_a_step.load(Ordering::Relaxed) => {
+                        self.failed(attempt, seen, OnFailure::Retry).0
+                    }
+                    OnFailure::Done => self.store_failure(pool, &delivery, seen).await,
+                    decision => self.failed(attempt, seen, decision).0,
+                };
+                self.answered(EdgeOutcome::Executed(Ended::Failed(error, disposition)), seen)
             }
-            Err(Undone::Failed(error)) => error,
         };
-        let decision = self.decide(&error);
-        let disposition = match decision {
-            OnFailure::Done => self.store_failure(pool, &delivery, seen).await,
-            decision => self.failed(attempt, seen, decision).0,
-        };
-        self.answered(EdgeOutcome::Executed(Ended::Failed(error, disposition)), seen)
+        if delivery.is_suspect() && matches!(answer.disposition, Disposition::DeadLetter(_)) {
+            // A redrive begins to count from one.
+            if let Err(error) = self.counter(delivery.key()).uncount().await {
+                tracing::warn!(%error, "the count of the deliveries of a dead letter stays");
+            }
+        }
+        answer
     }
 
-    /// Returns the number of the attempt that `delivery` is.
-    async fn begun(&self, delivery: &Delivery<'_>) -> Result<u32, Error> {
-        let counted = delivery.count().unwrap_or(1);
+    /// Returns how often the store has counted a delivery of the message, zero if it does not. Tries of
+    /// one delivery count once.
+    async fn count(&self, delivery: &Delivery<'_>, counted: &Counted) -> Result<u32, Error> {
         if !delivery.is_suspect() {
-            return Ok(counted);
+            return Ok(0);
         }
-        Ok(self.counter(delivery.key()).count().await?.max(counted))
+        if let Some(known) = counted.0.get() {
+            return Ok(*known);
+        }
+        let count = self.counter(delivery.key()).count().await?;
+        Ok(*counted.0.get_or_init(|| count))
     }
 
     /// Stores the failure of a handler, whose transaction was rolled back, as its result.
@@ -204,6 +225,11 @@ impl<P> Inbox<P> {
                 let handled = self.answered(EdgeOutcome::Refused { error, own: None }, seen);
                 return Handled { disposition, ..handled };
             }
+            EdgeOutcome::Refused { error, own: None } if is_in_doubt(&error) => {
+                let handled = self.answered(EdgeOutcome::Refused { error, own: None }, seen);
+                let disposition = Disposition::DeadLetter(DeadReason::InDoubt);
+                return Handled { disposition, ..handled };
+            }
             EdgeOutcome::Executed(()) => EdgeOutcome::Executed(Ended::Processed),
             EdgeOutcome::Unprotected(()) => EdgeOutcome::Unprotected(Ended::Processed),
             EdgeOutcome::Replayed { result, .. } => EdgeOutcome::Replayed { result, own: None },
@@ -217,9 +243,7 @@ impl<P> Inbox<P> {
     /// not committed, or is not known to be.
     fn not_committed(&self, error: &Error, attempt: u32, seen: &Seen) -> Disposition {
         match error.kind() {
-            // The handler has ended the transaction itself, and part of what it wrote may be
-            // committed without the record.
-            ErrorKind::NotStored if !error.is_retryable() => {
+            ErrorKind::NotStored if is_in_doubt(error) => {
                 Disposition::DeadLetter(DeadReason::InDoubt)
             }
             ErrorKind::NotStored => self.refused(error, true, seen),
@@ -228,5 +252,50 @@ impl<P> Inbox<P> {
             // not accept: the message is at fault, and not the database.
             _ => self.failed(attempt, seen, OnFailure::Retry).0,
         }
+    }
+}
+
+/// Returns true if the handler has ended its transaction itself, and part of what it wrote may be
+/// committed without the record.
+fn is_in_doubt(error: &Error) -> bool {
+    error.kind() == ErrorKind::NotStored && !error.is_retryable()
+}
+
+/// What the store has counted of a delivery, for all tries of it.
+#[derive(Debug, Default)]
+pub(super) struct Counted(OnceLock<u32>);
+
+#[cfg(all(test, feature = "sqlite"))]
+mod tests {
+    use std::time::Duration;
+
+    use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+
+    use super::{Counted, Seen};
+    use crate::Idempotency;
+    use crate::inbox::{Delivery, Disposition, Inbox};
+    use crate::store::SqliteStore;
+
+    /// The database of the records answers, and the pool of the handler does not.
+    #[tokio::test]
+    async fn tries_of_one_delivery_that_do_not_begin_count_as_one() {
+        let options = SqliteConnectOptions::new().filename("file:counts?mode=memory&cache=shared");
+        let open = || SqlitePoolOptions::new().max_connections(1).connect_with(options.clone());
+        let (pool, closed) = (open().await.unwrap(), open().await.unwrap());
+        closed.close().await;
+        let store = SqliteStore::from_pool(pool.clone());
+        store.migrate().await.unwrap();
+        let inbox = Inbox::new(Idempotency::new(store), "billing", Duration::from_secs(60));
+        let (inbox, counted) = (inbox.with_max_attempts(2), Counted::default());
+        let delivery = || Delivery::new("m-1").suspect();
+        let book = async |_| Ok::<_, sqlx::Error>(());
+        for _ in 0..5 {
+            let seen = Seen::default();
+            let handled = inbox.handle_in_seen(&closed, delivery(), book, &seen, &counted).await;
+            assert!(matches!(handled.disposition, Disposition::Postpone(_)), "{handled:?}");
+        }
+        let seen = Seen::default();
+        let handled = inbox.handle_in_seen(&pool, delivery(), book, &seen, &counted).await;
+        assert_eq!((handled.disposition, handled.attempt), (Disposition::Ack, 1));
     }
 }

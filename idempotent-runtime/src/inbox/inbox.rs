@@ -266,7 +266,10 @@ impl<P> Inbox<P> {
     /// a record, which would take the place of a message's.
     #[cfg(feature = "__sql")]
     pub(super) fn counter(&self, key: Key) -> EdgeCall {
+        // A scope of its own: an inbox may have the longer name.
+        let scope = Key::of("idempotency/inbox/deliveries");
         EdgeCall::new(&self.engine, format!("{}/deliveries", self.name), key, self.ttl)
+            .scope(Some(scope))
     }
 
     #[cfg(feature = "__sql")]
@@ -423,7 +426,7 @@ impl<P> Inbox<P> {
         }
         seen.begins(attempt);
         // Without a record only the broker counts.
-        let attempt = if attempt == 0 { delivery.count().unwrap_or(1) } else { attempt };
+        let attempt = if attempt == 0 { delivery.attempt(0) } else { attempt };
         match handler().await {
             Ok(()) => (Ended::Processed, done().into()),
             Err(error) => {

@@ -85,10 +85,11 @@ where
         let mut refusals = Refusals::default();
         // A try that the store did not let begin, or that met another consumer, is no failure.
         let mut failures = 0;
+        let kept = H::Kept::default();
         loop {
             let seen = Seen::default();
             let successes = self.intake.successes();
-            let called = self.call(&message, failures, &seen).await;
+            let called = self.call(&message, failures, &seen, &kept).await;
             drop(place.take());
             let settle = |disposition| {
                 let (record, attempt) = (seen.record(), seen.attempt());
@@ -171,7 +172,13 @@ where
         }
     }
 
-    async fn call<M>(&self, message: &Arc<M>, failures: u32, seen: &Seen) -> Called<H::Error>
+    async fn call<M>(
+        &self,
+        message: &Arc<M>,
+        failures: u32,
+        seen: &Seen,
+        kept: &H::Kept,
+    ) -> Called<H::Error>
     where
         M: Message,
         H: Handling<M, P>,
@@ -180,7 +187,7 @@ where
             return Called::Unreadable;
         };
         let delivery = delivery.failed_here(failures);
-        let mut call = pin!(self.handling.handle(&self.inbox, message, delivery, seen));
+        let mut call = pin!(self.handling.handle(&self.inbox, message, delivery, seen, kept));
         let unless_it_panics = std::future::poll_fn(|cx| {
             match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
                 Ok(poll) => poll.map(Called::Handled),

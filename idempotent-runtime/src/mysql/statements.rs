@@ -54,6 +54,17 @@ impl Isolation {
     }
 }
 
+/// Returns the value that a first claim writes into `column`. The claim is built for time zero, and the
+/// server adds its own.
+fn first_value(column: &str) -> &'static str {
+    match column {
+        "created_at" | "lease_until" | "expires_at" | "purge_at" => "server.micros DIV 1000 + ?",
+        // Its own value does not count, and has its place.
+        "fence" | "revision" => "server.micros + 0 * ?",
+        _ => "?",
+    }
+}
+
 /// The way in which due rows are found.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Access {
@@ -72,6 +83,9 @@ pub(super) struct Statements {
     pub(super) read: Statement,
     pub(super) read_latest: Statement,
     pub(super) insert: Statement,
+    /// Writes the record of a first claim that has its result already, if the connection is one of
+    /// the store's database. The last two values are those of the database's identity.
+    pub(super) insert_first: Statement,
     pub(super) replace: Statement,
     pub(super) delete: Statement,
     pub(super) commit: Statement,
@@ -126,6 +140,11 @@ impl Statements {
             read_latest: statement(format!("{read} LOCK IN SHARE MODE")),
             read: statement(read),
             insert: statement(format!("INSERT INTO {table} ({columns}) VALUES ({places})")),
+            insert_first: statement(format!(
+                "INSERT INTO {table} ({columns}) SELECT {} FROM (SELECT {MICROS} AS micros) AS server
+                 CROSS JOIN {meta} AS own WHERE own.id = 1 AND own.identity = ? AND CAST({place} AS CHAR) = ?",
+                COLUMNS.map(first_value).join(", ")
+            )),
             replace: statement(format!(
                 "UPDATE {table} SET {} WHERE key_hash = ? AND owner = ? AND revision = ?",
                 assignments.join(", ")

@@ -11,9 +11,11 @@ use super::statements::{Isolation, Statement};
 use super::{
     Inner, MySqlStore, commit_statement, delete_statement, read_row, replace_statement, waits,
 };
+use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::sql::transaction::{
-    self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional,
+    self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional, first_grant,
+    first_row,
 };
 use crate::sql::{self, Answer, Found, Guard, Row, Standing, Table, TransactionDatabase, in_time};
 use crate::store::transaction::{
@@ -226,13 +228,7 @@ impl Transactional for InTransaction<'_> {
         if self.stage != Stage::Begun && !self.is_table_locked().await {
             return Ok(());
         }
-        // Without the server's error as source: with it, transactions would run again, and wait as
-        // long each time.
-        let detail = format!(
-            "another session keeps the table locked, as `LOCK TABLES` and `ALTER TABLE` do \
-             ({error})"
-        );
-        Err(StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail(detail))
+        Err(table_is_locked(&error))
     }
 
     fn keeps_lock(&self) -> bool {
@@ -249,6 +245,22 @@ impl Transactional for InTransaction<'_> {
             .await?
             == 1)
     }
+}
+
+/// Returns the error of a table that another session has locked. Without the server's error as
+/// source: with it, transactions would run again, and wait as long each time.
+fn table_is_locked(error: &dyn std::fmt::Display) -> StoreError {
+    let detail = format!(
+        "another session keeps the table locked, as `LOCK TABLES` and `ALTER TABLE` do ({error})"
+    );
+    StoreError::new(StoreErrorKind::Refused, OPERATION).with_detail(detail)
+}
+
+/// Rolls back, begins a transaction in which calls keep their records, and restores the waits.
+async fn begin_again(connection: &mut MySqlConnection) -> Answer<()> {
+    let again = format!("ROLLBACK; {}", MySql::BEGIN);
+    let begun = waits::restore_after(connection, &again).await;
+    begun.map_err(|error| store_error(OPERATION, error))
 }
 
 fn server_error(error: &StoreError) -> Option<&Error> {
@@ -283,6 +295,51 @@ impl TransactionStore for MySqlStore {
 
     fn known_identity(&self) -> &OwnIdentity {
         &self.0.identity
+    }
+
+    /// The insert locks a row that is there, and no savepoint releases that lock: so if there is one,
+    /// the transaction begins again, as it does after a wait in vain.
+    async fn record_first(
+        &self,
+        connection: &mut MySqlConnection,
+        claim: &Claim,
+        result: &Commit,
+        patience: Duration,
+    ) -> Answer<Option<ClaimAnswer>> {
+        let own = match self.0.identity.get() {
+            Some(known) => known,
+            None => self.own_identity().await?,
+        };
+        let Some((grant, row)) = first_row(claim, result) else { return Ok(None) };
+        let failed = |error| store_error(OPERATION, error);
+        let (written, place, _) = own.parts();
+        let seconds = patience.as_millis().div_ceil(1_000);
+        waits::bound(connection, seconds).await.map_err(failed)?;
+        let statements = &self.0.in_transactions;
+        let insert = sql::bind(query(&statements.insert_first), &row);
+        let insert = insert.bind(&written[..]).bind(place);
+        match insert.execute(&mut *connection).await {
+            Ok(inserted) if inserted.rows_affected() == 1 => {}
+            Err(error) if number(&error) == Some(LOCK_WAIT_TIMEOUT) => {
+                begin_again(connection).await?;
+                let mut table = self.table_on(connection);
+                if !table.is_table_locked().await {
+                    return Ok(Some(ClaimAnswer::new(None, true)));
+                }
+                return Err(table_is_locked(&error));
+            }
+            Err(error) if number(&error) != Some(DUPLICATE_KEY) => return Err(failed(error)),
+            Ok(_) | Err(_) => {
+                begin_again(connection).await?;
+                return Ok(None);
+            }
+        }
+        let raising = statements.raise(&claim.key, claim.token);
+        let raised = waits::restore_and(connection, &raising).await;
+        let fence: i64 = raised.and_then(|row| row.try_get(0)).map_err(failed)?;
+        let fence = u64::try_from(fence).unwrap_or_default();
+        self.0.fences.granted(fence);
+        Ok(Some(first_grant(grant, Timestamp::from_millis(fence / 1_000), fence)))
     }
 
     /// Uses a connection for renewals, opened like the others: all of the pool's may be in

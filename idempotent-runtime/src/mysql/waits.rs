@@ -167,6 +167,15 @@ pub(super) async fn restore_and(
     rows.into_iter().next().ok_or(Error::RowNotFound)
 }
 
+/// Runs `statements`, and restores the waits of the session, in one round trip.
+pub(super) async fn restore_after(
+    connection: &mut MySqlConnection,
+    statements: &str,
+) -> Result<(), Error> {
+    let text = format!("{statements}; {}", restoring());
+    raw_sql(AssertSqlSafe(text)).execute(connection).await.map(drop)
+}
+
 fn restoring() -> String {
     let restoring = BOUNDS
         .map(|name| format!("SESSION {name} = @idempotency_{name}, @idempotency_{name} = NULL"));

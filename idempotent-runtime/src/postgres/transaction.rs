@@ -18,7 +18,9 @@ use crate::sql::transaction::{
     self, Identity, OwnIdentity, Savepoints, TransactionStore, Transactional, first_grant,
     first_row,
 };
-use crate::sql::{Answer, Found, Guard, NotCommitted, Row, Standing, Table, TransactionDatabase};
+use crate::sql::{
+    Answer, Found, Guard, NotCommitted, Row, Standing, Table, TransactionDatabase, Unanswered,
+};
 use crate::store::transaction::{
     AnyConnection, ClaimAnswer, End, TransactionConnection, TransactionFuture,
 };
@@ -69,6 +71,13 @@ impl TransactionDatabase for Postgres {
         sqlx::raw_sql(AssertSqlSafe(setting)).execute(connection).await.map(drop)
     }
 
+    /// The setting of the mark is gone with the transaction.
+    async fn is_marked_over(connection: &mut PgConnection) -> bool {
+        let shown = sqlx::raw_sql(AssertSqlSafe(format!("SHOW {BOUND_BEFORE}")));
+        let rows = shown.fetch_all(connection).await;
+        rows.is_ok_and(|rows| !rows.first().is_some_and(is_mark))
+    }
+
     /// A transaction that an error has aborted refuses to show a setting, and then the server does
     /// not reach the commit. The setting of the mark is gone when the transaction has ended: what
     /// was committed then is what came after that.
@@ -82,14 +91,18 @@ impl TransactionDatabase for Postgres {
         // All answers: the first row is there before the commit.
         match sqlx::raw_sql(AssertSqlSafe(commit)).fetch_all(&mut *transaction).await {
             Ok(rows) => {
-                let mark = rows.first().and_then(|row| row.try_get::<&str, _>(0).ok());
-                let is_marked = mark.is_some_and(|mark| !mark.is_empty());
+                let is_marked = rows.first().is_some_and(is_mark);
                 Ok(if is_marked { Standing::Whole } else { Standing::Over })
             }
             Err(error) if is_aborted(&error) => Ok(Standing::Undone),
             Err(error) => Err(NotCommitted::AtCommit(error)),
         }
     }
+}
+
+/// Returns true if the setting has a value, which it has in the marked transaction alone.
+fn is_mark(row: &PgRow) -> bool {
+    row.try_get::<&str, _>(0).is_ok_and(|mark| !mark.is_empty())
 }
 
 pub(crate) struct InTransaction<'a> {
@@ -271,6 +284,25 @@ async fn waited_in_vain(
     }
 }
 
+/// Waits for `answer` for at most `limit`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the patience with a server is real time, whatever clock records have"
+)]
+async fn within<T>(limit: Duration, answer: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(limit, answer).await.ok()
+}
+
+/// Returns the error of a first record whose answer has not come.
+fn unanswered(limit: Duration) -> StoreError {
+    let detail = format!(
+        "no answer within {limit:?}: another session may keep the table locked, as `ALTER TABLE` does"
+    );
+    StoreError::new(StoreErrorKind::Unavailable, OPERATION)
+        .with_detail(detail)
+        .with_source(Unanswered)
+}
+
 fn is_error_of(error: &StoreError, is: impl Fn(&Error) -> bool) -> bool {
     error.source().and_then(|source| source.downcast_ref()).is_some_and(is)
 }
@@ -353,7 +385,11 @@ impl TransactionStore for PostgresStore {
             .text(place)
             .text(table)
             .text(&bound);
-        let rows = match request.send_once(OPERATION, connection, prepares).await {
+        // The wait for the table comes before the statement could set a bound, and is bounded here.
+        let limit = patience.saturating_add(store.sessions.response_timeout());
+        let sent = request.send_once(OPERATION, &mut *connection, prepares);
+        let Some(sent) = within(limit, sent).await else { return Err(unanswered(limit)) };
+        let rows = match sent {
             Err(error) if is_error_of(&error, is_out_of_time) => {
                 return waited_in_vain(store, connection, error).await.map(Some);
             }

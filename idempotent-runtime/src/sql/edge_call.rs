@@ -6,13 +6,16 @@ use std::future::Future;
 
 use sqlx::Pool;
 
-use super::in_transaction::{OpenTransaction, TransactionDatabase, repeated};
+use super::in_transaction::{Marked, OpenTransaction, TransactionDatabase, repeated};
 use crate::edge::{EdgeCall, EdgeOutcome, EdgeResult, codec};
-use crate::engine::{Call, First, FirstResult, NoVerify, RecordedFirst, record_first};
+use crate::engine::{
+    Call, First, FirstResult, NoVerify, RecordedFirst, record_first, unknown_by_effect,
+};
 use crate::error::{Error, ErrorKind};
 use crate::events::Outcome;
 use crate::lock::Mutex;
 use crate::outcome::{Answer, Codec, stored};
+use crate::store::Token;
 
 impl EdgeCall {
     /// Runs the call in a transaction of `pool`: the record with `result` and what `body` writes are
@@ -74,6 +77,9 @@ impl EdgeCall {
         F: Future<Output = Result<T, E>>,
         E: StdError + 'static,
     {
+        if let Some(error) = self.refuses(&result) {
+            return Ok(EdgeOutcome::Refused { error, own: None });
+        }
         let (task_state, call, max_ttl, NoVerify) = self.parts();
         task_state.wrap(run(pool, call, &result.within(max_ttl).first(), body)).await
     }
@@ -105,12 +111,17 @@ impl fmt::Display for Nothing {
 
 impl StdError for Nothing {}
 
+const COMMITTED_BY_HAND: &str =
+    "the body has committed its transaction itself, and failed after that";
+
 /// How one transaction ended that was not committed.
 #[derive(Debug)]
 enum Failed<E> {
     /// The body returned this error.
     Own(E),
     Refused(Error),
+    /// There is a record with a result, and nothing to commit.
+    Found(Answer),
 }
 
 impl<E> From<Error> for Failed<E> {
@@ -124,16 +135,18 @@ impl<E: fmt::Display> fmt::Display for Failed<E> {
         match self {
             Self::Own(error) => error.fmt(f),
             Self::Refused(error) => error.fmt(f),
+            Self::Found(_) => f.write_str("there is a result"),
         }
     }
 }
 
 impl<E: StdError + 'static> StdError for Failed<E> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        Some(match self {
-            Self::Own(error) => error,
-            Self::Refused(error) => error,
-        })
+        match self {
+            Self::Own(error) => Some(error),
+            Self::Refused(error) => Some(error),
+            Self::Found(_) => None,
+        }
     }
 }
 
@@ -141,21 +154,25 @@ impl<E: StdError + 'static> StdError for Failed<E> {
 struct Latest<T> {
     attempt: Option<RecordedFirst>,
     value: Option<T>,
+    /// The owners of earlier attempts whose bodies have failed: no commit of theirs was sent.
+    failed: Vec<Token>,
 }
 
 impl<T> Latest<T> {
     /// Reports the end of the attempt.
     fn end(&mut self, outcome: Outcome) {
         if let Some(attempt) = self.attempt.take() {
+            if self.value.is_none() {
+                self.failed.extend(attempt.token());
+            }
             attempt.end(outcome);
         }
     }
 }
 
 /// What a transaction is committed with.
-enum Ended {
-    Found(Answer),
-    Ran { is_protected: bool },
+struct Ran {
+    is_protected: bool,
 }
 
 async fn run<DB, T, E, B, F>(
@@ -172,10 +189,10 @@ where
 {
     let version = call.request.version();
     // Locked for moments only: the futures that the body returns are not run under the lock.
-    let latest = Mutex::new(Latest { attempt: None, value: None });
-    let body = Mutex::new(body);
+    let latest = Mutex::new(Latest { attempt: None, value: None, failed: Vec::new() });
+    let (body, marked) = (Mutex::new(body), Marked::default());
     let attempt = |mut transaction: OpenTransaction<DB>| {
-        let (call, latest, body) = (call.again(), &latest, &body);
+        let (call, latest, body, marked) = (call.again(), &latest, &body, &marked);
         async move {
             {
                 // An earlier attempt was rolled back, or its commit is what this one finds.
@@ -185,11 +202,16 @@ where
             }
             let first = match record_first(call, result, &mut **transaction).await? {
                 First::Mine(first) => first,
-                First::Answered(record) => return Ok(Ended::Found(stored(record, version))),
+                // Committed by its body, which then went on outside of the transaction.
+                First::Answered(record) if latest.lock().failed.contains(&record.owner) => {
+                    return Err(unknown_by_effect(COMMITTED_BY_HAND).into());
+                }
+                First::Answered(record) => return Err(Failed::Found(stored(record, version))),
             };
             if !first.has_marked() {
                 DB::mark(&mut transaction).await.map_err(unmarked)?;
             }
+            marked.set(true);
             let is_protected = first.is_protected();
             let running = first.body(|| (body.lock())(transaction));
             latest.lock().attempt = Some(first);
@@ -199,15 +221,15 @@ where
                 attempt.body_has_ended();
             }
             latest.value = Some(ended.map_err(Failed::Own)?);
-            Ok(Ended::Ran { is_protected })
+            Ok(Ran { is_protected })
         }
     };
     // Boxed: it has room for a transaction and for the body.
-    let ended = Box::pin(repeated(pool, attempt, true)).await;
+    let ended = Box::pin(repeated(pool, attempt, &marked)).await;
     let mut latest = latest.lock();
     let own = latest.value.take();
     Ok(match (ended, own) {
-        (Ok(Ended::Ran { is_protected }), Some(value)) => {
+        (Ok(Ran { is_protected }), Some(value)) => {
             latest.end(Outcome::Executed);
             if is_protected {
                 EdgeOutcome::Executed(value)
@@ -215,7 +237,7 @@ where
                 EdgeOutcome::Unprotected(value)
             }
         }
-        (Ok(Ended::Found(answer)), _) => answered(answer),
+        (Err(Failed::Found(answer)), _) => answered(answer),
         (Err(Failed::Own(error)), _) => {
             latest.end(Outcome::Released);
             return Err(error);
@@ -226,7 +248,7 @@ where
             EdgeOutcome::Refused { error: error.of_call(), own }
         }
         // A body that ran has left its value.
-        (Ok(Ended::Ran { .. }), None) => {
+        (Ok(Ran { .. }), None) => {
             EdgeOutcome::Refused { error: Error::new(ErrorKind::NotStored).of_call(), own: None }
         }
     })

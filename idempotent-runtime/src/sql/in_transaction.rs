@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::ops::{ControlFlow, Deref, DerefMut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
@@ -11,7 +12,7 @@ use sqlx::{Connection as _, Database, Pool, SqlSafeStr as _, Transaction};
 
 use super::passing::{
     has_lost_session, is_passing, is_passing_before_commit, is_refused, is_refused_for_data,
-    is_rolled_back, keeps_lock, may_have_happened,
+    is_rolled_back, is_unanswered, keeps_lock, may_have_happened,
 };
 use crate::clock::{Clock as _, SystemClock};
 use crate::engine::{Attempt, Attempts, Calls, Lent, unknown_by_effect, unknown_by_key};
@@ -52,6 +53,12 @@ pub trait TransactionDatabase: Database<Connection: SqlTransaction> {
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
         let _ = connection;
         std::future::ready(Ok(()))
+    }
+
+    /// Returns true if a marked transaction has ended before the body did.
+    #[doc(hidden)]
+    fn is_marked_over(connection: &mut Self::Connection) -> impl Future<Output = bool> + Send {
+        async { matches!(Self::standing(connection).await, Ok(Standing::Over)) }
     }
 
     /// Commits a marked transaction if it is [whole](Standing::Whole), in one round trip where the
@@ -214,14 +221,29 @@ where
     F: Future<Output = Result<T, E>>,
     E: CallError + StdError + 'static,
 {
-    repeated(pool, body, false).await
+    repeated(pool, body, &Marked::default()).await
 }
 
-/// Like [`in_transaction`]. `is_marked`: `body` marks its transactions.
+/// The knowledge of the transaction that is open, or was last: true once it is marked and its body has
+/// begun.
+#[derive(Debug, Default)]
+pub(crate) struct Marked(AtomicBool);
+
+impl Marked {
+    pub(crate) fn set(&self, is_marked: bool) {
+        self.0.store(is_marked, Ordering::Release);
+    }
+
+    fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Like [`in_transaction`], for a body that may mark its transactions.
 pub(crate) async fn repeated<DB, T, E, B, F>(
     pool: &Pool<DB>,
     mut body: B,
-    is_marked: bool,
+    marked: &Marked,
 ) -> Result<T, E>
 where
     DB: TransactionDatabase,
@@ -232,7 +254,7 @@ where
     let mut attempts = Attempts::new(pauses());
     loop {
         let calls = Arc::new(Calls::default());
-        let attempt = attempt(pool, &mut body, &calls, is_marked).await;
+        let attempt = attempt(pool, &mut body, &calls, marked).await;
         match attempts.after(attempt, &calls) {
             ControlFlow::Break(result) => return result,
             ControlFlow::Continue(pause) => SystemClock::new().sleep(pause).await,
@@ -308,7 +330,7 @@ async fn attempt<DB, T, E, B, F>(
     pool: &Pool<DB>,
     body: &mut B,
     calls: &Arc<Calls>,
-    is_marked: bool,
+    marked: &Marked,
 ) -> Attempt<T, E>
 where
     DB: TransactionDatabase,
@@ -327,10 +349,24 @@ where
     let home = Home::<DB>::default();
     let lent = Some(calls.lend(place_of(&**transaction)));
     let open = OpenTransaction { transaction: Some(transaction), lent, home: Arc::clone(&home) };
+    marked.set(false);
     let result = calls.around(body(open)).await;
+    let is_marked = marked.get();
     let transaction = home.lock().take();
     let value = match result {
         Ok(value) => value,
+        // Its connection still waits for the answer: it is closed, or used again, when that comes.
+        Err(error) if is_unanswered(&error) => return Attempt::Done(Err(error)),
+        Err(error) if is_marked => {
+            let (is_passing, text) = (is_passing(&error), error.to_string());
+            let undoes = DB::PASSING_ERRORS_UNDO && is_passing && !keeps_lock(&error);
+            return match ended_marked(transaction, undoes, &text).await {
+                Ended::Over(over) => Attempt::Done(Err(over.into())),
+                _ if is_passing => Attempt::Again(error),
+                Ended::Lost if !may_have_happened(&error) => Attempt::Again(error),
+                Ended::Lost | Ended::RolledBack => Attempt::Done(Err(error)),
+            };
+        }
         Err(error) if is_passing(&error) => {
             // Not the error itself, which may be one that other threads must not see.
             let (keeps_lock, text) = (keeps_lock(&error), error.to_string());
@@ -398,6 +434,35 @@ async fn over_before<DB: TransactionDatabase>(
     }
     let _ = DB::roll_back(transaction).await;
     over()
+}
+
+/// How a marked transaction has ended whose body has failed.
+enum Ended {
+    /// Before the body did: part of what that wrote may be committed.
+    Over(Error),
+    /// With its connection.
+    Lost,
+    RolledBack,
+}
+
+/// Rolls back a marked transaction whose body failed with the error `text`. `is_undone`: the database
+/// has undone it for that reason.
+async fn ended_marked<DB: TransactionDatabase>(
+    transaction: Option<Transaction<'static, DB>>,
+    is_undone: bool,
+    text: &str,
+) -> Ended {
+    let Some(mut transaction) = transaction else { return Ended::RolledBack };
+    let is_over = client_has_ended(&mut transaction)
+        || (!is_undone && DB::is_marked_over(&mut transaction).await);
+    let rolled_back = DB::roll_back(transaction).await;
+    if is_over {
+        Ended::Over(unknown_by_effect(format!("{OVER}; the body ended with: {text}")))
+    } else if rolled_back.is_err_and(|error| has_lost_session(&error)) {
+        Ended::Lost
+    } else {
+        Ended::RolledBack
+    }
 }
 
 /// Returns true if the client itself has rolled the transaction back, with a nested one whose `begin`

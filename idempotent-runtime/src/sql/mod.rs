@@ -53,6 +53,8 @@ pub use in_transaction::{OpenTransaction, Standing, TransactionDatabase, in_tran
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use lease::Lease;
 pub(crate) use name::TableName;
+#[cfg(feature = "postgres")]
+pub(crate) use passing::Unanswered;
 pub(crate) use pools::{Acquired, Pools};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) use purge_mark::{Batch, Place, PurgeMark, purge_from_mark};

@@ -48,6 +48,25 @@ pub(super) fn keeps_lock(error: &(dyn StdError + 'static)) -> bool {
     std::iter::successors(Some(error), |&error| error.source()).any(<dyn StdError>::is::<KeepsLock>)
 }
 
+/// The source of an error of a request in a transaction that was given up: its answer is still to
+/// come on the connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unanswered;
+
+impl std::fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the answer is still to come")
+    }
+}
+
+impl StdError for Unanswered {}
+
+/// Returns true if one of the sources of `error` says that the connection waits for an answer.
+pub(super) fn is_unanswered(error: &(dyn StdError + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source())
+        .any(<dyn StdError>::is::<Unanswered>)
+}
+
 /// Like [`is_passing`], for an error of a statement on the transaction's own connection before the
 /// commit was sent.
 pub(super) fn is_passing_before_commit(error: &sqlx::Error) -> bool {

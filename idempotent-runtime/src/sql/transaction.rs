@@ -14,14 +14,14 @@ use std::future::ready;
 use std::time::Duration;
 
 use super::Answer;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::Row;
 use super::change::{Found, Table, change};
 use super::store::Rows;
 use crate::clock::Timestamp;
 use crate::key::KeyHash;
 use crate::lock::Mutex;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 use crate::store::Grant;
 use crate::store::transaction::{
     AnyConnection, ClaimAnswer, End, TransactionFuture, Transactions, over, savepoint_of,
@@ -64,7 +64,7 @@ impl Identity {
     }
 
     /// The identity that is written in the `meta` table, the place of the table, and the table there.
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
     pub(crate) fn parts(&self) -> (&[u8; 16], &str, &str) {
         (&self.written, &self.place, &self.table)
     }
@@ -337,7 +337,7 @@ pub(crate) trait TransactionStore: Store + Rows {
 
 /// Returns the grant of a first claim at time zero, and the row of its record with its result. The
 /// database adds its time. `None` if the two do not belong together.
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) fn first_row(claim: &Claim, result: &Commit) -> Option<(Grant, Row)> {
     let (zero, mut slot) = (Timestamp::default(), None);
     let ClaimOutcome::Granted(grant) = transition::claim(&mut slot, claim, zero) else {
@@ -349,7 +349,7 @@ pub(crate) fn first_row(claim: &Claim, result: &Commit) -> Option<(Grant, Row)> 
 }
 
 /// Returns the answer to a first claim whose row the database has written at `created`.
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 pub(crate) fn first_grant(mut grant: Grant, created: Timestamp, fence: u64) -> ClaimAnswer {
     let record = &mut grant.record;
     (record.created, record.read_at, record.fence) = (created, created, fence);
