@@ -1,0 +1,14 @@
+//! Queues of a real RabbitMQ broker: what the adapter answers, what it leaves, and what survives
+//! when processes, connections, the broker and the store do not.
+//!
+//! `IDEMPOTENCY_LONG` kills ten times as many workers.
+
+mod answers;
+mod channels;
+mod dead_letters;
+mod keys;
+#[allow(dead_code, reason = "for the tests with processes")]
+mod scene;
+mod stops;
+#[allow(dead_code, reason = "for the tests with processes")]
+mod wire;
