@@ -68,7 +68,7 @@ async fn a_channel_that_the_broker_closes_is_opened_again_and_running_handlers_g
         };
         let (engine, source) = (engine(), source(&scene, &wire, recovers).await?);
         consume(inbox(&engine), source, gated(&scene, &gate, &begun), until).await??;
-        Box::pin(finish(&scene, &engine)).await?;
+        finish(&scene, &engine).await?;
         scene.assert_once(ids("m", 20).chain(ids("slow", 1)))?;
         assert_eq!(scene.left().await?, (0, 0));
     }
@@ -132,7 +132,7 @@ async fn a_connection_that_is_lost_again_and_again_costs_no_message_and_no_secon
         let connect = async || source(&scene, &wire, recovers).await;
         let (engine, handler) = (engine(), gated(&scene, &gate, &begun));
         consume_again_and_again(connect, inbox(&engine), handler, until).await?;
-        Box::pin(finish(&scene, &engine)).await?;
+        finish(&scene, &engine).await?;
         let all = (0..3).flat_map(|cut| ids(&format!("m{cut}"), 20)).chain(ids("slow", 1));
         scene.assert_once(all)?;
         assert_eq!(scene.left().await?, (0, 0));

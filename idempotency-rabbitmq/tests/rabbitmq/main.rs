@@ -6,9 +6,12 @@
 mod answers;
 mod channels;
 mod dead_letters;
+mod example;
+mod fleet;
 mod keys;
-#[allow(dead_code, reason = "for the tests with processes")]
+mod kills;
+mod outages;
 mod scene;
 mod stops;
-#[allow(dead_code, reason = "for the tests with processes")]
 mod wire;
+mod worker;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use futures::future::LocalBoxFuture;
 use idempotency::inbox::{Consumer, FailurePolicy, Inbox};
 use idempotency::store::MemoryStore;
 use idempotency::{Idempotency, inbox::ConsumeError};
@@ -51,10 +52,11 @@ pub struct Scene {
     pub queue: String,
     pub dead: String,
     pub effects: Arc<EffectLog>,
+    url: String,
     channel: Channel,
     /// Those of consumers.
     connections: Mutex<Vec<Arc<Connection>>>,
-    _directory: TempDir,
+    _directory: Option<TempDir>,
 }
 
 impl Scene {
@@ -71,10 +73,27 @@ impl Scene {
         let directory = tempfile::tempdir()?;
         let effects = Arc::new(EffectLog::open(directory.path().join("effects"))?);
         let connections = Mutex::default();
-        let scene = Self { queue, dead, effects, channel, connections, _directory: directory };
+        let url = url.to_owned();
+        let scene =
+            Self { queue, dead, effects, url, channel, connections, _directory: Some(directory) };
         scene.declare(&scene.queue, kind).await?;
         scene.declare(&scene.dead, Kind::Classic).await?;
         Ok(scene)
+    }
+
+    /// The same queues and effects, by another connection.
+    pub async fn again_at(&self, url: &str) -> anyhow::Result<Self> {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        Ok(Self {
+            queue: self.queue.clone(),
+            dead: self.dead.clone(),
+            effects: self.effects.clone(),
+            url: url.to_owned(),
+            channel,
+            connections: Mutex::default(),
+            _directory: None,
+        })
     }
 
     pub async fn declare(&self, queue: &str, kind: Kind) -> anyhow::Result<()> {
@@ -144,11 +163,13 @@ impl Scene {
 
     /// Waits until so many messages are in the queue, and in no consumer's hand.
     pub async fn is_ready(&self, queue: &str, count: u32) -> anyhow::Result<()> {
-        let what = format!("{count} messages in {queue}");
-        eventually_async(what, async || {
-            self.ready(queue).await.is_ok_and(|messages| messages == count)
-        })
-        .await
+        let ready = within(format!("{count} messages in {queue}"), async {
+            while self.ready(queue).await? != count {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            anyhow::Ok(())
+        });
+        ready.await?
     }
 
     /// Takes a message out of a queue.
@@ -193,7 +214,7 @@ impl Scene {
 
     /// A connection for a consumer.
     pub async fn connection(&self) -> anyhow::Result<Arc<Connection>> {
-        self.connection_by(&broker().await?.url(), ConnectionProperties::default()).await
+        self.connection_by(&self.url, ConnectionProperties::default()).await
     }
 
     pub async fn connection_by(
@@ -260,23 +281,25 @@ pub fn inbox(engine: &Idempotency) -> Inbox {
 }
 
 /// Consumes until `until` is done, and returns how that was.
-pub async fn consume<P, H, F>(
+pub fn consume<'u, P, H, F>(
     inbox: Inbox<P>,
     source: Queue,
     handler: H,
-    until: impl Future<Output = anyhow::Result<()>>,
-) -> anyhow::Result<Result<(), ConsumeError<Error>>>
+    until: impl Future<Output = anyhow::Result<()>> + 'u,
+) -> LocalBoxFuture<'u, anyhow::Result<Result<(), ConsumeError<Error>>>>
 where
     P: FailurePolicy<&'static str> + Send + Sync + 'static,
     H: Fn(Arc<QueueMessage>) -> F + Send + Sync + 'static,
     F: Future<Output = Result<(), &'static str>> + Send + 'static,
 {
-    let mut result = Ok(());
-    let stop = async { result = until.await };
-    let consumer = Consumer::new(inbox, source);
-    let ended = within("the consumer to end", consumer.run(stop, handler)).await?;
-    result.context("while consuming")?;
-    Ok(ended.map(|drained| assert_eq!(drained.left, 0)))
+    Box::pin(async move {
+        let mut result = Ok(());
+        let stop = async { result = until.await };
+        let consumer = Consumer::new(inbox, source);
+        let ended = within("the consumer to end", consumer.run(stop, handler)).await?;
+        result.context("while consuming")?;
+        Ok(ended.map(|drained| assert_eq!(drained.left, 0)))
+    })
 }
 
 /// Consumes until nothing is left: redeliveries that a consumer had in hand when it stopped are in the
@@ -289,7 +312,7 @@ pub async fn finish(scene: &Scene, engine: &Idempotency) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     });
-    Box::pin(finished).await?
+    finished.await?
 }
 
 /// The ids `first-0`, `first-1`, and so on.
