@@ -9,7 +9,7 @@ use idempotency_rabbitmq::lapin::BasicProperties;
 use idempotency_test_support::deadline::eventually;
 use tokio::time::Instant;
 
-use crate::scene::{Kind, Scene, append, consume, engine, ids, inbox};
+use crate::scene::{Kind, Scene, append, consume, engine, finish, ids, inbox};
 
 #[tokio::test]
 async fn messages_are_handled_once_and_acked() -> anyhow::Result<()> {
@@ -18,7 +18,9 @@ async fn messages_are_handled_once_and_acked() -> anyhow::Result<()> {
         let ids = ids("m", 100);
         scene.publish_all(ids.clone()).await?;
         let until = scene.have_happened(ids.clone());
-        consume(inbox(&engine()), scene.source().await?, scene.handler(), until).await??;
+        let engine = engine();
+        consume(inbox(&engine), scene.source().await?, scene.handler(), until).await??;
+        finish(&scene, &engine).await?;
         scene.assert_once(ids)?;
         assert_eq!(scene.left().await?, (0, 0));
     }
@@ -36,7 +38,9 @@ async fn a_duplicate_is_acked_and_runs_nothing() -> anyhow::Result<()> {
         scene.have_happened(["last".to_owned()]).await?;
         scene.is_ready(&scene.queue, 0).await
     };
-    consume(inbox(&engine()), scene.source().await?, scene.handler(), until).await??;
+    let engine = engine();
+    consume(inbox(&engine), scene.source().await?, scene.handler(), until).await??;
+    finish(&scene, &engine).await?;
     scene.assert_once(["m-0".to_owned(), "last".to_owned()])?;
     assert_eq!(scene.left().await?, (0, 0));
     Ok(())
@@ -58,9 +62,11 @@ async fn a_failed_message_comes_again_after_its_pause_and_a_quorum_queue_counts(
         }
         std::future::ready(if is_enough { Ok(()) } else { Err("no connection") })
     };
-    let inbox = inbox(&engine()).with_backoff(Duration::from_millis(600), Duration::from_secs(60));
+    let engine = engine();
+    let slow = inbox(&engine).with_backoff(Duration::from_millis(600), Duration::from_secs(60));
     let until = scene.have_happened(["m-0".to_owned()]);
-    consume(inbox, scene.source().await?, handler, until).await??;
+    consume(slow, scene.source().await?, handler, until).await??;
+    finish(&scene, &engine).await?;
     let seen = std::mem::take(&mut *seen.lock().unwrap());
     let counts: Vec<_> = seen.iter().map(|(_, count, again)| (*count, *again)).collect();
     assert_eq!(counts, [(None, false), (Some(2), true), (Some(3), true)]);

@@ -15,7 +15,8 @@ use idempotency_rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use idempotency_rabbitmq::{QueueMessage, RabbitMq};
 use idempotency_test_support::deadline::eventually;
 
-use crate::scene::{Kind, Scene, append, consume, engine, inbox};
+use crate::scene::{Kind, Scene, append, consume, engine, finish, inbox};
+use crate::warnings::Warnings;
 
 fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
@@ -40,7 +41,7 @@ fn refuses(_: Arc<QueueMessage>) -> std::future::Ready<Result<(), &'static str>>
 #[tokio::test]
 async fn a_dead_letter_is_the_message_with_its_story_and_the_original_is_acked()
 -> anyhow::Result<()> {
-    let scene = Scene::new(Kind::Quorum).await?;
+    let scene = Scene::new(Kind::Classic).await?;
     let elsewhere = format!("{}.elsewhere", scene.queue);
     scene.declare(&elsewhere, Kind::Classic).await?;
     let mut headers = FieldTable::default();
@@ -120,6 +121,7 @@ async fn a_dead_letter_of_a_failure_runs_when_it_is_moved_back_and_then_is_a_dup
         scene.is_ready(&scene.queue, 0).await
     };
     consume(inbox(), scene.source().await?, scene.handler(), until).await??;
+    finish(&scene, &engine).await?;
     scene.assert_once(["m-0".to_owned()])?;
     assert_eq!(scene.left().await?, (0, 0));
     Ok(())
@@ -128,7 +130,7 @@ async fn a_dead_letter_of_a_failure_runs_when_it_is_moved_back_and_then_is_a_dup
 #[tokio::test]
 async fn a_dead_letter_in_doubt_is_acked_or_runs_as_the_operator_says() -> anyhow::Result<()> {
     for has_happened in [true, false] {
-        let scene = Scene::new(Kind::Quorum).await?;
+        let scene = Scene::new(Kind::Classic).await?;
         let engine = engine();
         scene.publish("m-0", "m-0").await?;
         let hold = |_: &&str| OnFailure::Hold;
@@ -177,8 +179,10 @@ async fn tried_twice(scene: &Scene, source: RabbitMq, spoil: bool) -> anyhow::Re
         std::future::ready(Err("the card is unknown"))
     };
     let inbox = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+    let warnings = Warnings::listen();
     let until = eventually("two tries", || tries.load(Ordering::SeqCst) >= 2);
     consume(inbox, source, handler, until).await??;
+    assert!(warnings.count("a dead letter has not arrived") >= 2, "an error for each");
     scene.is_ready(&scene.queue, 1).await.context("the message is lost")
 }
 

@@ -51,7 +51,7 @@ async fn the_header_comes_before_the_id_and_never_equals_one() -> anyhow::Result
 
 #[tokio::test]
 async fn a_message_without_a_key_is_a_dead_letter_and_the_others_go_on() -> anyhow::Result<()> {
-    let scene = Scene::new(Kind::Quorum).await?;
+    let scene = Scene::new(Kind::Classic).await?;
     let key = |value| with_header("idempotency-key", value);
     let nameless = [
         BasicProperties::default(),
@@ -111,7 +111,7 @@ async fn the_key_can_be_the_user_s() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn one_id_with_another_payload_is_a_dead_letter() -> anyhow::Result<()> {
-    let scene = Scene::new(Kind::Quorum).await?;
+    let scene = Scene::new(Kind::Classic).await?;
     scene.publish("m-0", "first").await?;
     let engine = engine();
     let until = scene.have_happened(["first".to_owned()]);

@@ -13,5 +13,8 @@ mod kills;
 mod outages;
 mod scene;
 mod stops;
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "../../../tests/support/warnings.rs"]
+mod warnings;
 mod wire;
 mod worker;

@@ -17,7 +17,7 @@ use idempotency_test_support::server::{
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use crate::scene::{Kind, Scene, append, broker, consume, engine, finish, ids, inbox};
+use crate::scene::{Kind, Scene, append, broker, consume, engine, finish, finish_by, ids, inbox};
 use crate::wire::Wire;
 use crate::worker::{AT_ONCE, Orders, PLACES};
 
@@ -58,6 +58,7 @@ async fn a_message_whose_consumer_is_cut_off_waits_for_its_handler_at_the_next_o
         };
         let second = orders.inbox(engine.clone());
         consume(second, scene.source().await?, scene.handler(), until).await??;
+        finish_by(&scene, || async { Ok(orders.inbox(engine.clone())) }).await?;
         let ended = within("the first consumer to end", first).await??;
         let is_its_end = matches!(ended, Err(ConsumeError::Source(Error::ConnectionEnded(_))));
         ensure!(is_its_end, "{ended:?}");

@@ -302,13 +302,20 @@ where
     })
 }
 
-/// Consumes until nothing is left: redeliveries that a consumer had in hand when it stopped are in the
-/// queue again.
+/// Consumes until nothing is left: what a consumer had in hand when it stopped, and what it has
+/// acknowledged just before. A quorum queue can learn of the end of a channel first.
 pub async fn finish(scene: &Scene, engine: &Idempotency) -> anyhow::Result<()> {
+    finish_by(scene, || async { Ok(inbox(engine)) }).await
+}
+
+pub async fn finish_by<F>(scene: &Scene, inbox: impl Fn() -> F) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<Inbox>>,
+{
     let finished = within("the queue to be empty", async {
         while scene.left().await?.0 > 0 {
             let until = scene.is_ready(&scene.queue, 0);
-            consume(inbox(engine), scene.source().await?, scene.handler(), until).await??;
+            consume(inbox().await?, scene.source().await?, scene.handler(), until).await??;
         }
         anyhow::Ok(())
     });
