@@ -83,6 +83,11 @@ mod link;
 mod message;
 mod queue;
 
+/// The example of the page about RabbitMQ is a program.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/rabbitmq.md")]
+struct Page;
+
 pub use connect::RabbitMq;
 pub use error::Error;
 pub use lapin;
