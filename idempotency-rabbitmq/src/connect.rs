@@ -16,7 +16,7 @@ use crate::queue::Queue;
 
 /// Twice the concurrency of a consumer, by its default.
 const PREFETCH: u16 = 32;
-/// The time for a recovery, by default.
+/// The time for a recovery and for the beginning, by default.
 const RECOVERY: Duration = Duration::from_secs(60);
 
 /// The options of a [`Queue`].
@@ -75,10 +75,10 @@ impl RabbitMq {
         Self { prefetch: messages, ..self }
     }
 
-    /// Sets how long a lost connection may take to recover, if it does
-    /// (`ConnectionProperties::enable_auto_recover`). The default is a minute. Then the consumer ends
-    /// with [`ConnectionEnded`](Error::ConnectionEnded): a recovery that is interrupted itself can hang
-    /// in the client for ever.
+    /// Sets how long [`connect`](Self::connect) may take, a channel that is opened again, and a lost
+    /// connection that recovers (`ConnectionProperties::enable_auto_recover`). The default is a
+    /// minute. Then the consumer ends with an error: a recovery that is interrupted itself can hang in
+    /// the client for ever.
     pub fn with_recovery_within(self, recovery: Duration) -> Self {
         Self { recovery, ..self }
     }
@@ -100,6 +100,7 @@ impl RabbitMq {
     /// # Errors
     /// - [`MissingQueue`](Error::MissingQueue), [`MissingDeadLetters`](Error::MissingDeadLetters)
     /// - [`Name`](Error::Name), [`Prefetch`](Error::Prefetch): an option is invalid
+    /// - [`NoAnswer`](Error::NoAnswer): not within [a minute](Self::with_recovery_within)
     /// - [`ConnectionEnded`](Error::ConnectionEnded), [`Refused`](Error::Refused): of the broker
     pub async fn connect(self) -> Result<Queue, Error> {
         if self.prefetch == 0 {
@@ -108,18 +109,22 @@ impl RabbitMq {
         let named = |name: String| ShortString::try_new(name).map_err(|_| Error::Name);
         let queue = named(self.queue)?;
         let dead_letters = self.dead_letters.map(named).transpose()?;
-        if let Some(name) = &dead_letters {
-            look_for(&self.connection, name).await.map_err(|error| match error {
-                Error::Refused(source) if is_not_found(&source) => {
-                    Error::MissingDeadLetters { queue: name.to_string(), source }
-                }
-                error => error,
-            })?;
-        }
-        let name = queue.to_string().into();
-        let options = LinkOptions { queue, prefetch: self.prefetch, recovery: self.recovery };
-        let link = Link::open(self.connection, options).await?;
-        Ok(Queue::new(link, name, dead_letters, self.key))
+        let (within, no_answer) = (self.recovery, Error::NoAnswer { queue: queue.to_string() });
+        let connected = async {
+            if let Some(name) = &dead_letters {
+                look_for(&self.connection, name).await.map_err(|error| match error {
+                    Error::Refused(source) if is_not_found(&source) => {
+                        Error::MissingDeadLetters { queue: name.to_string(), source }
+                    }
+                    error => error,
+                })?;
+            }
+            let name = queue.to_string().into();
+            let options = LinkOptions { queue, prefetch: self.prefetch, recovery: self.recovery };
+            let link = Link::open(self.connection, options).await?;
+            Ok(Queue::new(link, name, dead_letters, self.key))
+        };
+        tokio::time::timeout(within, connected).await.unwrap_or(Err(no_answer))
     }
 }
 

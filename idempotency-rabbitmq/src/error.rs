@@ -30,6 +30,12 @@ pub enum Error {
         /// The answer of the broker.
         source: lapin::Error,
     },
+    /// The broker does not answer in time: it starts, has an alarm, or the quorum queue has no leader.
+    #[error("RabbitMQ does not answer about the queue `{queue}`: try again")]
+    NoAnswer {
+        /// The name.
+        queue: String,
+    },
     /// The connection has ended and does not recover.
     #[error(
         "the connection to RabbitMQ has ended: connect again, and consume by the new connection"

@@ -162,7 +162,9 @@ impl Link {
                 return Err(Error::ConnectionEnded(cause));
             }
             if status.connected() {
-                match self.open_again(&open.channel).await {
+                let opened = timeout(self.options.recovery, self.open_again(&open.channel)).await;
+                let no_answer = Error::NoAnswer { queue: self.options.queue.to_string() };
+                match opened.unwrap_or(Err(no_answer)) {
                     Ok(again) => {
                         *open = again;
                         return Ok(());
