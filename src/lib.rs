@@ -44,6 +44,8 @@ pub mod docs {
     pub mod http {}
     #[doc = include_str!("../docs/messages.md")]
     pub mod messages {}
+    #[doc = include_str!("../docs/rabbitmq.md")]
+    pub mod rabbitmq {}
     #[doc = include_str!("../docs/operators.md")]
     pub mod operators {}
     #[doc = include_str!("../docs/redis.md")]

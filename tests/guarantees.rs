@@ -38,6 +38,7 @@ impl<'n> Place<'n> {
             "conformance" => (Path::new("idempotent-runtime/src/testing"), "mod.rs"),
             // A package of its own.
             "values" => (Path::new("tests"), "values.rs"),
+            "rabbitmq" => (Path::new("idempotency-rabbitmq/tests"), "main.rs"),
             _ => (Path::new("tests"), "main.rs"),
         };
         let root = folder.join(binary).join(root);

@@ -12,7 +12,8 @@ use anyhow::{Context as _, ensure};
 pub(crate) const NAME: &str = "words";
 
 /// The sources of the published crates.
-const SOURCES: &[&str] = &["src", "idempotent-macros/src", "idempotent-runtime/src"];
+const SOURCES: &[&str] =
+    &["src", "idempotency-rabbitmq/src", "idempotent-macros/src", "idempotent-runtime/src"];
 /// The pages, and folders of pages.
 const PAGES: &[&str] = &["README.md", "docs", "src"];
 

@@ -19,6 +19,11 @@ const POSTGRES_FOLDERS: [(&str, &str); 3] = [
     ("/usr/local/opt", "postgresql@"),
 ];
 
+/// The variable that names the directory of RabbitMQ's programs.
+const RABBITMQ_VARIABLE: &str = "RABBITMQ_BIN";
+/// Where a package has them. Those in `PATH` are scripts that change the user.
+const RABBITMQ_FOLDER: &str = "/usr/lib/rabbitmq/bin";
+
 /// Finds a program of PostgreSQL: in the directory that the environment variable `POSTGRES_BIN`
 /// names if that is set, otherwise in that of the server in `PATH`, otherwise in that of the
 /// highest version in the usual places. A client may also be in `PATH` alone.
@@ -84,6 +89,21 @@ pub(crate) fn mariadb(name: &str) -> anyhow::Result<PathBuf> {
 pub(crate) fn mariadb_base() -> Option<String> {
     let server = PathBuf::from(std::env::var_os(MARIADB_VARIABLE)?);
     Some(format!("--basedir={}", server.parent()?.parent()?.display()))
+}
+
+/// Finds a program of RabbitMQ: in the directory that the environment variable `RABBITMQ_BIN` names
+/// if that is set, otherwise where packages put it, otherwise in `PATH`.
+///
+/// # Errors
+/// If there is none, with advice.
+pub(crate) fn rabbitmq(name: &str) -> anyhow::Result<PathBuf> {
+    let directory = std::env::var_os(RABBITMQ_VARIABLE);
+    let directory = directory.map_or_else(|| PathBuf::from(RABBITMQ_FOLDER), PathBuf::from);
+    let program = directory.join(name);
+    Some(program)
+        .filter(|program| is_program(program))
+        .or_else(|| first_in(name, &search_path()))
+        .with_context(|| missing(name, RABBITMQ_VARIABLE, "its directory"))
 }
 
 /// Finds the program `name`: the path in the environment variable `variable` if that is set,

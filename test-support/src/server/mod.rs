@@ -2,8 +2,8 @@
 //!
 //! [`Server`] is what all kinds share: starting, signals, and a guaranteed end. A kind adds its
 //! options, its address and its check for readiness: [`RedisServer`], [`PostgresServer`],
-//! [`MariaDbServer`], [`PgBouncer`]. [`ChromeDriver`] is not a server of records, but its end is
-//! guaranteed too.
+//! [`MariaDbServer`], [`PgBouncer`], [`RabbitMqServer`]. [`ChromeDriver`] is not a server of
+//! records, but its end is guaranteed too.
 
 mod binary;
 mod chromedriver;
@@ -13,6 +13,7 @@ mod mariadb;
 mod pgbouncer;
 mod postgres;
 pub(crate) mod process;
+mod rabbitmq;
 mod redis;
 mod sql;
 mod system_user;
@@ -33,6 +34,7 @@ pub use pgbouncer::{PgBouncer, PgBouncerOptions, Pooler};
 pub use postgres::{Postgres, PostgresOptions, PostgresServer};
 pub(crate) use process::pid_of;
 pub use process::{ServerProcess, Signals, is_running};
+pub use rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqServer};
 pub use redis::{Certificates, Redis, RedisOptions, RedisServer, TlsClients};
 pub use sql::Rows;
 pub(crate) use url::with_address;

@@ -59,6 +59,10 @@ pub(crate) fn check() -> anyhow::Result<()> {
             continue;
         }
         let program = (wanted.find)()?;
+        if !wanted.prints_version {
+            println!("{}", program.display());
+            continue;
+        }
         let printed = Command::program(&program.to_string_lossy(), "--version").output()?;
         let printed = String::from_utf8_lossy(&printed);
         let first_line = printed.lines().next().unwrap_or_default();
@@ -125,11 +129,12 @@ fn is_in_path(program: &str) -> bool {
 mod tests {
     use super::{Machine, WANTED, Wanted, choose};
 
-    const SERVERS: [&str; 9] = [
+    const SERVERS: [&str; 10] = [
         "redis-server",
         "postgres",
         "mariadbd",
         "pgbouncer",
+        "rabbitmq-server",
         "chromedriver",
         "curl",
         "valgrind",
@@ -185,6 +190,7 @@ mod tests {
             "IDEMPOTENCY_REDIS_URL",
             "IDEMPOTENCY_POSTGRES_URL",
             "IDEMPOTENCY_MARIADB_URL",
+            "IDEMPOTENCY_RABBITMQ_URL",
             "VALGRIND",
             "NODE",
             "NPM",
@@ -196,6 +202,7 @@ mod tests {
             "REDIS_SERVER",
             "POSTGRES_BIN",
             "MARIADB_SERVER",
+            "RABBITMQ_BIN",
             "VALGRIND",
             "NODE",
             "NPM",
@@ -203,7 +210,7 @@ mod tests {
         ];
         for variables in [urls, programs] {
             assert_eq!(on("linux", true, &[], &["apt-get"], &variables), Ok(vec![]));
-            let commands = on("linux", true, &[], &["apt-get"], &variables[..8]).unwrap();
+            let commands = on("linux", true, &[], &["apt-get"], &variables[..9]).unwrap();
             assert!(commands[1].ends_with("--no-install-recommends pgbouncer"), "{commands:?}");
         }
     }
@@ -212,7 +219,7 @@ mod tests {
     fn debian_installs_all_at_once_as_root_or_with_sudo() {
         let update = "apt-get update";
         let install = "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-                       redis-server postgresql mariadb-server pgbouncer chromium chromium-driver curl valgrind nodejs npm";
+                       redis-server postgresql mariadb-server pgbouncer rabbitmq-server chromium chromium-driver curl valgrind nodejs npm";
         let plain = vec![String::from(update), String::from(install)];
         let with_sudo = vec![format!("sudo {update}"), format!("sudo {install}")];
         assert_eq!(on("linux", true, &[], &["apt-get"], &[]), Ok(plain.clone()));

@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn a_version_that_is_too_old_is_refused() {
-        let [redis, postgres, mariadb, _, chromedriver, curl, valgrind, node, npm] = &WANTED;
+        let [redis, postgres, mariadb, _, _, chromedriver, curl, valgrind, node, npm] = &WANTED;
         for (wanted, old, new) in [
             (redis, "v=6.2.14", "v=7.0.0"),
             (postgres, "12.22", "13.0"),

@@ -21,9 +21,11 @@ pub(super) struct Wanted {
     pub(super) url_variable: Option<&'static str>,
     /// The lowest version on which the stores run: major and minor.
     pub(super) lowest: (u32, u32),
+    /// It prints its version with `--version`. Another one would start with that.
+    pub(super) prints_version: bool,
 }
 
-pub(super) const WANTED: [Wanted; 9] = [
+pub(super) const WANTED: [Wanted; 10] = [
     Wanted {
         name: "Redis, or Valkey,",
         program: "redis-server",
@@ -33,6 +35,7 @@ pub(super) const WANTED: [Wanted; 9] = [
         variable: ("REDIS_SERVER", "the path of the program"),
         url_variable: Some("IDEMPOTENCY_REDIS_URL"),
         lowest: (7, 0),
+        prints_version: true,
     },
     Wanted {
         name: "PostgreSQL",
@@ -43,6 +46,7 @@ pub(super) const WANTED: [Wanted; 9] = [
         variable: ("POSTGRES_BIN", "the directory of its programs"),
         url_variable: Some("IDEMPOTENCY_POSTGRES_URL"),
         lowest: (13, 0),
+        prints_version: true,
     },
     Wanted {
         name: "MariaDB",
@@ -53,6 +57,7 @@ pub(super) const WANTED: [Wanted; 9] = [
         variable: ("MARIADB_SERVER", "the path of the program"),
         url_variable: Some("IDEMPOTENCY_MARIADB_URL"),
         lowest: (10, 5),
+        prints_version: true,
     },
     Wanted {
         name: "PgBouncer",
@@ -63,6 +68,19 @@ pub(super) const WANTED: [Wanted; 9] = [
         variable: ("PGBOUNCER", "the path of the program"),
         url_variable: None,
         lowest: (1, 12),
+        prints_version: true,
+    },
+    Wanted {
+        name: "RabbitMQ",
+        program: "rabbitmq-server",
+        find: || binary::rabbitmq("rabbitmq-server"),
+        apt: "rabbitmq-server",
+        // The tests end its name server in a way that is Linux's.
+        brew: None,
+        variable: ("RABBITMQ_BIN", "the directory of its programs"),
+        url_variable: Some("IDEMPOTENCY_RABBITMQ_URL"),
+        lowest: (3, 10),
+        prints_version: false,
     },
     Wanted {
         name: "ChromeDriver, with Chromium of the same version,",
@@ -73,6 +91,7 @@ pub(super) const WANTED: [Wanted; 9] = [
         variable: ("CHROMEDRIVER", "the path of the program"),
         url_variable: None,
         lowest: (115, 0),
+        prints_version: true,
     },
     Wanted {
         name: "curl",
@@ -84,6 +103,7 @@ pub(super) const WANTED: [Wanted; 9] = [
         url_variable: None,
         // The first with `--json`.
         lowest: (7, 82),
+        prints_version: true,
     },
     Wanted {
         name: "Valgrind",
@@ -94,6 +114,7 @@ pub(super) const WANTED: [Wanted; 9] = [
         variable: ("VALGRIND", "the path of the program"),
         url_variable: None,
         lowest: (3, 18),
+        prints_version: true,
     },
     Wanted {
         name: "Node",
@@ -104,6 +125,7 @@ pub(super) const WANTED: [Wanted; 9] = [
         variable: ("NODE", "the path of the program"),
         url_variable: None,
         lowest: (18, 0),
+        prints_version: true,
     },
     Wanted {
         name: "npm",
@@ -115,6 +137,7 @@ pub(super) const WANTED: [Wanted; 9] = [
         variable: ("NPM", "the path of the program"),
         url_variable: None,
         lowest: (8, 0),
+        prints_version: true,
     },
 ];
 
