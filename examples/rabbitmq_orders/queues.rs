@@ -78,17 +78,12 @@ impl Queues {
         self.send(&letter.data, letter.properties.clone()).await
     }
 
-    /// Waits until no message waits for a consumer.
-    async fn is_empty(&self) -> anyhow::Result<()> {
+    /// Returns true if no message waits for a consumer.
+    async fn is_empty(&self) -> anyhow::Result<bool> {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let look = async || {
-            let queue = self.name.clone().into();
-            self.channel.queue_declare(queue, options, FieldTable::default()).await
-        };
-        while look().await?.message_count() > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+        let queue = self.name.clone().into();
+        let queue = self.channel.queue_declare(queue, options, FieldTable::default()).await?;
+        Ok(queue.message_count() == 0)
     }
 
     /// Returns true if no message is left, also none that a consumer had in hand when it ended.
@@ -135,7 +130,10 @@ impl Worker {
     /// the queue again, and is for the next one.
     pub(crate) async fn finish(mut self, queues: &Queues) -> anyhow::Result<()> {
         loop {
-            queues.is_empty().await?;
+            // By itself it ends only for an error.
+            while self.child.try_wait()?.is_none() && !queues.is_empty().await? {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
             drop(self.child.stdin.take());
             let output = self.child.wait_with_output().await?;
             ensure!(output.status.success(), "a worker has failed: {}", output.status);

@@ -32,6 +32,37 @@ async fn many_make_the_table_at_once() -> anyhow::Result<()> {
     Ok(())
 }
 
+const FILE_VARIABLE: &str = "IDEMPOTENCY_TEST_OPENS";
+
+/// What the processes of the next test run. In the test process it has no file, and nothing to do.
+#[tokio::test]
+async fn opens_the_file() -> anyhow::Result<()> {
+    let Some(path) = std::env::var_os(FILE_VARIABLE) else { return Ok(()) };
+    SqliteStore::open(path).await?;
+    Ok(())
+}
+
+/// SQLite refuses one of them the change to its log at once, and lets it wait for nothing.
+#[tokio::test]
+async fn processes_that_create_the_file_at_once_all_open_it() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    for file in 0..20 {
+        let path = directory.path().join(format!("{file}.db"));
+        let open = || {
+            let mut command = tokio::process::Command::new(std::env::current_exe()?);
+            command.args(["migrations::opens_the_file", "--exact", "--quiet"]);
+            command.env(FILE_VARIABLE, &path).stdout(std::process::Stdio::piped());
+            anyhow::Ok(command.spawn()?.wait_with_output())
+        };
+        let opened = (0..12).map(|_| open()).collect::<anyhow::Result<Vec<_>>>()?;
+        for output in futures::future::try_join_all(opened).await? {
+            let printed = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{printed}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_pool_without_the_table_says_what_to_do_and_the_table_has_any_name() -> anyhow::Result<()>
 {

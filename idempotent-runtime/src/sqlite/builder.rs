@@ -7,6 +7,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Sqlite, SqlitePool};
 
+use super::error::is_busy;
 use super::statements::Statements;
 use super::{Connections, Inner, SqliteStore, lock_bound, look};
 use crate::clock::{Clock, SystemClock};
@@ -96,7 +97,7 @@ impl SqliteStoreBuilder {
         let writer = Pools::own(pool().max_connections(1), options.clone());
         let readers = Pools::own(pool().max_connections(READERS), options);
         let store = store(readers, writer, table, self.clock, self.response_timeout);
-        store.0.writer.lease(Operation::Connect).await?.give_back().await;
+        connect_first(&store, self.response_timeout).await?;
         store.migrate().await?;
         Ok(store)
     }
@@ -105,6 +106,24 @@ impl SqliteStoreBuilder {
         let clock = Arc::new(SystemClock::new());
         let pools = Pools::given(pool);
         store(pools.clone(), pools, TableName::default(), clock, RESPONSE_TIMEOUT)
+    }
+}
+
+/// Opens the first connection. Where two processes create the file at once, SQLite refuses one of them
+/// the change to its write-ahead log, whatever the `busy_timeout`: it could wait for the other for ever.
+async fn connect_first(store: &SqliteStore, patience: Duration) -> Result<(), StoreError> {
+    let clock = SystemClock::new();
+    let end = clock.monotonic().saturating_add(patience);
+    loop {
+        match store.0.writer.lease(Operation::Connect).await {
+            Err(error) if is_busy(&error) && clock.monotonic() < end => {
+                clock.sleep(Duration::from_millis(10)).await;
+            }
+            opened => {
+                opened?.give_back().await;
+                return Ok(());
+            }
+        }
     }
 }
 
