@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use idempotency_nats::StreamMessage;
 use idempotency_nats::async_nats::jetstream::message::PublishMessage;
 
-use crate::scene::{Scene, append, consume, durable, engine, header, inbox};
+use crate::scene::{Scene, WINDOW, append, consume, durable, engine, header, inbox};
 
 fn plain() -> PublishMessage {
     PublishMessage::build()
@@ -68,7 +68,7 @@ async fn a_position_recognises_what_is_delivered_again_and_no_message_of_a_recre
         }
         // Its numbers begin at one again.
         scene.context().delete_stream(&scene.stream).await?;
-        scene.create().await?.create_consumer(durable()).await?;
+        scene.create(WINDOW).await?.create_consumer(durable()).await?;
     }
     assert_eq!(scene.dead_letters().await?, 0);
     Ok(())

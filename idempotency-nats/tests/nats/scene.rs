@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 pub const DAY: Duration = Duration::from_secs(86_400);
 /// The shortest time for which the server recognises an id by itself.
-const WINDOW: Duration = Duration::from_millis(100);
+pub const WINDOW: Duration = Duration::from_millis(100);
 
 /// The server of all tests. It ends with this process, and is waited for outside of the runtime of
 /// the test that happens to start it.
@@ -78,7 +78,7 @@ impl Scene {
         let effects = Arc::new(EffectLog::open(directory.path().join("effects"))?);
         let scene =
             Self { stream, dead, effects, url: url.to_owned(), context, _directory: directory };
-        scene.create().await?.create_consumer(consumer).await?;
+        scene.create(WINDOW).await?.create_consumer(consumer).await?;
         let dead = stream::Config {
             name: scene.dead_stream(),
             subjects: vec![scene.dead.clone()],
@@ -88,15 +88,25 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Creates the stream.
-    pub async fn create(&self) -> anyhow::Result<stream::Stream> {
-        let config = stream::Config {
+    /// Creates the stream, which recognises an id for this time by itself.
+    pub async fn create(&self, window: Duration) -> anyhow::Result<stream::Stream> {
+        let config = self.config(window);
+        Ok(self.context.create_stream(config).await?)
+    }
+
+    /// Makes the stream recognise the ids of the whole test, as it does by its defaults.
+    pub async fn recognise(&self) -> anyhow::Result<()> {
+        self.context.update_stream(self.config(Duration::from_secs(120))).await?;
+        Ok(())
+    }
+
+    fn config(&self, duplicate_window: Duration) -> stream::Config {
+        stream::Config {
             name: self.stream.clone(),
             subjects: vec![self.stream.clone()],
-            duplicate_window: WINDOW,
+            duplicate_window,
             ..stream::Config::default()
-        };
-        Ok(self.context.create_stream(config).await?)
+        }
     }
 
     pub fn dead_stream(&self) -> String {
@@ -115,11 +125,7 @@ impl Scene {
 
     /// Publishes a message, and again while the server takes it for a duplicate of its own.
     pub async fn publish_with(&self, message: PublishMessage, payload: &str) -> anyhow::Result<()> {
-        self.publish_bytes(message, payload.as_bytes()).await
-    }
-
-    async fn publish_bytes(&self, message: PublishMessage, payload: &[u8]) -> anyhow::Result<()> {
-        let message = message.payload(payload.to_vec().into());
+        let message = message.payload(payload.to_owned().into());
         let published = within("a message to be published", async {
             while self
                 .context
@@ -213,7 +219,10 @@ impl Scene {
     /// Moves a dead letter back, as an operator's tool does: with all that it has.
     pub async fn redrive(&self, letter: &Stored) -> anyhow::Result<()> {
         let message = PublishMessage::build().headers(letter.headers.clone());
-        self.publish_bytes(message, &letter.payload).await
+        let message = message.payload(letter.payload.clone());
+        let ack = self.context.send_publish(self.stream.clone(), message).await?.await?;
+        ensure!(!ack.duplicate, "the stream takes it for the original");
+        Ok(())
     }
 
     /// A consumer with a client of its own.

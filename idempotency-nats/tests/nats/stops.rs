@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use anyhow::ensure;
 use idempotency::inbox::Source as _;
-use idempotency_nats::StreamMessage;
 use idempotency_nats::async_nats::jetstream::consumer::pull;
-use idempotency_test_support::deadline::{eventually, eventually_async};
+use idempotency_nats::{PullSource, StreamMessage};
+use idempotency_test_support::deadline::{eventually, eventually_async, within};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -52,7 +53,7 @@ async fn what_waits_goes_back_at_once_and_what_runs_is_finished() -> anyhow::Res
         };
         let begun = Instant::now();
         consume(inbox(&engine()), scene.source().await?, scene.handler(), others).await??;
-        anyhow::ensure!(begun.elapsed() < LONG / 2, "what waits came back after its time");
+        ensure!(begun.elapsed() < LONG / 2, "what waits came back after its time");
         anyhow::Ok(())
     };
     let first = consume(inbox(&engine()), scene.source().await?, handler, until);
@@ -64,31 +65,66 @@ async fn what_waits_goes_back_at_once_and_what_runs_is_finished() -> anyhow::Res
     Ok(())
 }
 
-#[tokio::test]
-async fn what_has_come_and_was_not_taken_is_kept_and_goes_back_at_the_stop() -> anyhow::Result<()> {
-    let scene = Scene::new().await?;
-    let source = scene.source().await?;
-    // A request for five, of which one is there. It is dropped when it has waited for more.
-    scene.publish("m-0", "m-0").await?;
-    assert_eq!(source.receive(5).await?.len(), 1);
-    scene.publish_all((1..4).map(|number| format!("m-{number}"))).await?;
-    // Without room nothing is returned, and longer than `ack_wait` nothing comes again.
-    let rest = tokio::time::timeout(Duration::from_secs(3), source.receive(0));
-    assert!(rest.await.is_err(), "it has returned without room");
-    let taken = source.receive(1).await?;
-    assert_eq!((taken.len(), taken[0].deliveries()), (1, Some(1)));
-    source.stop().await?;
-    let again = scene.source().await?;
-    let mut counts = Vec::new();
-    while counts.len() < 2 {
-        counts.extend(again.receive(5).await?.iter().map(|message| {
-            (String::from_utf8_lossy(message.payload()).into_owned(), message.deliveries())
-        }));
+/// A source that has requested five messages, taken one, and got three that it has not returned.
+async fn with_three_that_wait(config: pull::Config) -> anyhow::Result<(Scene, PullSource)> {
+    loop {
+        let scene = Scene::with(config.clone()).await?;
+        let source = scene.source().await?;
+        scene.publish("m-0", "m-0").await?;
+        ensure!(source.receive(5).await?.len() == 1);
+        scene.publish_all((1..4).map(|number| format!("m-{number}"))).await?;
+        let waits = async || scene.pending().await.is_ok_and(|pending| pending == (0, 4));
+        let wait = eventually_async("three to wait", waits);
+        // The request has its end. On a slow machine it was too early.
+        if let Ok(wait) = tokio::time::timeout(Duration::from_secs(1), wait).await {
+            wait?;
+            return Ok((scene, source));
+        }
     }
-    counts.retain(|(id, _)| id == "m-2" || id == "m-3");
-    counts.sort();
-    let expected = ["m-2", "m-3"].map(|id| (id.to_owned(), Some(2)));
-    assert_eq!(counts, expected, "they went back at once, and no more than once");
+}
+
+#[tokio::test]
+async fn what_has_come_without_room_is_kept_until_it_is_taken() -> anyhow::Result<()> {
+    let (scene, source) = with_three_that_wait(durable()).await?;
+    let other = scene.source().await?;
+    let others = async {
+        // The first message is kept by no consumer here.
+        while other.receive(4).await?.iter().all(|message| message.payload() == b"m-0") {}
+        anyhow::Ok(())
+    };
+    // Without room nothing is returned, and longer than `ack_wait` nothing goes elsewhere.
+    tokio::select! {
+        taken = source.receive(0) => anyhow::bail!("it has returned without room: {taken:?}"),
+        others = others => anyhow::bail!("delivered to another consumer: {others:?}"),
+        () = tokio::time::sleep(Duration::from_secs(3)) => {}
+    }
+    let mut taken = source.receive(1).await?;
+    ensure!(taken.len() == 1, "more than there is room for");
+    taken.extend(source.receive(5).await?);
+    let counts: Vec<_> = taken.iter().map(|message| message.deliveries()).collect();
+    assert_eq!(counts, [Some(1), Some(1), Some(1)]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_has_come_and_was_not_taken_goes_back_when_the_source_stops() -> anyhow::Result<()> {
+    let config = pull::Config { ack_wait: LONG, ..durable() };
+    let (scene, source) = with_three_that_wait(config).await?;
+    source.stop().await?;
+    // And what comes after that of the request that is still open.
+    scene.publish("m-4", "m-4").await?;
+    let again = scene.source().await?;
+    let mut taken = std::collections::BTreeSet::new();
+    let all = within("all that waited", async {
+        while taken.len() < 4 {
+            for message in again.receive(5).await? {
+                taken.insert(String::from_utf8_lossy(message.payload()).into_owned());
+            }
+        }
+        anyhow::Ok(())
+    });
+    all.await??;
+    assert!(taken.iter().eq(["m-1", "m-2", "m-3", "m-4"]), "{taken:?}");
     Ok(())
 }
 
@@ -117,9 +153,7 @@ async fn dropping_a_receive_loses_none() -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     };
-    let all = idempotency_test_support::deadline::within("all messages", async {
-        tokio::try_join!(publish, receive)
-    });
+    let all = within("all messages", async { tokio::try_join!(publish, receive) });
     all.await??;
     Ok(())
 }
