@@ -88,6 +88,11 @@ mod message;
 mod pulls;
 mod source;
 
+/// The example of the page about NATS is a program.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/nats.md")]
+struct Page;
+
 pub use async_nats;
 pub use connect::JetStream;
 pub use error::Error;

@@ -5,17 +5,18 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::ensure;
-use idempotency::inbox::Consumer;
+use idempotency::inbox::{ConsumeError, Consumer};
 use idempotency::store::RedisStore;
 use idempotency::{Idempotency, OnCrash};
-use idempotency_nats::StreamMessage;
 use idempotency_nats::async_nats::jetstream::consumer::pull;
+use idempotency_nats::async_nats::{self, jetstream};
+use idempotency_nats::{Error, JetStream, StreamMessage};
 use idempotency_test_support::deadline::{eventually, eventually_async};
 use idempotency_test_support::server::{NatsOptions, NatsServer, RedisOptions, RedisServer};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::scene::{Scene, append, consume, durable, engine, ids, inbox, server};
+use crate::scene::{CONSUMER, Scene, append, consume, durable, engine, ids, inbox, server};
 use crate::wire::Wire;
 
 #[tokio::test]
@@ -94,6 +95,27 @@ async fn a_connection_that_is_cut_again_and_again_costs_no_message_and_no_second
     consume(inbox(&engine()), scene.source_by(&wire.url()).await?, handler, until).await??;
     scene.assert_once(ids("m", 200))?;
     assert_eq!(scene.left().await?, (0, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_is_closed_ends_the_consumer() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    let client = async_nats::connect(server().await?.url()).await?;
+    let context = jetstream::new(client.clone());
+    let consumer = scene.consumer_by(&context, CONSUMER).await?;
+    let source = JetStream::new(consumer).connect().await?;
+    scene.publish("m-0", "m-0").await?;
+    let closed = async {
+        scene.is_empty().await?;
+        client.drain().await?;
+        std::future::pending().await
+    };
+    // It ends by itself: the other future never does.
+    let ended = consume(inbox(&engine()), source, scene.handler(), closed);
+    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await??;
+    let is_its_end = matches!(ended, Err(ConsumeError::Source(Error::ConnectionEnded(_))));
+    ensure!(is_its_end, "{ended:?}");
     Ok(())
 }
 
