@@ -63,7 +63,8 @@ async fn a_duplicate_is_acked_and_runs_nothing() -> anyhow::Result<()> {
 
 #[tokio::test]
 async fn a_failed_message_comes_again_after_its_pause_with_its_count() -> anyhow::Result<()> {
-    let scene = Scene::new().await?;
+    let ack_wait = Duration::from_secs(5);
+    let scene = Scene::with(pull::Config { ack_wait, ..durable() }).await?;
     scene.publish("m-0", "m-0").await?;
     let (effects, seen) = (scene.effects.clone(), Arc::new(std::sync::Mutex::new(Vec::new())));
     let tries = seen.clone();
@@ -79,8 +80,9 @@ async fn a_failed_message_comes_again_after_its_pause_with_its_count() -> anyhow
     let slow = inbox(&engine()).with_backoff(Duration::from_millis(600), Duration::from_secs(60));
     consume(slow, scene.source().await?, handler, scene.is_empty()).await??;
     let seen = std::mem::take(&mut *seen.lock().unwrap());
-    let counts: Vec<_> = seen.iter().map(|(_, count)| *count).collect();
-    assert_eq!(counts, [Some(1), Some(2), Some(3)]);
+    // One by one, unless this process is held up for longer than `ack_wait`.
+    let counts: Vec<_> = seen.iter().map(|(_, count)| count.unwrap_or(0)).collect();
+    assert!(counts[0] > 0 && counts.is_sorted_by(|one, next| one < next), "{counts:?}");
     // With its jitter a pause is half of what it says at least.
     let pauses: Vec<_> = seen.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
     assert!(pauses.iter().all(|pause| *pause >= Duration::from_millis(300)), "{pauses:?}");
