@@ -46,6 +46,8 @@ pub mod docs {
     pub mod messages {}
     #[doc = include_str!("../docs/rabbitmq.md")]
     pub mod rabbitmq {}
+    #[doc = include_str!("../docs/nats.md")]
+    pub mod nats {}
     #[doc = include_str!("../docs/operators.md")]
     pub mod operators {}
     #[doc = include_str!("../docs/redis.md")]

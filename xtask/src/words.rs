@@ -12,8 +12,13 @@ use anyhow::{Context as _, ensure};
 pub(crate) const NAME: &str = "words";
 
 /// The sources of the published crates.
-const SOURCES: &[&str] =
-    &["src", "idempotency-rabbitmq/src", "idempotent-macros/src", "idempotent-runtime/src"];
+const SOURCES: &[&str] = &[
+    "src",
+    "idempotency-nats/src",
+    "idempotency-rabbitmq/src",
+    "idempotent-macros/src",
+    "idempotent-runtime/src",
+];
 /// The pages, and folders of pages.
 const PAGES: &[&str] = &["README.md", "docs", "src"];
 

@@ -129,12 +129,13 @@ fn is_in_path(program: &str) -> bool {
 mod tests {
     use super::{Machine, WANTED, Wanted, choose};
 
-    const SERVERS: [&str; 10] = [
+    const SERVERS: [&str; 11] = [
         "redis-server",
         "postgres",
         "mariadbd",
         "pgbouncer",
         "rabbitmq-server",
+        "nats-server",
         "chromedriver",
         "curl",
         "valgrind",
@@ -175,7 +176,15 @@ mod tests {
         let missing = on(
             "macos",
             false,
-            &["redis-server", "mariadbd", "pgbouncer", "chromedriver", "curl", "node"],
+            &[
+                "redis-server",
+                "mariadbd",
+                "pgbouncer",
+                "nats-server",
+                "chromedriver",
+                "curl",
+                "node",
+            ],
             &["brew"],
             &[],
         );
@@ -191,6 +200,7 @@ mod tests {
             "IDEMPOTENCY_POSTGRES_URL",
             "IDEMPOTENCY_MARIADB_URL",
             "IDEMPOTENCY_RABBITMQ_URL",
+            "IDEMPOTENCY_NATS_URL",
             "VALGRIND",
             "NODE",
             "NPM",
@@ -203,6 +213,7 @@ mod tests {
             "POSTGRES_BIN",
             "MARIADB_SERVER",
             "RABBITMQ_BIN",
+            "NATS_SERVER",
             "VALGRIND",
             "NODE",
             "NPM",
@@ -210,7 +221,7 @@ mod tests {
         ];
         for variables in [urls, programs] {
             assert_eq!(on("linux", true, &[], &["apt-get"], &variables), Ok(vec![]));
-            let commands = on("linux", true, &[], &["apt-get"], &variables[..9]).unwrap();
+            let commands = on("linux", true, &[], &["apt-get"], &variables[..10]).unwrap();
             assert!(commands[1].ends_with("--no-install-recommends pgbouncer"), "{commands:?}");
         }
     }
@@ -219,7 +230,7 @@ mod tests {
     fn debian_installs_all_at_once_as_root_or_with_sudo() {
         let update = "apt-get update";
         let install = "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-                       redis-server postgresql mariadb-server pgbouncer rabbitmq-server chromium chromium-driver curl valgrind nodejs npm";
+                       redis-server postgresql mariadb-server pgbouncer rabbitmq-server nats-server chromium chromium-driver curl valgrind nodejs npm";
         let plain = vec![String::from(update), String::from(install)];
         let with_sudo = vec![format!("sudo {update}"), format!("sudo {install}")];
         assert_eq!(on("linux", true, &[], &["apt-get"], &[]), Ok(plain.clone()));
@@ -230,7 +241,7 @@ mod tests {
     #[test]
     fn macos_installs_with_brew() {
         let install = String::from(
-            "brew install redis postgresql@16 mariadb pgbouncer chromium chromedriver curl node",
+            "brew install redis postgresql@16 mariadb pgbouncer nats-server chromium chromedriver curl node",
         );
         assert_eq!(on("macos", false, &[], &["brew"], &[]), Ok(vec![install]));
     }

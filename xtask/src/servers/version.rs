@@ -44,6 +44,7 @@ mod tests {
                 Some((10, 11)),
             ),
             ("PgBouncer 1.18.0\nlibevent 2.1.12-stable", Some((1, 18))),
+            ("nats-server: v2.9.10", Some((2, 9))),
             (
                 "ChromeDriver 156.0.8078.79 (a21ce95c24ce3964416f09ae1862f53f319eb4d0-refs)",
                 Some((156, 0)),
@@ -60,11 +61,13 @@ mod tests {
 
     #[test]
     fn a_version_that_is_too_old_is_refused() {
-        let [redis, postgres, mariadb, _, _, chromedriver, curl, valgrind, node, npm] = &WANTED;
+        let [redis, postgres, mariadb, _, _, nats, chromedriver, curl, valgrind, node, npm] =
+            &WANTED;
         for (wanted, old, new) in [
             (redis, "v=6.2.14", "v=7.0.0"),
             (postgres, "12.22", "13.0"),
             (mariadb, "Ver 10.4.34-MariaDB", "Ver 10.5.0-MariaDB"),
+            (nats, "nats-server: v2.8.4", "nats-server: v2.9.10"),
             (chromedriver, "ChromeDriver 114.0.5735.90", "ChromeDriver 115.0.5790.102"),
             (curl, "curl 7.81.0", "curl 7.82.0"),
             (valgrind, "valgrind-3.17.0", "valgrind-3.18.1"),

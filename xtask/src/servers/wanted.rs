@@ -25,7 +25,7 @@ pub(super) struct Wanted {
     pub(super) prints_version: bool,
 }
 
-pub(super) const WANTED: [Wanted; 10] = [
+pub(super) const WANTED: [Wanted; 11] = [
     Wanted {
         name: "Redis, or Valkey,",
         program: "redis-server",
@@ -81,6 +81,17 @@ pub(super) const WANTED: [Wanted; 10] = [
         url_variable: Some("IDEMPOTENCY_RABBITMQ_URL"),
         lowest: (3, 10),
         prints_version: false,
+    },
+    Wanted {
+        name: "NATS",
+        program: "nats-server",
+        find: || binary::find("nats-server", "NATS_SERVER"),
+        apt: "nats-server",
+        brew: Some("nats-server"),
+        variable: ("NATS_SERVER", "the path of the program"),
+        url_variable: Some("IDEMPOTENCY_NATS_URL"),
+        lowest: (2, 9),
+        prints_version: true,
     },
     Wanted {
         name: "ChromeDriver, with Chromium of the same version,",

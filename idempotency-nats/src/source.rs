@@ -1,0 +1,144 @@
+//! A pull consumer, as the source of a consumer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, AckKind};
+use futures::future::{BoxFuture, join, join_all};
+use idempotency::inbox::{DeadReason, Disposition, Order, Settled, Source};
+use tokio::time::timeout;
+
+use crate::dead_letter::DeadLetters;
+use crate::error::Error;
+use crate::message::{KeyOf, StreamMessage};
+use crate::pulls::Pulls;
+
+/// The time for answers to leave this process. They are in the client's hands before.
+const SENT_WITHIN: Duration = Duration::from_secs(10);
+/// The first pause of a dead letter that has not arrived, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+/// A pull consumer of JetStream, as the source of a [`Consumer`](idempotency::inbox::Consumer). See
+/// [`JetStream`](crate::JetStream).
+pub struct PullSource {
+    pub(crate) pulls: Pulls,
+    pub(crate) stream: Arc<str>,
+    pub(crate) key: Option<KeyOf>,
+    pub(crate) patience: Duration,
+    pub(crate) dead_letters: DeadLetters,
+}
+
+impl PullSource {
+    /// Moves a message to the dead letters, or has it delivered again if that fails.
+    async fn bury(&self, settled: Settled<StreamMessage>, reason: DeadReason) {
+        let Err(error) = self.dead_letters.publish(&settled, reason).await else {
+            return answer(settled.message.message(), AckKind::Ack).await;
+        };
+        let pause = growing(settled.message.deliveries().unwrap_or(1));
+        tracing::error!(
+            stream = &*self.stream,
+            consumer = %self.dead_letters.consumer,
+            reason = reason.as_str(),
+            %error,
+            ?pause,
+            "a dead letter has not arrived: the message is kept, and delivered again after a pause"
+        );
+        answer(settled.message.message(), again_after(pause)).await;
+    }
+}
+
+impl Source for PullSource {
+    type Message = StreamMessage;
+    type Error = Error;
+
+    const ORDER: Order = Order::Free;
+
+    async fn receive(&self, room: usize) -> Result<Vec<Arc<StreamMessage>>, Error> {
+        let taken = self.pulls.take(room).await?;
+        let message =
+            |taken| Arc::new(StreamMessage::new(taken, self.stream.clone(), self.key.clone()));
+        Ok(taken.into_iter().map(message).collect())
+    }
+
+    async fn settle(&self, settled: Vec<Settled<StreamMessage>>) -> Result<(), Error> {
+        let client = settled.first().map(|settled| settled.message.message().context.client());
+        let (mut answers, mut dead) = (Vec::<BoxFuture<'_, ()>>::new(), Vec::new());
+        for settled in settled {
+            let kind = match settled.disposition {
+                Disposition::Ack => AckKind::Ack,
+                Disposition::DeadLetter(reason) => {
+                    dead.push(self.bury(settled, reason));
+                    continue;
+                }
+                Disposition::Retry(pause) | Disposition::Postpone(pause) => again_after(pause),
+                // Not known here: it is the server's again.
+                _ => again_after(LONGEST_PAUSE),
+            };
+            answers.push(Box::pin(async move { answer(settled.message.message(), kind).await }));
+        }
+        // A client without a connection sends them later.
+        let sent = async {
+            let _ = timeout(SENT_WITHIN, join_all(answers)).await;
+        };
+        join(sent, join_all(dead)).await;
+        flush(client).await;
+        Ok(())
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(self.patience)
+    }
+
+    async fn keep(&self, held: Vec<Arc<StreamMessage>>) -> Result<(), Error> {
+        let kept = held.iter().map(|message| answer(message.message(), AckKind::Progress));
+        let _ = timeout(SENT_WITHIN, join_all(kept)).await;
+        Ok(())
+    }
+
+    async fn stop(&self) -> Result<(), Error> {
+        let (waiting, rest) = self.pulls.stop().await;
+        let client = waiting.first().map(|message| message.context.client());
+        let returned = join_all(waiting.iter().map(|message| answer(message, AckKind::Nak(None))));
+        let _ = timeout(SENT_WITHIN, returned).await;
+        flush(client).await;
+        tokio::spawn(rest);
+        Ok(())
+    }
+}
+
+/// Doubles from one second, up to the longest pause.
+fn growing(deliveries: u32) -> Duration {
+    let doubled = FIRST_PAUSE.saturating_mul(1 << deliveries.saturating_sub(1).min(9));
+    doubled.min(LONGEST_PAUSE)
+}
+
+fn again_after(pause: Duration) -> AckKind {
+    AckKind::Nak(Some(pause).filter(|pause| !pause.is_zero()))
+}
+
+/// Answers the server. Without a connection the client does it later, and one that has ended answers
+/// none: the server delivers the message again.
+async fn answer(message: &jetstream::Message, kind: AckKind) {
+    if let Err(error) = message.ack_with(kind).await {
+        tracing::debug!(%error, "an answer comes after the end of its connection");
+    }
+}
+
+/// Waits until the answers have left this process, which may be about to end.
+async fn flush(client: Option<async_nats::Client>) {
+    if let Some(client) = client {
+        let _ = timeout(SENT_WITHIN, client.flush()).await;
+    }
+}
+
+impl fmt::Debug for PullSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PullSource")
+            .field("stream", &self.stream)
+            .field("consumer", &self.dead_letters.consumer)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
+}
