@@ -63,12 +63,18 @@ async fn work(url: &str, queue: &str, directory: &Path) -> anyhow::Result<()> {
     let ledger = directory.join("ledger.jsonl");
     loop {
         let connect = Connection::connect(url, ConnectionProperties::default());
-        let connection = tokio::time::timeout(Duration::from_secs(10), connect).await??;
-        let source = RabbitMq::new(&Arc::new(connection), queue)
-            .dead_letters(format!("{queue}.dead"))
-            .with_prefetch(16)
-            .connect()
-            .await?;
+        let connected = tokio::time::timeout(Duration::from_secs(10), connect).await;
+        let Ok(Ok(connection)) = connected else {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            continue;
+        };
+        let source = RabbitMq::new(&Arc::new(connection), queue);
+        let source = source.dead_letters(format!("{queue}.dead")).with_prefetch(16);
+        let source = match source.connect().await {
+            Ok(source) => source,
+            Err(Error::ConnectionEnded(_) | Error::NoAnswer { .. }) => continue,
+            Err(error) => return Err(error.into()),
+        };
         let stop = async {
             let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
         };

@@ -11,14 +11,14 @@ use tokio::time::timeout;
 
 use crate::error::Error;
 use crate::link::create;
-use crate::message::{DELIVERY_COUNT, QueueMessage};
+use crate::message::{ACQUIRED_COUNT, DELIVERY_COUNT, QueueMessage};
 
 /// The time for the confirmation of a dead letter.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
 /// A message that is written to disk.
 const PERSISTENT: u8 = 2;
 /// Headers of a delivery by which a copy would go elsewhere, or be counted wrongly.
-const DROPPED: [&str; 3] = ["CC", "BCC", DELIVERY_COUNT];
+const DROPPED: [&str; 4] = ["CC", "BCC", DELIVERY_COUNT, ACQUIRED_COUNT];
 
 /// The reason why a dead letter is not known to have arrived.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +56,10 @@ impl DeadLetters {
     ) -> Result<(), Undelivered> {
         let Some(queue) = &self.queue else { return Err(Undelivered::NoPlace) };
         let published = async {
-            let channel = self.channel(connection).await?;
+            // One at a time: the client does not say which of several a return is about, and would
+            // take one that the broker has returned for confirmed.
+            let mut kept = self.channel.lock().await;
+            let channel = open(&mut kept, connection).await?;
             let confirm = channel
                 .basic_publish(
                     ShortString::default(),
@@ -75,21 +78,25 @@ impl DeadLetters {
                 Confirmation::Nack(None) | Confirmation::NotRequested => Err(Undelivered::Nack),
             }
         };
-        timeout(CONFIRM_WITHIN, published).await.unwrap_or(Err(Undelivered::NoAnswer))
-    }
-
-    /// A channel on which the broker confirms what it gets.
-    async fn channel(&self, connection: &Connection) -> Result<Channel, Error> {
-        let mut kept = self.channel.lock().await;
-        if let Some(channel) = &*kept
-            && channel.status().connected()
-        {
-            return Ok(channel.clone());
+        if let Ok(published) = timeout(CONFIRM_WITHIN, published).await {
+            return published;
         }
-        let channel = create(connection).await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(Error::Refused)?;
-        Ok(kept.insert(channel).clone())
+        // What it is still to say belongs to no later one.
+        *self.channel.lock().await = None;
+        Err(Undelivered::NoAnswer)
     }
+}
+
+/// Returns the channel on which the broker confirms what it gets.
+async fn open(kept: &mut Option<Channel>, connection: &Connection) -> Result<Channel, Error> {
+    if let Some(channel) = kept
+        && channel.status().connected()
+    {
+        return Ok(channel.clone());
+    }
+    let channel = create(connection).await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(Error::Refused)?;
+    Ok(kept.insert(channel).clone())
 }
 
 fn properties(settled: &Settled<QueueMessage>, reason: DeadReason) -> BasicProperties {
@@ -110,9 +117,18 @@ fn properties(settled: &Settled<QueueMessage>, reason: DeadReason) -> BasicPrope
         add("idempotency-record", text(&record.to_hex()));
     }
     add("idempotency-attempts", AMQPValue::LongLongInt(settled.attempt.into()));
-    add("idempotency-queue", text(idempotency::inbox::Message::label(message)));
-    add("idempotency-exchange", text(message.exchange()));
-    add("idempotency-routing-key", text(message.routing_key()));
+    // Of a message that was a dead letter before, they say where it came from first: a key may be
+    // made of them.
+    let origin = [
+        ("idempotency-queue", idempotency::inbox::Message::label(message)),
+        ("idempotency-exchange", message.exchange()),
+        ("idempotency-routing-key", message.routing_key()),
+    ];
+    for (name, value) in origin {
+        if message.header(name).is_none() {
+            add(name, text(value));
+        }
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     add("idempotency-time", AMQPValue::Timestamp(now));
     // With these, it would vanish after a time, or be refused on the connection of another user.

@@ -11,6 +11,9 @@ use serde::de::DeserializeOwned;
 /// The header with which a quorum queue says how often it has delivered a message before.
 pub(crate) const DELIVERY_COUNT: &str = "x-delivery-count";
 
+/// The header with which RabbitMQ from 4.3 on counts deliveries that ended without a failure, too.
+pub(crate) const ACQUIRED_COUNT: &str = "x-acquired-count";
+
 /// The key of a message, as the user chooses it.
 pub(crate) type KeyOf = Arc<dyn for<'a> Fn(&'a QueueMessage) -> Delivery<'a> + Send + Sync>;
 
@@ -91,7 +94,12 @@ impl QueueMessage {
     /// Returns how often the broker has delivered it, this time included. `None` if it does not
     /// say: classic queues do not count, and a quorum queue does not on the first delivery.
     pub fn deliveries(&self) -> Option<u32> {
-        let before = integer(self.value(DELIVERY_COUNT)?)?;
+        if !self.is_redelivered() {
+            // A count that came with the message is that of another queue.
+            return None;
+        }
+        let counts = [DELIVERY_COUNT, ACQUIRED_COUNT];
+        let before = counts.iter().filter_map(|name| integer(self.value(name)?)).max()?;
         Some(u32::try_from(before.max(0)).unwrap_or(u32::MAX).saturating_add(1))
     }
 
@@ -146,7 +154,7 @@ impl Message for QueueMessage {
         match self.deliveries() {
             Some(count) => delivery.deliveries(count),
             // A classic queue says that it delivers again, and not how often.
-            None if self.is_redelivered() => delivery.suspect(),
+            None if self.is_redelivered() => delivery.redelivered(),
             None => delivery,
         }
     }

@@ -157,7 +157,7 @@ async fn two_inboxes_of_one_store_each_handle_each_message_once() -> anyhow::Res
             let _ = eventually("20 effects", is_all).await;
             let _ = scene.is_ready(&queue, 0).await;
         };
-        within("the consumer to end", consumer.run(stop, handler)).await??;
+        within("the consumer to end", Box::pin(consumer.run(stop, handler))).await??;
     }
     let counts = scene.effects.count_by_key()?;
     ensure!(counts.len() == 20 && counts.values().all(|count| *count == 2), "{counts:?}");

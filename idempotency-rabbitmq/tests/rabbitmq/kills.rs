@@ -73,7 +73,8 @@ async fn kill_one(at: At, retries: bool, end: End, number: usize) -> anyhow::Res
     let consumer = Consumer::new(orders.inbox(orders.engine().await?), scene.source().await?);
     let mut handled = Ok(());
     let stop = async { handled = scene.have_happened(["last".to_owned()]).await };
-    let drained = within("the consumer to end", consumer.run(stop, scene.handler())).await??;
+    let drained =
+        within("the consumer to end", Box::pin(consumer.run(stop, scene.handler()))).await??;
     handled?;
     ensure!(drained.left == 0, "{drained:?}");
     // An acknowledgement that comes just before the end of its channel can be lost in a quorum queue.
@@ -150,7 +151,7 @@ async fn kill_after_a_dead_letter() -> anyhow::Result<()> {
         let _ = scene.have_happened(["m-0".to_owned()]).await;
         let _ = scene.is_ready(&scene.queue, 0).await;
     };
-    within("the consumer to end", consumer.run(stop, scene.handler())).await??;
+    within("the consumer to end", Box::pin(consumer.run(stop, scene.handler()))).await??;
     scene.assert_once(["m-0".to_owned()])?;
     finish_by(&scene, || async { Ok(orders.inbox(orders.engine().await?)) }).await?;
     scene.assert_once(["m-0".to_owned()])?;

@@ -26,6 +26,8 @@ pub struct Delivery<'a> {
     payload: Option<&'a [u8]>,
     deliveries: Option<u32>,
     is_suspect: bool,
+    /// How many deliveries came before those that are counted in the store.
+    before: u32,
     /// The failed tries of a consumer that has not returned the message in between.
     failures: u32,
 }
@@ -38,7 +40,14 @@ impl<'a> Delivery<'a> {
     /// Keys of different origin, such as a header and a position, are kept apart with a tag:
     /// `("header", id)` and `("position", partition, offset)`.
     pub fn new<K: IntoKey>(key: K) -> Self {
-        Self { key: Key::of(&key), payload: None, deliveries: None, is_suspect: false, failures: 0 }
+        Self {
+            key: Key::of(&key),
+            payload: None,
+            deliveries: None,
+            is_suspect: false,
+            before: 0,
+            failures: 0,
+        }
     }
 
     /// Sets the payload, which a redelivery must repeat. A message with the same key and another
@@ -63,15 +72,31 @@ impl<'a> Delivery<'a> {
     /// ```
     /// use idempotency::inbox::Delivery;
     ///
-    /// /// A broker that says that it delivers again, and not how often.
-    /// fn delivery(id: &str, redelivered: bool) -> Delivery<'static> {
-    ///     let delivery = Delivery::new(("id", id));
-    ///     if redelivered { delivery.suspect() } else { delivery }
+    /// /// A log that says nothing of earlier deliveries: the first ones after a start are suspects.
+    /// fn delivery(offset: u64, is_after_a_start: bool) -> Delivery<'static> {
+    ///     let delivery = Delivery::new(("offset", offset));
+    ///     if is_after_a_start { delivery.suspect() } else { delivery }
     /// }
-    /// # let _ = delivery("7", true);
+    /// # let _ = delivery(7, true);
     /// ```
     pub fn suspect(self) -> Self {
         Self { is_suspect: true, ..self }
+    }
+
+    /// Marks a delivery that is a repetition, by a broker that says that and not how often. It is
+    /// counted as a [suspect](Self::suspect), and the first one, which was not, counts too.
+    ///
+    /// ```
+    /// use idempotency::inbox::Delivery;
+    ///
+    /// fn delivery(id: &str, redelivered: bool) -> Delivery<'static> {
+    ///     let delivery = Delivery::new(("id", id));
+    ///     if redelivered { delivery.redelivered() } else { delivery }
+    /// }
+    /// # let _ = delivery("7", true);
+    /// ```
+    pub fn redelivered(self) -> Self {
+        Self { is_suspect: true, before: 1, ..self }
     }
 
     pub(super) fn key(&self) -> Key {
@@ -86,6 +111,7 @@ impl<'a> Delivery<'a> {
     /// The number of the attempt that this is. `counted` is the number of deliveries that the store
     /// has counted.
     pub(super) fn attempt(&self, counted: u32) -> u32 {
+        let counted = counted.saturating_add(self.before);
         self.deliveries.unwrap_or(1).max(counted).saturating_add(self.failures)
     }
 

@@ -328,7 +328,10 @@ impl TransactionStore for MySqlStore {
                 }
                 return Err(table_is_locked(&error));
             }
-            Err(error) if number(&error) != Some(DUPLICATE_KEY) => return Err(failed(error)),
+            Err(error) if number(&error) != Some(DUPLICATE_KEY) => {
+                let _ = waits::restore(connection).await;
+                return Err(failed(error));
+            }
             Ok(_) | Err(_) => {
                 begin_again(connection).await?;
                 return Ok(None);
