@@ -90,6 +90,8 @@ fn html_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 struct Page {
     links: BTreeSet<String>,
     places: BTreeSet<String>,
+    /// The page to which this one leads on by itself.
+    leads_on: Option<String>,
 }
 
 impl Page {
@@ -111,6 +113,11 @@ impl Page {
                             foreign = Some((tag.name.to_vec(), 1));
                         }
                         let value = String::from_utf8_lossy(&value.value).into_owned();
+                        if let (b"content", Some((_, next))) =
+                            (name.as_slice(), value.split_once(";URL="))
+                        {
+                            page.leads_on = Some(next.to_owned());
+                        }
                         match name.as_slice() {
                             b"id" | b"name" => page.places.insert(value),
                             b"href" | b"src" if !is_script && foreign.is_none() => {
@@ -178,6 +185,10 @@ impl Pages<'_> {
         let is_source = target.starts_with(self.root.join("src"));
         if place.is_empty() || is_source || self.page(&target)?.places.contains(place) {
             return Ok(None);
+        }
+        // The page of an item's private path leads on to its public one, with the place.
+        if let Some(public) = self.page(&target)?.leads_on.clone() {
+            return self.broken(&target, &format!("{public}#{place}"));
         }
         Ok(Some(format!("{} has no place `{place}`", target.display())))
     }

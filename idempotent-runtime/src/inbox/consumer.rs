@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -179,7 +179,7 @@ impl<S: Source, P> Consumer<S, P> {
             );
             return Err(ConsumeError::Refused(error));
         }
-        let mut stop = pin!(stop);
+        let mut stop = std::pin::pin!(stop);
         tokio::select! {
             biased;
             () = stop.as_mut() => return Ok(Drained { left: 0 }),
