@@ -26,7 +26,10 @@ pub(crate) async fn uncount(call: Call) -> Result<(), Error> {
     engine.at_home().map_err(|error| error.of_record(Some(&call.operation), &key))?;
     let read = engine.store.read(Budget::of(engine.settings.claim_timeout), key).await;
     let Some(record) = read.map_err(|error| call.store_error(error))? else { return Ok(()) };
-    let removed = engine.store.remove_count(Remove::new(key, record.owner)).await;
+    let mut remove = Remove::new(key, record.owner);
+    // The lease of the last one may not have ended, and nothing runs under it.
+    remove.force = true;
+    let removed = engine.store.remove_count(remove).await;
     removed.map(drop).map_err(|error| call.store_error(error))
 }
 
