@@ -260,6 +260,25 @@ where
     Ok(())
 }
 
+/// By a broker that says that it delivers again, and not how often: the first delivery counts too.
+#[tokio::test]
+async fn on_sqlite_a_message_has_as_many_attempts_as_the_inbox_allows_though_none_was_counted()
+-> anyhow::Result<()> {
+    type Sqlite = databases::Sqlite;
+    let scene = Scene::<Sqlite>::new(2, None).await?;
+    let inbox = inbox(&scene.engine).with_max_attempts(3);
+    let fails = || Err(Fault::No);
+    let mut attempts = Vec::new();
+    for number in 1..=3 {
+        let given = if number == 1 { delivery("a") } else { delivery("a").redelivered() };
+        let failed = ends::<Sqlite, _>(&inbox, &scene.pool, given, "a", fails).await;
+        let is_last = failed.disposition == Disposition::DeadLetter(DeadReason::Attempts);
+        attempts.push((failed.attempt, is_last));
+    }
+    assert_eq!(attempts, [(1, false), (2, false), (3, true)]);
+    Ok(())
+}
+
 /// What a record without a transaction has left behind.
 async fn in_doubt<D: Database>() -> anyhow::Result<()>
 where

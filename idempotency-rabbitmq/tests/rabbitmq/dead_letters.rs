@@ -101,6 +101,40 @@ async fn a_dead_letter_is_the_message_with_its_story_and_the_original_is_acked()
     Ok(())
 }
 
+/// A key may be made of them, and stays the same however often the message is moved back. A count that
+/// came with it is that of another queue.
+#[tokio::test]
+async fn a_dead_letter_that_dies_again_says_where_it_came_from_first() -> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Classic).await?;
+    let origin = [
+        ("idempotency-queue", "orders"),
+        ("idempotency-exchange", "shop"),
+        ("idempotency-routing-key", "order.7"),
+    ];
+    let mut headers = FieldTable::default();
+    for (name, value) in origin {
+        headers.insert(name.into(), text(value));
+    }
+    headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(40));
+    let moved = BasicProperties::default().with_headers(headers).with_message_id("m-0".into());
+    scene.publish_with(moved, "the payload").await?;
+    let counts = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = counts.clone();
+    let handler = move |message: Arc<QueueMessage>| {
+        seen.lock().unwrap().push(message.deliveries());
+        refuses(message)
+    };
+    let inbox = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+    let until = scene.is_ready(&scene.dead, 1);
+    consume(inbox, scene.source().await?, handler, until).await??;
+    let letter = scene.dead_letter().await?;
+    for (name, value) in origin {
+        assert_eq!(header(&letter, name), Some(&text(value)), "{name}");
+    }
+    assert_eq!(*counts.lock().unwrap(), [None]);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_dead_letter_of_a_failure_runs_when_it_is_moved_back_and_then_is_a_duplicate()
 -> anyhow::Result<()> {
