@@ -38,6 +38,7 @@ impl<'n> Place<'n> {
             "conformance" => (Path::new("idempotent-runtime/src/testing"), "mod.rs"),
             // A package of its own.
             "values" => (Path::new("tests"), "values.rs"),
+            "kafka" => (Path::new("idempotency-kafka/tests"), "main.rs"),
             "nats" => (Path::new("idempotency-nats/tests"), "main.rs"),
             "rabbitmq" => (Path::new("idempotency-rabbitmq/tests"), "main.rs"),
             _ => (Path::new("tests"), "main.rs"),

@@ -15,6 +15,7 @@ use crate::features;
 /// The folders of the published crates' pages, and their names on docs.rs.
 const CRATES: &[(&str, &str)] = &[
     ("idempotency", "idempotency"),
+    ("idempotency_kafka", "idempotency-kafka"),
     ("idempotency_nats", "idempotency-nats"),
     ("idempotency_rabbitmq", "idempotency-rabbitmq"),
     ("idempotent_macros", "idempotent-macros"),

@@ -136,7 +136,13 @@ fn examples(_: &Options) -> anyhow::Result<Vec<Command>> {
 }
 
 fn tests(options: &Options) -> anyhow::Result<Vec<Command>> {
-    Ok(vec![test(options, "test --workspace --all-features --lib --bins --tests")])
+    let mut commands = Vec::new();
+    // A broker of Kafka in a process of its own: the only one that cargo can install.
+    if options.long && servers::tansu().is_err() {
+        commands.push(Command::cargo("install --locked --features dynostore tansu@0.6.0"));
+    }
+    commands.push(test(options, "test --workspace --all-features --lib --bins --tests"));
+    Ok(commands)
 }
 
 /// Features that any crate of a user's build may enable for all others.

@@ -14,6 +14,7 @@ pub(crate) const NAME: &str = "words";
 /// The sources of the published crates.
 const SOURCES: &[&str] = &[
     "src",
+    "idempotency-kafka/src",
     "idempotency-nats/src",
     "idempotency-rabbitmq/src",
     "idempotent-macros/src",

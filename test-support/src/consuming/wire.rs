@@ -24,6 +24,21 @@ pub trait Protocol: Default + Send + Sync + 'static {
         broker: OwnedWriteHalf,
         lost: &LostAcks,
     ) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Passes what the broker answers, `at` its address. `here` is where the client has connected
+    /// to: a broker may say where it is.
+    fn pass_back(
+        &self,
+        mut broker: OwnedReadHalf,
+        mut client: OwnedWriteHalf,
+        _at: SocketAddr,
+        _here: SocketAddr,
+    ) -> impl Future<Output = anyhow::Result<()>> + Send {
+        async move {
+            tokio::io::copy(&mut broker, &mut client).await?;
+            Ok(())
+        }
+    }
 }
 
 /// The acknowledgements that do not arrive.
@@ -126,11 +141,12 @@ impl<P> Drop for Wire<P> {
 }
 
 async fn carry<P: Protocol>(client: TcpStream, broker: TcpStream, shared: Arc<Shared<P>>) {
-    let (mut cuts, (from_client, mut to_client)) = (shared.cuts.subscribe(), client.into_split());
-    let (mut from_broker, to_broker) = broker.into_split();
+    let (Ok(at), Ok(here)) = (broker.peer_addr(), client.local_addr()) else { return };
+    let (mut cuts, (from_client, to_client)) = (shared.cuts.subscribe(), client.into_split());
+    let (from_broker, to_broker) = broker.into_split();
     tokio::select! {
         _ = shared.protocol.pass(from_client, to_broker, &shared.lost) => {}
-        _ = tokio::io::copy(&mut from_broker, &mut to_client) => {}
+        _ = shared.protocol.pass_back(from_broker, to_client, at, here) => {}
         _ = cuts.changed() => {}
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! [`Server`] is what all kinds share: starting, signals, and a guaranteed end. A kind adds its
 //! options, its address and its check for readiness: [`RedisServer`], [`PostgresServer`],
-//! [`MariaDbServer`], [`PgBouncer`], [`RabbitMqServer`], [`NatsServer`]. [`ChromeDriver`] is not a
-//! server of records, but its end is guaranteed too.
+//! [`MariaDbServer`], [`PgBouncer`], [`RabbitMqServer`], [`NatsServer`], [`TansuServer`].
+//! [`ChromeDriver`] is not a server of records, but its end is guaranteed too.
 
 mod binary;
 mod chromedriver;
@@ -18,6 +18,7 @@ mod rabbitmq;
 mod redis;
 mod sql;
 mod system_user;
+mod tansu;
 mod url;
 
 pub use chromedriver::ChromeDriver;
@@ -39,4 +40,5 @@ pub use process::{ServerProcess, Signals, is_running};
 pub use rabbitmq::{RabbitMq, RabbitMqOptions, RabbitMqServer};
 pub use redis::{Certificates, Redis, RedisOptions, RedisServer, TlsClients};
 pub use sql::Rows;
+pub use tansu::{Tansu, TansuOptions, TansuServer};
 pub(crate) use url::with_address;

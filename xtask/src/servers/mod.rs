@@ -32,6 +32,11 @@ struct Machine<'a> {
     is_set: &'a dyn Fn(&str) -> bool,
 }
 
+/// Finds tansu, on which the long versions of the tests for Kafka run.
+pub(crate) fn tansu() -> anyhow::Result<std::path::PathBuf> {
+    binary::find("tansu", "TANSU")
+}
+
 /// Returns the commands that install missing servers.
 pub(crate) fn install(_: &Options) -> anyhow::Result<Vec<Command>> {
     let mut commands = choose(&Machine {

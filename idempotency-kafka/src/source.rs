@@ -1,0 +1,273 @@
+//! Topics, as the source of a consumer.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::{FutureExt as _, join_all};
+use idempotency::inbox::{DeadReason, Disposition, Order, Settled, Source};
+use rdkafka::consumer::{CommitMode, Consumer as _, StreamConsumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use crate::dead_letter::DeadLetters;
+use crate::error::Error;
+use crate::group::Group;
+use crate::message::TopicMessage;
+
+/// The time between two looks at the client while there is no room: rebalances wait for that, and
+/// the group gives up a member that does not look.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long one look takes that finds no message.
+const LOOK: Duration = Duration::from_millis(10);
+/// The time for the client to commit, to leave the group, and to close.
+const CLOSED_WITHIN: Duration = Duration::from_secs(10);
+/// The first pause of a dead letter that has not arrived, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+type Client = StreamConsumer<Group>;
+
+/// The topics of a consumer group, as the source of a
+/// [`Consumer`](idempotency::inbox::Consumer). See [`Kafka`](crate::Kafka).
+pub struct Topics {
+    /// `None` once it is closed.
+    client: Mutex<Option<Arc<Client>>>,
+    names: Vec<String>,
+    dead_letters: DeadLetters,
+    /// Answers rebalances once the consumer has stopped.
+    answering: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Topics {
+    pub(crate) fn new(client: Client, names: Vec<String>, dead_letters: DeadLetters) -> Self {
+        let client = Mutex::new(Some(Arc::new(client)));
+        Self { client, names, dead_letters, answering: Mutex::new(None) }
+    }
+
+    fn client(&self) -> Option<Arc<Client>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn answering(&self) -> Option<JoinHandle<()>> {
+        self.answering.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Moves a message to the dead letters, or lets it come again if that fails.
+    async fn bury(&self, client: &Client, settled: Settled<TopicMessage>, reason: DeadReason) {
+        let group = client.context();
+        let message = settled.message.clone();
+        if !group.lock().is_ours(&message) {
+            // Whoever has its partition now receives it, and it is a dead letter there.
+            return;
+        }
+        let Err(error) = self.dead_letters.publish(&settled, reason).await else {
+            return group.lock().finish(&message, false, client);
+        };
+        let pause = growing(message.fails());
+        tracing::error!(
+            topic = message.topic(),
+            partition = message.partition(),
+            offset = message.offset(),
+            reason = reason.as_str(),
+            %error,
+            ?pause,
+            "a dead letter has not arrived: its partition waits, and the message comes again after a \
+             pause"
+        );
+        group.lock().rest(&message, pause, true, client);
+        group.changed.notify_one();
+    }
+
+    /// Commits what is stored, leaves the group, and closes the client.
+    async fn close(&self) {
+        if let Some(answering) = self.answering() {
+            answering.abort();
+            let _ = answering.await;
+        }
+        let client = self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(client) = client {
+            let closed = drop_aside(client);
+            if timeout(CLOSED_WITHIN, closed).await.is_err() {
+                tracing::warn!(
+                    topics = ?self.names,
+                    "the client of Kafka has not closed within 10 seconds: what it has not committed \
+                     comes again"
+                );
+            }
+        }
+    }
+}
+
+impl Source for Topics {
+    type Message = TopicMessage;
+    type Error = Error;
+
+    const ORDER: Order = Order::HoldLane;
+
+    async fn receive(&self, room: usize) -> Result<Vec<Arc<TopicMessage>>, Error> {
+        let Some(client) = self.client() else { return std::future::pending().await };
+        let group = client.context();
+        if room == 0 {
+            loop {
+                sleep(LOOK_EVERY).await;
+                group.lock().has_room(false, &*client);
+                if let Ok(received) = timeout(LOOK, client.recv()).await {
+                    take(&client, received)?;
+                }
+            }
+        }
+        group.lock().has_room(true, &*client);
+        loop {
+            let changed = group.changed.notified();
+            while group.waits() < room
+                && let Some(received) = client.recv().now_or_never()
+            {
+                take(&client, received)?;
+            }
+            let (messages, rest) = {
+                let mut state = group.lock();
+                (state.hand_out(room), state.next_rest())
+            };
+            if !messages.is_empty() {
+                return Ok(messages);
+            }
+            let come_again = async {
+                match rest {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                received = client.recv() => take(&client, received)?,
+                () = changed => {}
+                () = come_again => {}
+            }
+        }
+    }
+
+    async fn settle(&self, settled: Vec<Settled<TopicMessage>>) -> Result<(), Error> {
+        let Some(client) = self.client() else { return Ok(()) };
+        let (group, count) = (client.context(), settled.len());
+        let mut dead = Vec::new();
+        for settled in settled {
+            let message = &settled.message;
+            match settled.disposition {
+                Disposition::Ack => {
+                    group.lock().finish(message, settled.attempt > 0, &*client);
+                }
+                Disposition::DeadLetter(reason) => dead.push(self.bury(&client, settled, reason)),
+                Disposition::Retry(pause) | Disposition::Postpone(pause) => {
+                    group.lock().rest(message, pause, false, &*client);
+                }
+                // Not known here: it comes again.
+                _ => group.lock().rest(message, LONGEST_PAUSE, false, &*client),
+            }
+        }
+        group.changed.notify_one();
+        join_all(dead).await;
+        group.lock().returned(count);
+        self.close_at_the_end(client).await;
+        Ok(())
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        None
+    }
+
+    async fn keep(&self, _: Vec<Arc<TopicMessage>>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn hold_lane(&self, lane: u64, is_held: bool) {
+        let Some(client) = self.client() else { return };
+        client.context().lock().hold(lane, is_held, &*client);
+        client.context().changed.notify_one();
+    }
+
+    async fn stop(&self) -> Result<(), Error> {
+        let Some(client) = self.client() else { return Ok(()) };
+        client.context().lock().stop(&*client);
+        // Those of handlers that still run are committed at the end.
+        if let Err(error) = client.commit_consumer_state(CommitMode::Async) {
+            tracing::debug!(%error, "nothing is committed");
+        }
+        let answers = client.clone();
+        let answering = tokio::spawn(async move {
+            loop {
+                let _ = answers.recv().await;
+            }
+        });
+        *self.answering.lock().unwrap_or_else(PoisonError::into_inner) = Some(answering);
+        self.close_at_the_end(client).await;
+        Ok(())
+    }
+}
+
+impl Topics {
+    /// Closes the client if the consumer has stopped and has nothing in hand any more.
+    async fn close_at_the_end(&self, client: Arc<Client>) {
+        let has_stopped = self.answering.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let is_empty = client.context().lock().in_hand() == 0;
+        drop(client);
+        if has_stopped && is_empty {
+            self.close().await;
+        }
+    }
+}
+
+/// A consumer that is dropped commits and leaves the group behind the back of the runtime.
+impl Drop for Topics {
+    fn drop(&mut self) {
+        if let Some(answering) = self.answering() {
+            answering.abort();
+        }
+        if let Some(client) = self.client.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            drop(drop_aside(client));
+        }
+    }
+}
+
+/// Takes in what the client has returned. Fails if it returns nothing any more.
+fn take(client: &Client, received: Result<BorrowedMessage<'_>, KafkaError>) -> Result<(), Error> {
+    match received {
+        Ok(message) => client.context().lock().take(&message, client),
+        Err(KafkaError::PartitionEOF(_)) => {}
+        Err(error @ KafkaError::MessageConsumptionFatal(_)) => return Err(Error::Ended(error)),
+        // The client tries again by itself.
+        Err(error) => tracing::warn!(%error, "the client of Kafka reports an error, and goes on"),
+    }
+    Ok(())
+}
+
+/// Drops a client on a thread of its own: that blocks until the brokers have answered. The last owner
+/// is that thread.
+pub(crate) fn drop_aside<T: Send + Sync + 'static>(client: Arc<T>) -> oneshot::Receiver<()> {
+    let (dropped, is_dropped) = oneshot::channel();
+    let drop_it = move || {
+        let mut client = client;
+        while let Err(shared) = Arc::try_unwrap(client) {
+            client = shared;
+            std::thread::sleep(LOOK);
+        }
+        let _ = dropped.send(());
+    };
+    if let Err(error) = std::thread::Builder::new().spawn(drop_it) {
+        tracing::warn!(%error, "there is no thread to close a client of Kafka");
+    }
+    is_dropped
+}
+
+/// Doubles from one second, up to the longest pause.
+fn growing(failures: u32) -> Duration {
+    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(9)).min(LONGEST_PAUSE)
+}
+
+impl fmt::Debug for Topics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Topics").field("names", &self.names).finish_non_exhaustive()
+    }
+}

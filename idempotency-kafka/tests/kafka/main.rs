@@ -1,0 +1,25 @@
+//! Topics of Kafka: what the adapter stores, what it leaves, and what survives when processes,
+//! connections, brokers and the store do not.
+//!
+//! The broker is that of librdkafka's own tests, which is on a real port: it has groups, and fails on
+//! request. `IDEMPOTENCY_KAFKA_URL` names another one for the tests that need no faults of it.
+//! `IDEMPOTENCY_LONG` kills ten times as many workers.
+
+mod cluster;
+mod configuration;
+mod dead_letters;
+mod example;
+mod fleet;
+mod keys;
+mod kills;
+mod lanes;
+mod long;
+mod outages;
+mod rebalance;
+mod scene;
+mod transactions;
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "../../../tests/support/warnings.rs"]
+mod warnings;
+mod wire;
+mod worker;
