@@ -139,7 +139,11 @@ impl Kafka {
         });
         match asked.await {
             Ok(connected) => connected,
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends, and this future with it.
+                Err(_) => std::future::pending().await,
+            },
         }
     }
 }

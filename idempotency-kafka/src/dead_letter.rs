@@ -17,6 +17,8 @@ use crate::source::drop_aside;
 const ARRIVES_WITHIN: &str = "10000";
 /// The time for the confirmation of a dead letter. Longer: the client says why.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(12);
+/// The largest message: the broker decides, and not the client, whose default is a megabyte.
+const LARGEST: (&str, &str) = ("message.max.bytes", "1000000000");
 /// Settings of a consumer, of which a producer warns that it makes nothing of them.
 const OF_CONSUMERS: [&str; 16] = [
     "auto.commit.interval.ms",
@@ -74,6 +76,9 @@ impl DeadLetters {
             .set("acks", "all")
             .set("message.timeout.ms", ARRIVES_WITHIN)
             .set("allow.auto.create.topics", "false");
+        if settings.get(LARGEST.0).is_none() {
+            settings.set(LARGEST.0, LARGEST.1);
+        }
         let producer: FutureProducer = settings.create()?;
         Ok(Self { place: Some((Arc::new(producer), topic)) })
     }

@@ -77,6 +77,18 @@ async fn a_dead_letter_is_the_message_with_its_story_and_the_offset_is_committed
     Ok(())
 }
 
+/// The client of the dead letters has a limit of its own, by its default.
+#[tokio::test]
+async fn a_dead_letter_may_be_as_large_as_its_message() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    let large = "x".repeat(2_000_000);
+    scene.publish_with(0, "k", &[], &large).await?;
+    let failing = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+    consume(failing, scene.source().await?, refuses, scene.is_empty()).await??;
+    assert_eq!(scene.letter().await?.payload().map(<[u8]>::len), Some(large.len()));
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_dead_letter_of_a_failure_runs_when_it_is_moved_back_and_then_is_a_duplicate()
 -> anyhow::Result<()> {

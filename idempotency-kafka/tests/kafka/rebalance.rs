@@ -2,19 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use idempotency::inbox::Consumer;
-use idempotency_kafka::TopicMessage;
+use idempotency_kafka::{Kafka, TopicMessage};
 use idempotency_test_support::consuming::{Broker as _, Orders, finish};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
 use idempotency_test_support::worker::Worker;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::Semaphore;
 
-use crate::scene::{Scene, append, consume, engine, ids, inbox};
+use crate::scene::{Scene, append, consume, engine, ids, inbox, settings};
 
 fn terminate(worker: &Worker) -> anyhow::Result<()> {
     let pid = i32::try_from(worker.pid()).ok().and_then(Pid::from_raw).context("a process id")?;
@@ -164,4 +164,45 @@ async fn a_message_whose_partition_moves_while_its_handler_runs_has_one_effect()
     scene.assert_once(all)?;
     assert_eq!(scene.left().await?, (0, 0));
     Ok(())
+}
+
+/// The client keeps the pause of a partition that comes back.
+#[tokio::test]
+async fn a_partition_that_waited_when_it_went_goes_on_when_it_comes_back() -> anyhow::Result<()> {
+    let scene = Scene::with("partitions", 1).await?;
+    scene.publish_with(0, "k", &[], "bad").await?;
+    for id in ids("m", 100) {
+        scene.publish_with(0, "k", &[], &id).await?;
+    }
+    let engine = engine();
+    let is_well = Arc::new(AtomicBool::new(false));
+    let tries = Arc::new(AtomicU32::new(0));
+    let handler = || {
+        let (effects, is_well, tries) = (scene.effects.clone(), is_well.clone(), tries.clone());
+        move |message: Arc<TopicMessage>| {
+            if message.payload() == Some(b"bad") && !is_well.load(Ordering::SeqCst) {
+                tries.fetch_add(1, Ordering::SeqCst);
+                return std::future::ready(Err("not now"));
+            }
+            append(&effects, &message);
+            std::future::ready(Ok(()))
+        }
+    };
+    // No place for it: it waits as a dead letter too.
+    let plain = || Kafka::new(settings(scene.cluster.url(), &scene.topic), [&*scene.topic]);
+    let dying = || inbox(&engine).with_max_attempts(2);
+    let until = async {
+        eventually("it to be a dead letter", || tries.load(Ordering::SeqCst) >= 3).await?;
+        // Another member comes and goes: the only partition comes back, or never went.
+        let other = plain().connect().await?;
+        let joined = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Ok(())
+        };
+        consume(dying(), other, handler(), joined).await??;
+        is_well.store(true, Ordering::SeqCst);
+        scene.is_empty().await
+    };
+    consume(dying(), plain().connect().await?, handler(), until).await??;
+    scene.assert_once(ids("m", 100).chain(["bad".to_owned()]))
 }

@@ -49,7 +49,7 @@ pub fn settings(url: &str, group: &str) -> ClientConfig {
     // The least that a real broker allows by its defaults. That of the tests takes three seconds for
     // the first member, and forgets one whose session is shorter.
     let session =
-        if std::env::var_os(crate::cluster::URL_VARIABLE).is_some() { "6000" } else { "3300" };
+        if std::env::var_os(crate::cluster::URL_VARIABLE).is_some() { "6000" } else { "5000" };
     let mut settings = ClientConfig::new();
     settings
         .set("bootstrap.servers", url)
@@ -62,7 +62,12 @@ pub fn settings(url: &str, group: &str) -> ClientConfig {
 }
 
 fn options(address: &Address, group: &str) -> Kafka {
-    let options = Kafka::new(settings(&address.url, group), [&*address.messages]);
+    let mut settings = settings(&address.url, group);
+    if address.messages.starts_with(BY_KEY) {
+        // Partitions move one by one, in place of all at once.
+        settings.set("partition.assignment.strategy", "cooperative-sticky");
+    }
+    let options = Kafka::new(settings, [&*address.messages]);
     let options = options.dead_letters(&*address.dead);
     if address.messages.starts_with(BY_KEY) { options.by_key() } else { options }
 }
@@ -98,7 +103,10 @@ impl Scene {
         letters.add_partition_offset(&dead, 0, Offset::Beginning)?;
         reader.assign(&letters)?;
         Ok(Self {
-            producer: ClientConfig::new().set("bootstrap.servers", cluster.url()).create()?,
+            producer: ClientConfig::new()
+                .set("bootstrap.servers", cluster.url())
+                .set("message.max.bytes", "10000000")
+                .create()?,
             watcher: of(&topic).create()?,
             reader,
             cluster,
