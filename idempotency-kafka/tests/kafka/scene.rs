@@ -49,7 +49,7 @@ pub fn settings(url: &str, group: &str) -> ClientConfig {
     // The least that a real broker allows by its defaults. That of the tests takes three seconds for
     // the first member, and forgets one whose session is shorter.
     let session =
-        if std::env::var_os(crate::cluster::URL_VARIABLE).is_some() { "6000" } else { "5000" };
+        if std::env::var_os(crate::cluster::URL_VARIABLE).is_some() { "6000" } else { "4500" };
     let mut settings = ClientConfig::new();
     settings
         .set("bootstrap.servers", url)
