@@ -188,6 +188,10 @@ impl Source for Topics {
         client.context().changed.notify_one();
     }
 
+    fn is_gone(&self, message: &TopicMessage) -> bool {
+        self.client().is_some_and(|client| !client.context().lock().is_ours(message))
+    }
+
     async fn stop(&self) -> Result<(), Error> {
         let Some(client) = self.client() else { return Ok(()) };
         client.context().lock().stop(&*client);

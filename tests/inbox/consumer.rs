@@ -276,6 +276,31 @@ async fn what_comes_before_the_broker_knows_of_a_failure_goes_back_too() {
 }
 
 #[tokio::test]
+async fn a_message_that_has_gone_to_another_consumer_before_its_turn_is_not_handled() {
+    let world = World::new();
+    let broker: Broker<1> = Broker::new();
+    broker.deliver_in_lane(1, [1, 2, 3, 4]);
+    broker.deliver([5]);
+    let (tries, gives) = (Arc::new(Mutex::new(Vec::new())), broker.clone());
+    let tried = fails(tries.clone(), |_| 0);
+    let handler = move |mail: Arc<Mail>| {
+        if mail.id == 1 {
+            gives.give_away([1, 2, 3]);
+        }
+        tried(mail)
+    };
+    let consumer = Consumer::new(inbox(&world), broker.clone());
+    let drained = world.while_time_passes(consumer.run(broker.has_settled(5), handler)).await;
+    assert_eq!(drained.unwrap().left, 0);
+    let (mut tries, mut settled) = (tries.lock().unwrap().clone(), broker.settled());
+    tries.sort_unstable();
+    settled.sort_unstable_by_key(|(id, _)| *id);
+    assert_eq!(tries, [1, 4, 5], "what has begun is finished, and what is behind goes on");
+    let ack = Disposition::Ack;
+    assert_eq!(settled, [(1, ack), (2, BACK), (3, BACK), (4, ack), (5, ack)]);
+}
+
+#[tokio::test]
 async fn a_disabled_inbox_counts_its_tries_of_a_lane_that_it_holds() {
     let world = World::new();
     world.engine.disable("billing");

@@ -73,6 +73,8 @@ struct State {
     /// The records and attempts of those that were settled.
     tried: Vec<(u64, Option<KeyHash>, u32)>,
     held_lanes: Vec<u64>,
+    /// Those that another consumer has now.
+    gone: Vec<u64>,
     is_stopped: bool,
     /// The most that a request had room for.
     largest_room: usize,
@@ -136,6 +138,11 @@ impl<const ORDER: u8> Broker<ORDER> {
 
     pub fn held_lanes(&self) -> Vec<u64> {
         self.state().held_lanes.clone()
+    }
+
+    /// Delivers these to another consumer.
+    pub fn give_away(&self, ids: impl IntoIterator<Item = u64>) {
+        self.change(|state| state.gone.extend(ids));
     }
 
     pub fn is_stopped(&self) -> bool {
@@ -263,9 +270,14 @@ impl<const ORDER: u8> Source for Broker<ORDER> {
         });
     }
 
+    fn is_gone(&self, mail: &Mail) -> bool {
+        self.state().gone.contains(&mail.id)
+    }
+
     async fn stop(&self) -> Result<(), Closed> {
         self.change(|state| {
-            let has_returned = state.settled.iter().any(|(_, end)| *end == BACK);
+            let is_early = |(id, end): &(u64, _)| *end == BACK && !state.gone.contains(id);
+            let has_returned = state.settled.iter().any(is_early);
             assert!(ORDER == 2 || !has_returned, "what waits goes back after that");
             state.is_stopped = true;
         });

@@ -10,7 +10,7 @@ use idempotency::store::RedisStore;
 use idempotency::{Idempotency, OnCrash};
 use idempotency_kafka::TopicMessage;
 use idempotency_kafka::rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr as Code};
-use idempotency_test_support::consuming::Broker as _;
+use idempotency_test_support::consuming::{Broker as _, quiet};
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use tokio::time::Instant;
@@ -48,6 +48,7 @@ async fn has_effects(scene: &Scene, count: usize) -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_broker_that_goes_and_comes_back_costs_no_message_and_no_second_effect()
 -> anyhow::Result<()> {
+    let _is_quiet = quiet().await?;
     let scene = mock().await?;
     scene.publish_all(ids("m", 400)).await?;
     let until = async {
@@ -142,6 +143,7 @@ async fn a_connection_that_is_cut_again_and_again_costs_no_message_and_no_second
 
 #[tokio::test]
 async fn a_consumer_that_stops_does_not_wait_for_a_broker_that_is_away() -> anyhow::Result<()> {
+    let _is_quiet = quiet().await?;
     let scene = mock().await?;
     scene.publish_all(ids("m", 40)).await?;
     let source = scene.source().await?;

@@ -385,6 +385,10 @@ impl<S: Source> Drive<S> {
         F: Future<Output = Worked> + Send + 'static,
     {
         if let Some((lane, message)) = self.lanes.take() {
+            if self.source.is_gone(&message) {
+                self.unsettled.push(Settled::untried(message));
+                return self.lanes.back(lane);
+            }
             let task = self.tasks.0.spawn(work(message.clone(), place));
             self.running.insert(task.id(), (lane, message));
         }

@@ -131,6 +131,14 @@ pub trait Source: Send + Sync + 'static {
         let _ = (lane, is_held);
     }
 
+    /// Returns true if the broker delivers the message to another consumer, or will again: it is not
+    /// handled here. Called before its handler begins, and not for one that waits for its next try.
+    /// The message is then [postponed](Disposition::Postpone). The default is false.
+    fn is_gone(&self, message: &Self::Message) -> bool {
+        let _ = message;
+        false
+    }
+
     /// Called once when the consumer stops, before the messages that wait are returned: the broker
     /// is to deliver no more of them on this connection. Nothing is settled until it returns, so it
     /// must not take long. The default does nothing.
