@@ -61,7 +61,7 @@ impl Topics {
         let is_created = created.is_ok_and(|created| created.iter().all(Result::is_ok));
         let mut letters = TopicPartitionList::new();
         for name in &names {
-            // A broker that lets nobody create topics may do it for a producer that asks.
+            // Where clients may not create topics, the broker may do it for a producer that asks.
             let metadata = topics.producer.client().fetch_metadata(Some(name), PATIENCE);
             let partitions = metadata.context("no broker answers")?.topics()[0].partitions().len();
             ensure!(partitions > 0, "{name} is not created: {is_created}");
