@@ -6,10 +6,10 @@ use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::message::PublishMessage;
-use idempotency::inbox::{DeadReason, KEY_HEADER, Message as _, Settled};
+use idempotency::inbox::{DeadReason, Message as _, Settled};
 use tokio::time::timeout;
 
-use crate::message::{MESSAGE_ID, ORIGIN, REASON, StreamMessage};
+use crate::message::{MESSAGE_ID, POSITION, REASON, StreamMessage};
 
 /// The time for the confirmation of a dead letter.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
@@ -75,11 +75,10 @@ fn headers(settled: &Settled<StreamMessage>, reason: DeadReason) -> HeaderMap {
             headers.insert(HeaderName::from_static(name), value);
         }
     };
-    if message.header(KEY_HEADER).is_none()
-        && let Some((origin, Some(key))) = message.key()
-    {
-        add(KEY_HEADER, &key);
-        add(ORIGIN, origin);
+    // What the default key is made of, in headers that only the default key reads: it is the same
+    // message to all consumers when it is moved back, whatever key this one has.
+    if let Some(position) = message.first_position() {
+        add(POSITION, &position);
     }
     if let Some(id) = message.message_id() {
         add(MESSAGE_ID, id);

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::consumer::pull::Batch;
+use async_nats::jetstream::consumer::pull::{Batch, BatchErrorKind};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{AckKind, Message};
 use futures::future::{FutureExt as _, join_all};
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use crate::error::Error;
 
 /// How long a request waits for messages. Short: one that is lost with its connection is noticed
-/// by its end, and a consumer that stops is bothered by no message after it.
+/// by its end, and a consumer that stops waits for it.
 const EXPIRES: Duration = Duration::from_secs(1);
 /// The time after its end at which a request counts as lost.
 const OVERDUE: Duration = Duration::from_secs(1);
@@ -80,24 +80,30 @@ impl Pulls {
         }
     }
 
-    /// Requests no more, and returns what has come, and what else may.
-    pub(crate) async fn stop(&self) -> (Vec<Message>, impl Future<Output = ()> + use<>) {
+    /// Requests no more, and returns what has come, once the last request has its end.
+    ///
+    /// The server does not know a way to take a request back. What is returned to it while one is
+    /// open comes at once by that request again, and counts as delivered: a few returns would use up
+    /// `max_deliver`, or the attempts of a message that was never tried.
+    pub(crate) async fn stop(&self) -> Vec<Message> {
         let mut open = self.open.lock().await;
         open.gather();
-        let (waiting, pull) = (std::mem::take(&mut open.waiting), open.pull.take());
-        // The server does not know a way to take a request back, and sends until its end.
-        let rest = async {
-            let Some(mut pull) = pull else { return };
-            while let Ok(Some(Ok(message))) = timeout_at(pull.overdue, pull.batch.next()).await {
-                let _ = message.ack_with(AckKind::Nak(None)).await;
+        while let Some(Pull { overdue, .. }) = open.pull {
+            if timeout_at(overdue, self.rest(&mut open)).await.is_err() {
+                open.pull = None;
             }
-        };
-        (waiting.into(), rest)
+        }
+        std::mem::take(&mut open.waiting).into()
     }
 
     async fn request(&self, room: usize) -> Result<Pull, Error> {
         let batch = self.consumer.batch().max_messages(room.min(self.most)).expires(self.expires);
-        let batch = batch.messages().await.map_err(Error::ConnectionEnded)?;
+        let batch = batch.messages().await.map_err(|source| match source.kind() {
+            BatchErrorKind::Subscribe | BatchErrorKind::Pull | BatchErrorKind::Flush => {
+                Error::ConnectionEnded(source)
+            }
+            _ => Error::NotRequested { consumer: self.consumer.cached_info().name.clone(), source },
+        })?;
         Ok(Pull { batch, overdue: Instant::now() + self.expires + OVERDUE })
     }
 

@@ -67,6 +67,9 @@ pub(super) struct Drive<S: Source> {
     receiving: Option<Counted<Received<S>>>,
     /// The report of dispositions, and of how many.
     settling: Option<Counted<Reported<S>>>,
+    /// The dead letters of the report on its way. One whose time with the broker ends before its
+    /// copy is confirmed would be delivered again, and handled again.
+    burying: Vec<Arc<S::Message>>,
     keeping: Option<Boxed<Reported<S>>>,
     looking: Option<Boxed<()>>,
     /// The wait for a place among the running handlers. It keeps its turn, also while other things
@@ -154,6 +157,7 @@ impl<S: Source> Drive<S> {
             closing: None,
             receiving: None,
             settling: None,
+            burying: Vec::new(),
             keeping: None,
             looking: None,
             placing: None,
@@ -437,6 +441,7 @@ impl<S: Source> Drive<S> {
     /// is reported.
     fn reported(&mut self) {
         self.settling = None;
+        self.burying.clear();
         for lane in std::mem::take(&mut self.reported) {
             if self.return_behind(lane) {
                 self.returned.push(lane);
@@ -453,6 +458,8 @@ impl<S: Source> Drive<S> {
         }
         let settled = std::mem::take(&mut self.unsettled);
         self.reported.append(&mut self.returned);
+        let is_dead = |one: &&Settled<_>| matches!(one.disposition, Disposition::DeadLetter(_));
+        self.burying.extend(settled.iter().filter(is_dead).map(|one| one.message.clone()));
         let (count, source) = (settled.len(), self.source.clone());
         let report = async move { source.settle(settled).await };
         self.settling = Some((count, Box::pin(report)));
@@ -463,7 +470,9 @@ impl<S: Source> Drive<S> {
         let waiting = self.lanes.waiting();
         let running = self.running.values().map(|(_, message)| message);
         let unsettled = self.unsettled.iter().map(|settled| &settled.message);
-        let held: Vec<_> = waiting.chain(running).chain(unsettled).cloned().collect();
+        let burying = &self.burying;
+        let held: Vec<_> =
+            waiting.chain(running).chain(unsettled).chain(burying).cloned().collect();
         if held.is_empty() || self.keeping.is_some() {
             return;
         }
