@@ -98,11 +98,16 @@ impl Pulls {
 
     async fn request(&self, room: usize) -> Result<Pull, Error> {
         let batch = self.consumer.batch().max_messages(room.min(self.most)).expires(self.expires);
-        let batch = batch.messages().await.map_err(|source| match source.kind() {
-            BatchErrorKind::Subscribe | BatchErrorKind::Pull | BatchErrorKind::Flush => {
-                Error::ConnectionEnded(source)
+        let batch = batch.messages().await.map_err(|source| {
+            let has_ended = matches!(
+                source.kind(),
+                BatchErrorKind::Subscribe | BatchErrorKind::Pull | BatchErrorKind::Flush
+            );
+            if has_ended {
+                return Error::ConnectionEnded(source);
             }
-            _ => Error::NotRequested { consumer: self.consumer.cached_info().name.clone(), source },
+            let consumer = self.consumer.cached_info().name.clone();
+            Error::NotRequested { consumer, source }
         })?;
         Ok(Pull { batch, overdue: Instant::now() + self.expires + OVERDUE })
     }

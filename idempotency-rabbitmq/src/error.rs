@@ -44,4 +44,11 @@ pub enum Error {
     /// The broker refuses, for another reason.
     #[error("RabbitMQ refuses: {0}")]
     Refused(#[source] lapin::Error),
+    /// Answers are not known to have left this process: the broker reads nothing. The client sends
+    /// them later; if it does not, the broker delivers their messages again.
+    #[error("answers to RabbitMQ about the queue `{queue}` have not left this process in time")]
+    NotSent {
+        /// The name.
+        queue: String,
+    },
 }
