@@ -5,6 +5,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use anyhow::ensure;
+
+use crate::deadline::eventually;
+
 /// A file to which every effect appends one line, shared by all tasks and processes of a test.
 ///
 /// A line is one `write` to a file opened with `O_APPEND`: it is complete or missing, even if the
@@ -89,6 +93,35 @@ impl EffectLog {
     /// As [`lines`](Self::lines).
     pub fn count(&self, of: &str) -> io::Result<usize> {
         Ok(self.lines()?.iter().filter(|line| key(line) == of).count())
+    }
+
+    /// Waits until each of `keys` has an effect.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub async fn have_happened(
+        &self,
+        keys: impl IntoIterator<Item = String>,
+    ) -> anyhow::Result<()> {
+        let keys: Vec<_> = keys.into_iter().collect();
+        eventually(format!("{} effects", keys.len()), || {
+            let counts = self.count_by_key().unwrap_or_default();
+            keys.iter().all(|key| counts.contains_key(key))
+        })
+        .await
+    }
+
+    /// Checks that each of `keys` has one effect, and nothing else has any.
+    ///
+    /// # Errors
+    /// If that is not so, with the keys that differ; and as [`lines`](Self::lines).
+    pub fn assert_once(&self, keys: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
+        let expected: BTreeMap<_, _> = keys.into_iter().map(|key| (key, 1)).collect();
+        let counts = self.count_by_key()?;
+        let differ = counts.iter().filter(|(key, count)| expected.get(*key) != Some(*count));
+        let differ: Vec<_> = differ.collect();
+        ensure!(differ.is_empty() && counts.len() == expected.len(), "{differ:?}, {counts:?}");
+        Ok(())
     }
 }
 

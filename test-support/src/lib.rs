@@ -4,6 +4,7 @@
 //! - [`server`]: private servers that end with the test, even if it is killed.
 //! - [`worker`]: processes that stop at named points, to be killed exactly there.
 //! - [`proxy`]: a connection that delays, cuts, resets and swallows on request.
+//! - `consuming`: consumers of a broker, their faults, and how messages end then.
 //! - [`effects`]: what happened, counted outside the code under test.
 //! - [`history`]: checks that what happened was allowed.
 //! - [`packages`]: where the clients in other languages are.
@@ -11,6 +12,8 @@
 //! - [`deadline`]: waiting for a condition without a fixed sleep and with a time limit.
 #![cfg(unix)]
 
+#[cfg(feature = "consuming")]
+pub mod consuming;
 pub mod deadline;
 pub mod effects;
 mod guard;

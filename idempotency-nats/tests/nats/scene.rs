@@ -1,40 +1,30 @@
 //! The server of all tests, the streams of one test, and what happens to their messages.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use futures::future::LocalBoxFuture;
-use idempotency::Idempotency;
-use idempotency::inbox::{ConsumeError, Consumer, FailurePolicy, Inbox};
-use idempotency::store::MemoryStore;
+use anyhow::ensure;
 use idempotency_nats::async_nats::jetstream::consumer::{PullConsumer, pull};
 use idempotency_nats::async_nats::jetstream::message::{PublishMessage, StreamMessage as Stored};
 use idempotency_nats::async_nats::jetstream::{self, stream};
 use idempotency_nats::async_nats::{self, HeaderMap};
-use idempotency_nats::{Error, JetStream, PullSource, StreamMessage};
+use idempotency_nats::{JetStream, PullSource, StreamMessage};
+use idempotency_test_support::consuming::{self, Address, Broker};
+pub use idempotency_test_support::consuming::{consume, engine, ids, inbox};
 use idempotency_test_support::deadline::{eventually_async, within};
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::server::{NatsOptions, NatsServer};
 use tempfile::TempDir;
 
-pub const DAY: Duration = Duration::from_secs(86_400);
+use crate::wire::{Nats, Wire};
+
 /// The shortest time for which the server recognises an id by itself.
 pub const WINDOW: Duration = Duration::from_millis(100);
 
-/// The server of all tests. It ends with this process, and is waited for outside of the runtime of
-/// the test that happens to start it.
+/// The server of all tests. It ends with this process.
 pub async fn server() -> anyhow::Result<&'static NatsServer> {
     static SERVER: OnceLock<NatsServer> = OnceLock::new();
-    let start = || {
-        SERVER.get_or_init(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let start = NatsServer::start(NatsOptions::new());
-            runtime.expect("a runtime").block_on(start).expect("the server starts")
-        })
-    };
-    Ok(tokio::task::spawn_blocking(start).await?)
+    consuming::shared(&SERVER, || NatsServer::start(NatsOptions::new())).await
 }
 
 /// A stream with a consumer, a stream for its dead letters, and effects that are counted in a file.
@@ -246,22 +236,12 @@ impl Scene {
 
     /// Waits until each of `ids` has an effect.
     pub async fn have_happened(&self, ids: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
-        let ids: Vec<_> = ids.into_iter().collect();
-        eventually_async(format!("{} effects", ids.len()), async || {
-            let counts = self.effects.count_by_key().unwrap_or_default();
-            ids.iter().all(|id| counts.contains_key(id))
-        })
-        .await
+        self.effects.have_happened(ids).await
     }
 
     /// Each of `ids` has one effect, and nothing else has any.
     pub fn assert_once(&self, ids: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
-        let expected: BTreeMap<_, _> = ids.into_iter().map(|id| (id, 1)).collect();
-        let counts = self.effects.count_by_key()?;
-        let differ = counts.iter().filter(|(id, count)| expected.get(*id) != Some(*count));
-        let differ: Vec<_> = differ.collect();
-        ensure!(differ.is_empty() && counts.len() == expected.len(), "{differ:?}, {counts:?}");
-        Ok(())
+        self.effects.assert_once(ids)
     }
 
     /// The handler of most tests: its effect is a line with the payload.
@@ -269,17 +249,12 @@ impl Scene {
         &self,
     ) -> impl Fn(Arc<StreamMessage>) -> std::future::Ready<Result<(), &'static str>> + Send + Sync + use<>
     {
-        let effects = self.effects.clone();
-        move |message| {
-            append(&effects, &message);
-            std::future::ready(Ok(()))
-        }
+        consuming::handler(self)
     }
 }
 
 pub fn append(effects: &EffectLog, message: &StreamMessage) {
-    let payload = String::from_utf8_lossy(message.payload());
-    effects.append(&payload).expect("the effect is written");
+    consuming::append_payload(effects, message.payload());
 }
 
 /// A header of a stored message.
@@ -287,40 +262,133 @@ pub fn header<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name).map(async_nats::HeaderValue::as_str)
 }
 
-pub fn engine() -> Idempotency {
-    Idempotency::new(MemoryStore::new())
-}
+impl Broker for Scene {
+    type Source = PullSource;
+    type Letter = Stored;
+    type Protocol = Nats;
 
-/// An inbox whose pauses are short.
-pub fn inbox(engine: &Idempotency) -> Inbox {
-    Inbox::new(engine.clone(), "billing", DAY)
-        .with_backoff(Duration::from_millis(100), Duration::from_secs(1))
-}
+    /// The stream of the dead letters recognises the second copy by its id.
+    const COPIES: usize = 1;
 
-/// Consumes until `until` is done, and returns how that was.
-pub fn consume<'u, P, H, F>(
-    inbox: Inbox<P>,
-    source: PullSource,
-    handler: H,
-    until: impl Future<Output = anyhow::Result<()>> + 'u,
-) -> LocalBoxFuture<'u, anyhow::Result<Result<(), ConsumeError<Error>>>>
-where
-    P: FailurePolicy<&'static str> + Send + Sync + 'static,
-    H: Fn(Arc<StreamMessage>) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<(), &'static str>> + Send + 'static,
-{
-    Box::pin(async move {
-        let mut result = Ok(());
-        let stop = async { result = until.await };
-        let consumer = Consumer::new(inbox, source);
-        let ended = within("the consumer to end", consumer.run(stop, handler)).await?;
-        result.context("while consuming")?;
-        Ok(ended.map(|drained| assert_eq!(drained.left, 0)))
-    })
-}
+    async fn create(_: usize) -> anyhow::Result<Self> {
+        Self::new().await
+    }
 
-/// The ids `first-0`, `first-1`, and so on.
-pub fn ids(first: &str, count: usize) -> impl Iterator<Item = String> + Clone + use<> {
-    let first = first.to_owned();
-    (0..count).map(move |number| format!("{first}-{number}"))
+    async fn patient() -> anyhow::Result<Self> {
+        let ack_wait = Duration::from_secs(300);
+        Self::with(pull::Config { ack_wait, ..durable() }).await
+    }
+
+    fn address(&self) -> Address {
+        let (messages, dead) = (self.stream.clone(), self.dead.clone());
+        Address { url: self.url.clone(), messages, dead }
+    }
+
+    async fn connect(address: &Address) -> anyhow::Result<PullSource> {
+        let context = jetstream::new(async_nats::connect(&address.url).await?);
+        let stream = context.get_stream_no_info(&address.messages).await?;
+        let consumer = stream.get_consumer(CONSUMER).await;
+        let consumer = consumer.map_err(|error| anyhow::anyhow!(error))?;
+        Ok(JetStream::new(consumer).dead_letters(context, &*address.dead).connect().await?)
+    }
+
+    async fn source(&self) -> anyhow::Result<PullSource> {
+        self.source_by(&self.url).await
+    }
+
+    async fn wire(&self) -> anyhow::Result<Wire> {
+        Wire::to(server().await?.address()).await
+    }
+
+    fn payload(message: &StreamMessage) -> &[u8] {
+        message.payload()
+    }
+
+    fn effects(&self) -> &Arc<EffectLog> {
+        &self.effects
+    }
+
+    async fn publish(&self, id: &str, payload: &str) -> anyhow::Result<()> {
+        self.publish(id, payload).await
+    }
+
+    async fn publish_all(&self, ids: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
+        self.publish_all(ids).await
+    }
+
+    /// By the header, of which the server makes nothing.
+    async fn publish_repeatedly(&self, id: &str, times: usize) -> anyhow::Result<()> {
+        for _ in 0..times {
+            self.announce(id).await?;
+        }
+        Ok(())
+    }
+
+    async fn are_in_hand(&self, count: usize) -> anyhow::Result<()> {
+        let pending = self.pending().await?;
+        ensure!(pending == (0, u64::try_from(count)?), "{pending:?}: a message is in no hand");
+        Ok(())
+    }
+
+    /// The server shows it when it delivers it again.
+    async fn are_back(&self, _: usize) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    async fn is_empty(&self) -> anyhow::Result<()> {
+        self.is_empty().await
+    }
+
+    async fn left(&self) -> anyhow::Result<(usize, usize)> {
+        let (left, dead) = self.left().await?;
+        Ok((usize::try_from(left)?, usize::try_from(dead)?))
+    }
+
+    async fn dead_letters(&self) -> anyhow::Result<usize> {
+        Ok(usize::try_from(self.dead_letters().await?)?)
+    }
+
+    async fn dead_letter(&self) -> anyhow::Result<Stored> {
+        self.dead_letter().await
+    }
+
+    fn reason(letter: &Stored) -> Option<String> {
+        header(&letter.headers, "idempotency-reason").map(str::to_owned)
+    }
+
+    fn id(letter: &Stored) -> Option<String> {
+        header(&letter.headers, "Nats-Msg-Id").map(str::to_owned)
+    }
+
+    fn body(letter: &Stored) -> Vec<u8> {
+        letter.payload.to_vec()
+    }
+
+    async fn redrive(&self, letter: &Stored) -> anyhow::Result<()> {
+        self.redrive(letter).await
+    }
+
+    async fn subscribe(&self, name: &str) -> anyhow::Result<()> {
+        let config = pull::Config { durable_name: Some(name.to_owned()), ..durable() };
+        self.context.create_consumer_on_stream(config, &*self.stream).await?;
+        Ok(())
+    }
+
+    async fn announce(&self, id: &str) -> anyhow::Result<()> {
+        self.publish_with(PublishMessage::build().header("idempotency-key", id), id).await
+    }
+
+    async fn subscriber(&self, name: &str) -> anyhow::Result<PullSource> {
+        let consumer = self.consumer_by(&self.context, name).await?;
+        Ok(JetStream::new(consumer).connect().await?)
+    }
+
+    async fn has_read_all(&self, name: &str) -> anyhow::Result<()> {
+        let consumer = self.consumer_by(&self.context, name).await?;
+        eventually_async("the end", async || {
+            let info = consumer.get_info().await;
+            info.is_ok_and(|info| (info.num_pending, info.num_ack_pending) == (0, 0))
+        })
+        .await
+    }
 }

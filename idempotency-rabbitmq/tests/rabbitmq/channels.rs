@@ -62,9 +62,9 @@ async fn a_channel_that_the_broker_closes_is_opened_again_and_running_handlers_g
         scene.publish("slow-0", "slow-0").await?;
         let until = async {
             eventually("the slow one to begin", || begun.load(Ordering::SeqCst)).await?;
-            wire.close_channel();
+            wire.protocol().close_channel();
             scene.publish_all(ids("m", 20)).await?;
-            eventually("another consumer", || wire.consumers() == 2).await?;
+            eventually("another consumer", || wire.protocol().consumers() == 2).await?;
             gate.add_permits(1);
             scene.have_happened(ids("m", 20).chain(ids("slow", 1))).await
         };

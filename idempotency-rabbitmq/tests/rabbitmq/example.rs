@@ -4,12 +4,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use idempotency_test_support::consuming::quiet;
 use idempotency_test_support::worker::example;
 use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::scene::broker;
-use crate::worker::{AT_ONCE, PLACES};
 
 /// Longer than its day takes on a busy machine.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -17,7 +17,7 @@ const LONGEST: Duration = Duration::from_secs(120);
 #[tokio::test]
 async fn a_day_of_payments_with_a_killed_worker_comes_to_the_right_sums() -> anyhow::Result<()> {
     // It has three processes and waits for leases: in the middle of the kills it would take long.
-    let _quiet = PLACES.acquire_many(u32::try_from(AT_ONCE)?).await?;
+    let _is_quiet = quiet().await?;
     let mut command = Command::new(example("rabbitmq_orders")?);
     command.arg(broker().await?.url()).stdin(Stdio::null()).kill_on_drop(true);
     let output = timeout(LONGEST, command.output()).await;

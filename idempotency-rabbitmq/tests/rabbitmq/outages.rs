@@ -10,6 +10,7 @@ use idempotency::store::RedisStore;
 use idempotency::{Idempotency, OnCrash};
 use idempotency_rabbitmq::lapin::ConnectionProperties;
 use idempotency_rabbitmq::{Error, QueueMessage, RabbitMq};
+use idempotency_test_support::consuming::{self, Orders, quiet};
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::server::{
     RabbitMqOptions, RabbitMqServer, RedisOptions, RedisServer,
@@ -17,9 +18,8 @@ use idempotency_test_support::server::{
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use crate::scene::{Kind, Scene, append, broker, consume, engine, finish, finish_by, ids, inbox};
+use crate::scene::{Kind, Scene, append, broker, consume, engine, finish, ids, inbox};
 use crate::wire::Wire;
-use crate::worker::{AT_ONCE, Orders, PLACES};
 
 #[tokio::test]
 async fn a_message_whose_consumer_is_cut_off_waits_for_its_handler_at_the_next_one()
@@ -58,7 +58,7 @@ async fn a_message_whose_consumer_is_cut_off_waits_for_its_handler_at_the_next_o
         };
         let second = orders.inbox(engine.clone());
         consume(second, scene.source().await?, scene.handler(), until).await??;
-        finish_by(&scene, || async { Ok(orders.inbox(engine.clone())) }).await?;
+        consuming::finish(&scene, &orders.inbox(engine.clone())).await?;
         let ended = within("the first consumer to end", first).await??;
         let is_its_end = matches!(ended, Err(ConsumeError::Source(Error::ConnectionEnded(_))));
         ensure!(is_its_end, "{ended:?}");
@@ -71,9 +71,9 @@ async fn a_message_whose_consumer_is_cut_off_waits_for_its_handler_at_the_next_o
 #[tokio::test]
 async fn a_broker_that_is_killed_and_restarted_loses_nothing_of_a_durable_queue()
 -> anyhow::Result<()> {
-    let quiet = PLACES.acquire_many(u32::try_from(AT_ONCE)?).await?;
+    let is_quiet = quiet().await?;
     let mut broker = RabbitMqServer::start(RabbitMqOptions::new().private()).await?;
-    drop(quiet);
+    drop(is_quiet);
     let url = broker.url();
     for _ in 0..2 {
         // The only node of a quorum queue can come back without a leader.
@@ -119,7 +119,7 @@ async fn a_broker_that_is_killed_and_restarted_loses_nothing_of_a_durable_queue(
         let outage = async {
             let some = || scene.effects.lines().is_ok_and(|lines| lines.len() > 60);
             eventually("60 effects", some).await?;
-            let _quiet = PLACES.acquire_many(u32::try_from(AT_ONCE)?).await?;
+            let _is_quiet = quiet().await?;
             broker.kill()?;
             broker.restart().await?;
             let result = scene.have_happened(ids("m", 300)).await;

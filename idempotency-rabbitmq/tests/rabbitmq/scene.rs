@@ -1,41 +1,33 @@
 //! The broker of all tests, the queues of one test, and what happens to its messages.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use futures::future::LocalBoxFuture;
-use idempotency::inbox::{Consumer, FailurePolicy, Inbox};
-use idempotency::store::MemoryStore;
-use idempotency::{Idempotency, inbox::ConsumeError};
+use anyhow::ensure;
+use idempotency::Idempotency;
 use idempotency_rabbitmq::lapin::message::Delivery;
 use idempotency_rabbitmq::lapin::options::{
-    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use idempotency_rabbitmq::lapin::types::{AMQPValue, FieldTable};
-use idempotency_rabbitmq::lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use idempotency_rabbitmq::{Error, Queue, QueueMessage, RabbitMq};
-use idempotency_test_support::deadline::{eventually_async, within};
+use idempotency_rabbitmq::lapin::{
+    BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind,
+};
+use idempotency_rabbitmq::{Queue, QueueMessage, RabbitMq};
+use idempotency_test_support::consuming::{self, Address, Broker};
+pub use idempotency_test_support::consuming::{consume, engine, ids, inbox};
+use idempotency_test_support::deadline::within;
 use idempotency_test_support::effects::EffectLog;
 use idempotency_test_support::server::{RabbitMqOptions, RabbitMqServer};
 use tempfile::TempDir;
 
-pub const DAY: Duration = Duration::from_secs(86_400);
+use crate::wire::{Amqp, Wire};
 
-/// The broker of all tests. It ends with this process, and is waited for outside of the runtime of
-/// the test that happens to start it.
+/// The broker of all tests. It ends with this process.
 pub async fn broker() -> anyhow::Result<&'static RabbitMqServer> {
     static BROKER: OnceLock<RabbitMqServer> = OnceLock::new();
-    let start = || {
-        BROKER.get_or_init(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let start = RabbitMqServer::start(RabbitMqOptions::new());
-            runtime.expect("a runtime").block_on(start).expect("the broker starts")
-        })
-    };
-    Ok(tokio::task::spawn_blocking(start).await?)
+    consuming::shared(&BROKER, || RabbitMqServer::start(RabbitMqOptions::new())).await
 }
 
 /// How a queue keeps its messages.
@@ -234,22 +226,12 @@ impl Scene {
 
     /// Waits until each of `ids` has an effect.
     pub async fn have_happened(&self, ids: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
-        let ids: Vec<_> = ids.into_iter().collect();
-        eventually_async(format!("{} effects", ids.len()), async || {
-            let counts = self.effects.count_by_key().unwrap_or_default();
-            ids.iter().all(|id| counts.contains_key(id))
-        })
-        .await
+        self.effects.have_happened(ids).await
     }
 
     /// Each of `ids` has one effect, and nothing else has any.
     pub fn assert_once(&self, ids: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
-        let expected: BTreeMap<_, _> = ids.into_iter().map(|id| (id, 1)).collect();
-        let counts = self.effects.count_by_key()?;
-        let differ = counts.iter().filter(|(id, count)| expected.get(*id) != Some(*count));
-        let differ: Vec<_> = differ.collect();
-        ensure!(differ.is_empty() && counts.len() == expected.len(), "{differ:?}, {counts:?}");
-        Ok(())
+        self.effects.assert_once(ids)
     }
 
     /// The handler of most tests: its effect is a line with the payload.
@@ -257,73 +239,154 @@ impl Scene {
         &self,
     ) -> impl Fn(Arc<QueueMessage>) -> std::future::Ready<Result<(), &'static str>> + Send + Sync + use<>
     {
-        let effects = self.effects.clone();
-        move |message| {
-            append(&effects, &message);
-            std::future::ready(Ok(()))
-        }
+        consuming::handler(self)
+    }
+
+    /// The exchange of what is announced.
+    fn events(&self) -> String {
+        format!("{}.events", self.queue)
+    }
+
+    fn queue_of(&self, subscriber: &str) -> String {
+        format!("{}.{subscriber}", self.queue)
     }
 }
 
 pub fn append(effects: &EffectLog, message: &QueueMessage) {
-    let payload = String::from_utf8_lossy(message.payload());
-    effects.append(&payload).expect("the effect is written");
+    consuming::append_payload(effects, message.payload());
 }
 
-pub fn engine() -> Idempotency {
-    Idempotency::new(MemoryStore::new())
-}
-
-/// An inbox whose pauses are short.
-pub fn inbox(engine: &Idempotency) -> Inbox {
-    Inbox::new(engine.clone(), "billing", DAY)
-        .with_backoff(Duration::from_millis(100), Duration::from_secs(1))
-}
-
-/// Consumes until `until` is done, and returns how that was.
-pub fn consume<'u, P, H, F>(
-    inbox: Inbox<P>,
-    source: Queue,
-    handler: H,
-    until: impl Future<Output = anyhow::Result<()>> + 'u,
-) -> LocalBoxFuture<'u, anyhow::Result<Result<(), ConsumeError<Error>>>>
-where
-    P: FailurePolicy<&'static str> + Send + Sync + 'static,
-    H: Fn(Arc<QueueMessage>) -> F + Send + Sync + 'static,
-    F: Future<Output = Result<(), &'static str>> + Send + 'static,
-{
-    Box::pin(async move {
-        let mut result = Ok(());
-        let stop = async { result = until.await };
-        let consumer = Consumer::new(inbox, source);
-        let ended = within("the consumer to end", consumer.run(stop, handler)).await?;
-        result.context("while consuming")?;
-        Ok(ended.map(|drained| assert_eq!(drained.left, 0)))
-    })
-}
-
-/// Consumes until nothing is left: what a consumer had in hand when it stopped, and what it has
-/// acknowledged just before. A quorum queue can learn of the end of a channel first.
+/// Consumes until nothing is left. A quorum queue can learn of the end of a channel first, and of
+/// what was acknowledged just before it later.
 pub async fn finish(scene: &Scene, engine: &Idempotency) -> anyhow::Result<()> {
-    finish_by(scene, || async { Ok(inbox(engine)) }).await
+    consuming::finish(scene, &inbox(engine)).await
 }
 
-pub async fn finish_by<F>(scene: &Scene, inbox: impl Fn() -> F) -> anyhow::Result<()>
-where
-    F: Future<Output = anyhow::Result<Inbox>>,
-{
-    let finished = within("the queue to be empty", async {
-        while scene.left().await?.0 > 0 {
-            let until = scene.is_ready(&scene.queue, 0);
-            consume(inbox().await?, scene.source().await?, scene.handler(), until).await??;
+impl Broker for Scene {
+    type Source = Queue;
+    type Letter = Delivery;
+    type Protocol = Amqp;
+
+    const KINDS: usize = 2;
+
+    async fn create(number: usize) -> anyhow::Result<Self> {
+        let kind = if number.is_multiple_of(Self::KINDS) { Kind::Quorum } else { Kind::Classic };
+        Self::new(kind).await
+    }
+
+    fn address(&self) -> Address {
+        let (messages, dead) = (self.queue.clone(), self.dead.clone());
+        Address { url: self.url.clone(), messages, dead }
+    }
+
+    async fn connect(address: &Address) -> anyhow::Result<Queue> {
+        let connection = Connection::connect(&address.url, ConnectionProperties::default()).await?;
+        let source = RabbitMq::new(&Arc::new(connection), &*address.messages);
+        Ok(source.dead_letters(&*address.dead).connect().await?)
+    }
+
+    async fn source(&self) -> anyhow::Result<Queue> {
+        self.source().await
+    }
+
+    async fn wire(&self) -> anyhow::Result<Wire> {
+        Wire::to(broker().await?.address()).await
+    }
+
+    fn payload(message: &QueueMessage) -> &[u8] {
+        message.payload()
+    }
+
+    fn effects(&self) -> &Arc<EffectLog> {
+        &self.effects
+    }
+
+    async fn publish(&self, id: &str, payload: &str) -> anyhow::Result<()> {
+        self.publish(id, payload).await
+    }
+
+    async fn publish_all(&self, ids: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
+        self.publish_all(ids).await
+    }
+
+    async fn publish_repeatedly(&self, id: &str, times: usize) -> anyhow::Result<()> {
+        self.publish_all((0..times).map(|_| id.to_owned())).await
+    }
+
+    async fn are_in_hand(&self, _: usize) -> anyhow::Result<()> {
+        ensure!(self.ready(&self.queue).await? == 0, "a message is in no hand");
+        Ok(())
+    }
+
+    async fn are_back(&self, count: usize) -> anyhow::Result<()> {
+        self.is_ready(&self.queue, u32::try_from(count)?).await
+    }
+
+    async fn is_empty(&self) -> anyhow::Result<()> {
+        self.is_ready(&self.queue, 0).await
+    }
+
+    async fn left(&self) -> anyhow::Result<(usize, usize)> {
+        let (ready, dead) = self.left().await?;
+        Ok((usize::try_from(ready)?, usize::try_from(dead)?))
+    }
+
+    async fn dead_letters(&self) -> anyhow::Result<usize> {
+        Ok(usize::try_from(self.ready(&self.dead).await?)?)
+    }
+
+    async fn dead_letter(&self) -> anyhow::Result<Delivery> {
+        self.dead_letter().await
+    }
+
+    fn reason(letter: &Delivery) -> Option<String> {
+        match letter.properties.headers().as_ref()?.inner().get("idempotency-reason")? {
+            AMQPValue::LongString(reason) => Some(reason.to_string()),
+            _ => None,
         }
-        anyhow::Ok(())
-    });
-    finished.await?
-}
+    }
 
-/// The ids `first-0`, `first-1`, and so on.
-pub fn ids(first: &str, count: usize) -> impl Iterator<Item = String> + Clone + use<> {
-    let first = first.to_owned();
-    (0..count).map(move |number| format!("{first}-{number}"))
+    fn id(letter: &Delivery) -> Option<String> {
+        letter.properties.message_id().as_ref().map(ToString::to_string)
+    }
+
+    fn body(letter: &Delivery) -> Vec<u8> {
+        letter.data.clone()
+    }
+
+    async fn redrive(&self, letter: &Delivery) -> anyhow::Result<()> {
+        self.redrive(letter).await
+    }
+
+    /// With a queue that is bound to an exchange.
+    async fn subscribe(&self, name: &str) -> anyhow::Result<()> {
+        let (exchange, queue) = (self.events(), self.queue_of(name));
+        let (options, table) = (ExchangeDeclareOptions::default(), FieldTable::default);
+        let kind = ExchangeKind::Fanout;
+        self.channel.exchange_declare((&*exchange).into(), kind, options, table()).await?;
+        self.declare(&queue, Kind::Quorum).await?;
+        let options = QueueBindOptions::default();
+        self.channel
+            .queue_bind((&*queue).into(), (&*exchange).into(), "".into(), options, table())
+            .await?;
+        Ok(())
+    }
+
+    async fn announce(&self, id: &str) -> anyhow::Result<()> {
+        let properties = BasicProperties::default().with_message_id(id.into());
+        let (exchange, options) = (self.events(), BasicPublishOptions::default());
+        let (exchange, key) = ((&*exchange).into(), "".into());
+        let published =
+            self.channel.basic_publish(exchange, key, options, id.as_bytes(), properties).await?;
+        published.await?;
+        Ok(())
+    }
+
+    async fn subscriber(&self, name: &str) -> anyhow::Result<Queue> {
+        Ok(RabbitMq::new(&self.connection().await?, self.queue_of(name)).connect().await?)
+    }
+
+    async fn has_read_all(&self, name: &str) -> anyhow::Result<()> {
+        self.is_ready(&self.queue_of(name), 0).await
+    }
 }
