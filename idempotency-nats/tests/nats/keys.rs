@@ -7,9 +7,10 @@ use idempotency::inbox::{Inbox, OnFailure};
 use idempotency_nats::async_nats::jetstream::consumer::pull;
 use idempotency_nats::async_nats::jetstream::message::PublishMessage;
 use idempotency_nats::{JetStream, StreamMessage};
+use idempotency_test_support::consuming::DAY;
 use idempotency_test_support::deadline::eventually_async;
 
-use crate::scene::{DAY, Scene, WINDOW, append, consume, durable, engine, header, inbox};
+use crate::scene::{Scene, WINDOW, append, consume, durable, engine, header, inbox};
 
 fn plain() -> PublishMessage {
     PublishMessage::build()
