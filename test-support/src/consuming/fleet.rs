@@ -15,7 +15,7 @@ use crate::worker::Worker;
 ///
 /// # Errors
 /// If it fails.
-async fn terminate(mut worker: Worker) -> anyhow::Result<()> {
+pub(super) async fn terminate(mut worker: Worker) -> anyhow::Result<()> {
     request_to_stop(&worker)?;
     ensure!(worker.wait().await?.success(), "a worker has failed");
     Ok(())
