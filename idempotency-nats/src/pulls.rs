@@ -21,6 +21,9 @@ const EXPIRES: Duration = Duration::from_secs(1);
 const OVERDUE: Duration = Duration::from_secs(1);
 /// The pause after the server has refused a request.
 const PAUSE: Duration = Duration::from_secs(1);
+/// So many requests without an answer, one after the other, are worth a warning, and so is each time
+/// that many.
+const UNANSWERED: u32 = 3;
 
 /// The requests of a consumer, one at a time, and what has come that is not taken yet.
 pub(crate) struct Pulls {
@@ -38,6 +41,8 @@ struct Open {
     pull: Option<Pull>,
     waiting: VecDeque<Message>,
     kept: Option<Instant>,
+    /// How many requests had no answer, not even at their end, since the last one that had.
+    unanswered: u32,
 }
 
 struct Pull {
@@ -116,13 +121,29 @@ impl Pulls {
     async fn next(&self, open: &mut Open) -> Result<(), Error> {
         let Some(pull) = &mut open.pull else { return Ok(()) };
         match timeout_at(pull.overdue, pull.batch.next()).await {
-            Ok(Some(Ok(message))) => open.waiting.push_back(message),
+            Ok(Some(Ok(message))) => {
+                open.unanswered = 0;
+                open.waiting.push_back(message);
+            }
             Ok(Some(Err(error))) => {
-                open.pull = None;
+                (open.pull, open.unanswered) = (None, 0);
                 self.look(error).await?;
             }
-            // It has ended, or it was lost with its connection.
-            Ok(None) | Err(_) => open.pull = None,
+            Ok(None) => (open.pull, open.unanswered) = (None, 0),
+            // It was lost with its connection, or the client may not ask.
+            Err(_) => {
+                open.pull = None;
+                open.unanswered = open.unanswered.saturating_add(1);
+                if open.unanswered.is_multiple_of(UNANSWERED) {
+                    let consumer = &self.consumer.cached_info().name;
+                    tracing::warn!(
+                        %consumer,
+                        unanswered = open.unanswered,
+                        "NATS does not answer requests for messages: the connection is lost, or this \
+                         client may not request them"
+                    );
+                }
+            }
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ pub struct Queue {
     key: Option<KeyOf>,
     held: Held,
     dead_letters: DeadLetters,
-    /// How many dead letters have not arrived.
+    /// How many dead letters have not arrived since the last one that has.
     undelivered: AtomicU32,
 }
 
@@ -68,7 +68,10 @@ impl Queue {
             return Ok(());
         }
         let published = self.dead_letters.publish(self.link.connection(), &settled, reason).await;
-        let Err(error) = published else { return ack(&settled.message).await };
+        let Err(error) = published else {
+            self.undelivered.store(0, Ordering::Relaxed);
+            return ack(&settled.message).await;
+        };
         let failures = self.undelivered.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         // A quorum queue counts for each message, a classic one does not.
         let pause = growing(settled.message.deliveries().unwrap_or(failures));
@@ -143,10 +146,11 @@ impl Source for Queue {
 
     async fn stop(&self) -> Result<(), Error> {
         let held: Vec<_> = self.held.close().collect();
-        let returned = join_all(held.iter().map(|message| nack(message))).await;
+        // Before anything is returned: the broker would deliver it to this consumer again.
         let left = self.link.cancel().await;
-        let rest = join_all(left.iter().map(returned_at_once)).await;
-        self.all_sent(returned.into_iter().chain(rest))
+        let held = held.iter().map(|message| message.delivered());
+        let returned = join_all(held.chain(&left).map(returned_at_once)).await;
+        self.all_sent(returned)
     }
 }
 

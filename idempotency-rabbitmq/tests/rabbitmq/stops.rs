@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use idempotency::inbox::Source as _;
 use idempotency_rabbitmq::{QueueMessage, RabbitMq};
-use idempotency_test_support::deadline::eventually;
+use idempotency_test_support::deadline::{eventually, within};
 use tokio::sync::Semaphore;
 
 use crate::scene::{Kind, Scene, append, consume, engine, ids, inbox};
@@ -63,5 +64,33 @@ async fn what_waits_goes_back_at_once_and_what_runs_is_finished() -> anyhow::Res
         let (ready, dead) = scene.left().await?;
         assert!(ready >= 84 && dead == 0, "{ready} and {dead} are left");
     }
+    Ok(())
+}
+
+/// The broker delivers what is returned to it at once, to a consumer that it still knows.
+#[tokio::test]
+async fn what_waits_for_its_next_try_is_delivered_once_more_when_the_consumer_stops()
+-> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Quorum).await?;
+    scene.publish_all(ids("m", 10)).await?;
+    let failed = Arc::new(AtomicU32::new(0));
+    let counter = failed.clone();
+    let handler = move |_: Arc<QueueMessage>| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(Err("no connection"))
+    };
+    let minute = Duration::from_secs(60);
+    let inbox = inbox(&engine()).with_backoff(minute, minute);
+    // With no more in hand than that: each return makes room for another delivery.
+    let source = RabbitMq::new(&scene.connection().await?, &*scene.queue).with_prefetch(10);
+    let until = eventually("ten failures", || failed.load(Ordering::SeqCst) == 10);
+    consume(inbox, source.connect().await?, handler, until).await??;
+    let again = scene.source().await?;
+    let mut counts = Vec::new();
+    while counts.len() < 10 {
+        let messages = within("the next delivery", again.receive(10)).await??;
+        counts.extend(messages.iter().map(|message| message.deliveries()));
+    }
+    assert_eq!(counts, [Some(2); 10]);
     Ok(())
 }
