@@ -72,7 +72,7 @@ async fn what_waits_goes_back_at_once_and_what_runs_is_finished() -> anyhow::Res
 async fn what_waits_for_its_next_try_is_delivered_once_more_when_the_consumer_stops()
 -> anyhow::Result<()> {
     let scene = Scene::new(Kind::Quorum).await?;
-    scene.publish_all(ids("m", 10)).await?;
+    scene.publish_all(ids("m", 300)).await?;
     let failed = Arc::new(AtomicU32::new(0));
     let counter = failed.clone();
     let handler = move |_: Arc<QueueMessage>| {
@@ -82,15 +82,16 @@ async fn what_waits_for_its_next_try_is_delivered_once_more_when_the_consumer_st
     let minute = Duration::from_secs(60);
     let inbox = inbox(&engine()).with_backoff(minute, minute);
     // With no more in hand than that: each return makes room for another delivery.
-    let source = RabbitMq::new(&scene.connection().await?, &*scene.queue).with_prefetch(10);
-    let until = eventually("ten failures", || failed.load(Ordering::SeqCst) == 10);
-    consume(inbox, source.connect().await?, handler, until).await??;
-    let again = scene.source().await?;
+    let connection = scene.connection().await?;
+    let source = || RabbitMq::new(&connection, &*scene.queue).with_prefetch(300).connect();
+    let until = eventually("all failures", || failed.load(Ordering::SeqCst) == 300);
+    consume(inbox, source().await?, handler, until).await??;
+    let again = source().await?;
     let mut counts = Vec::new();
-    while counts.len() < 10 {
-        let messages = within("the next delivery", again.receive(10)).await??;
+    while counts.len() < 300 {
+        let messages = within("the next delivery", again.receive(300)).await??;
         counts.extend(messages.iter().map(|message| message.deliveries()));
     }
-    assert_eq!(counts, [Some(2); 10]);
+    assert_eq!(counts.iter().filter(|count| **count != Some(2)).count(), 0, "{counts:?}");
     Ok(())
 }
