@@ -165,7 +165,7 @@ impl Link {
             let status = self.connection.status();
             let is_recovering = status.reconnecting() || status.connecting();
             if !status.connected() && (!is_recovering || Instant::now() >= end) {
-                return Err(Error::ConnectionEnded(cause));
+                return Err(self.ended(cause));
             }
             if status.connected() {
                 match self.opened(open).await {
@@ -180,6 +180,13 @@ impl Link {
             }
             sleep(LOOK_EVERY).await;
         }
+    }
+
+    fn ended(&self, cause: lapin::Error) -> Error {
+        if matches!(cause.kind(), ErrorKind::ParsingError(_)) {
+            return Error::Unreadable { queue: self.options.queue.to_string(), source: cause };
+        }
+        Error::ConnectionEnded(cause)
     }
 
     /// Waits for another channel or consumer, which is asked for once.

@@ -8,13 +8,14 @@ use anyhow::ensure;
 use futures::future::BoxFuture;
 use idempotency::inbox::{ConsumeError, Consumer, Inbox, Source as _};
 use idempotency_rabbitmq::lapin::ConnectionProperties;
+use idempotency_rabbitmq::lapin::options::ConfirmSelectOptions;
 use idempotency_rabbitmq::{Error, Queue, QueueMessage, RabbitMq};
 use idempotency_test_support::deadline::{eventually, within};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::scene::{Kind, Scene, append, broker, consume, engine, finish, ids, inbox};
-use crate::wire::Wire;
+use crate::wire::{LATIN, Wire};
 
 async fn wire() -> anyhow::Result<Wire> {
     Wire::to(broker().await?.address()).await
@@ -177,6 +178,25 @@ async fn a_recovery_that_takes_too_long_ends_the_consumer() -> anyhow::Result<()
     let ended = consume(inbox(&engine()), source, scene.handler(), until).await?;
     let is_its_end = matches!(ended, Err(ConsumeError::Source(Error::ConnectionEnded(_))));
     assert!(is_its_end, "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_that_the_client_cannot_read_ends_the_consumer_with_what_to_do()
+-> anyhow::Result<()> {
+    for recovers in [false, true] {
+        let (scene, wire) = (Scene::new(Kind::Quorum).await?, wire().await?);
+        let producer = scene.again_at(&wire.url()).await?;
+        producer.channel().confirm_select(ConfirmSelectOptions::default()).await?;
+        producer.publish(LATIN, "m-0").await?;
+        let source = source(&scene, &wire, recovers).await?;
+        let ended = consume(inbox(&engine()), source, scene.handler(), std::future::pending());
+        let Err(ConsumeError::Source(error @ Error::Unreadable { .. })) = ended.await? else {
+            panic!("it goes on")
+        };
+        assert!(error.to_string().contains("by another client"), "{error}");
+        assert!(scene.effects.lines()?.is_empty());
+    }
     Ok(())
 }
 

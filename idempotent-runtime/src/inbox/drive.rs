@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{Id, JoinError, JoinSet};
 
+use super::calling::Calling;
 use super::consumer::{ConsumeError, Drained};
 use super::handled::{DeadReason, Disposition};
 use super::intake::Intake;
@@ -45,6 +46,7 @@ pub(super) struct Drive<S: Source> {
     clock: Arc<dyn Clock>,
     intake: Arc<Intake>,
     resting: Arc<Resting>,
+    calling: Arc<Calling>,
     places: Arc<Semaphore>,
     stopping: Stopping,
     probe: RecordHandle,
@@ -129,8 +131,7 @@ impl<S: Source> Drive<S> {
     pub(super) fn new(
         source: S,
         clock: Arc<dyn Clock>,
-        intake: Arc<Intake>,
-        resting: Arc<Resting>,
+        (intake, resting, calling): (Arc<Intake>, Arc<Resting>, Arc<Calling>),
         places: Arc<Semaphore>,
         stopping: Arc<Observed<bool>>,
         probe: RecordHandle,
@@ -142,6 +143,7 @@ impl<S: Source> Drive<S> {
             clock,
             intake,
             resting,
+            calling,
             places,
             stopping: Stopping(stopping),
             probe,
@@ -468,7 +470,8 @@ impl<S: Source> Drive<S> {
     fn keep_held(&mut self) {
         self.keep = None;
         let waiting = self.lanes.waiting();
-        let running = self.running.values().map(|(_, message)| message);
+        let is_kept = |(id, _): &(&Id, _)| !self.calling.hangs(**id);
+        let running = self.running.iter().filter(is_kept).map(|(_, (_, message))| message);
         let unsettled = self.unsettled.iter().map(|settled| &settled.message);
         let burying = &self.burying;
         let held: Vec<_> =
