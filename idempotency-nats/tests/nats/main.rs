@@ -6,6 +6,7 @@
 mod answers;
 mod configuration;
 mod dead_letters;
+mod example;
 mod fleet;
 mod keys;
 mod kills;

@@ -8,6 +8,7 @@
 
 mod bookings;
 mod broker;
+mod example;
 pub mod fleet;
 pub mod kills;
 pub mod transactions;
@@ -25,6 +26,7 @@ use idempotent_runtime::store::MemoryStore;
 
 pub use bookings::{Bookings, book};
 pub use broker::{Address, Broker};
+pub use example::example_prints;
 pub use wire::{LostAcks, Protocol, Wire};
 pub use worker::{AT_ONCE, BEGUN, Orders, PLACES, POISON, obey, quiet, store};
 

@@ -72,7 +72,7 @@ async fn finish<B: Broker>(
                 }
                 eventually("their ends", || ends.load(Ordering::SeqCst) >= left).await
             };
-            consume(broker, orders, inbox, pool, until).await?;
+            Box::pin(consume(broker, orders, inbox, pool, until)).await?;
         }
     });
     finished.await?
@@ -115,8 +115,8 @@ async fn kill_one<B: Broker>(at: At, number: usize) -> anyhow::Result<()> {
     broker.are_back(1).await?;
     let (pool, inbox) = orders.open().await?;
     broker.publish("last", "last").await?;
-    consume(&broker, &orders, &inbox, &pool, |_| orders.has_entries(&pool, 2)).await?;
-    finish(&broker, &orders, &inbox, &pool).await?;
+    Box::pin(consume(&broker, &orders, &inbox, &pool, |_| orders.has_entries(&pool, 2))).await?;
+    Box::pin(finish(&broker, &orders, &inbox, &pool)).await?;
     orders.assert_once(&pool, ["last", "m-0"].map(str::to_owned)).await?;
     ensure!(broker.left().await? == (0, 0), "something is left, or a dead letter");
     Ok(())
@@ -157,7 +157,7 @@ async fn poison_one<B: Broker>(kind: usize) -> anyhow::Result<()> {
     broker.is_empty().await?;
     fleet::terminate(worker).await?;
     ensure!(died == 3, "it has killed {died} processes");
-    finish(&broker, &orders, &inbox, &pool).await?;
+    Box::pin(finish(&broker, &orders, &inbox, &pool)).await?;
     orders.assert_once(&pool, ids("before", 3).chain(ids("after", 10))).await?;
     ensure!(broker.left().await? == (0, 1), "{:?} are left", broker.left().await?);
     let letter = broker.dead_letter().await?;
@@ -181,7 +181,7 @@ pub async fn deliver_one_message_64_times<B: Broker>() -> anyhow::Result<()> {
     for worker in workers {
         fleet::terminate(worker).await?;
     }
-    finish(&broker, &orders, &inbox, &pool).await?;
+    Box::pin(finish(&broker, &orders, &inbox, &pool)).await?;
     orders.assert_once(&pool, ["m-0".to_owned()]).await?;
     ensure!(broker.left().await? == (0, 0), "something is left");
     Ok(())
@@ -208,8 +208,8 @@ pub async fn cut_off_in_a_transaction<B: Broker>() -> anyhow::Result<()> {
         cut_off.go_past().await?;
         orders.has_entries(&pool, 1).await
     };
-    consume(&broker, &orders, &inbox, &pool, |_| until).await?;
-    finish(&broker, &orders, &inbox, &pool).await?;
+    Box::pin(consume(&broker, &orders, &inbox, &pool, |_| until)).await?;
+    Box::pin(finish(&broker, &orders, &inbox, &pool)).await?;
     orders.assert_once(&pool, ["m-0".to_owned()]).await?;
     ensure!(broker.left().await? == (0, 0), "something is left, or a dead letter");
     Ok(())
@@ -237,9 +237,9 @@ pub async fn stop_in_a_transaction<B: Broker>() -> anyhow::Result<()> {
         stopped.go_past().await?;
         orders.has_entries(&pool, 1).await
     };
-    consume(&broker, &orders, &inbox, &pool, |_| until).await?;
+    Box::pin(consume(&broker, &orders, &inbox, &pool, |_| until)).await?;
     fleet::terminate(stopped).await?;
-    finish(&broker, &orders, &inbox, &pool).await?;
+    Box::pin(finish(&broker, &orders, &inbox, &pool)).await?;
     orders.assert_once(&pool, ["m-0".to_owned()]).await?;
     ensure!(broker.left().await? == (0, 0), "something is left, or a dead letter");
     Ok(())
@@ -267,11 +267,12 @@ pub async fn lose_commits<B: Broker>() -> anyhow::Result<()> {
     let cuts: Vec<_> = (1..=5)
         .map(|nth| proxy.nth(nth, commits, Fault::new(Moment::AfterRequest, Action::Close)))
         .collect();
-    consume(&broker, &orders, &inbox, &pool, |_| orders.has_entries(&direct, count)).await?;
+    Box::pin(consume(&broker, &orders, &inbox, &pool, |_| orders.has_entries(&direct, count)))
+        .await?;
     for cut in cuts {
         cut.happened().await?;
     }
-    finish(&broker, &orders, &inbox, &direct).await?;
+    Box::pin(finish(&broker, &orders, &inbox, &direct)).await?;
     orders.assert_once(&direct, ids("m", count)).await?;
     has_dead_letters(&broker, 0).await?;
     ensure!(broker.left().await? == (0, 0), "something is left");
