@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use idempotency::inbox::Source as _;
 use idempotency_rabbitmq::{QueueMessage, RabbitMq};
+use idempotency_test_support::consuming::stalls;
 use idempotency_test_support::deadline::{eventually, within};
 use tokio::sync::Semaphore;
 
@@ -94,4 +95,15 @@ async fn what_waits_for_its_next_try_is_delivered_once_more_when_the_consumer_st
     }
     assert_eq!(counts.iter().filter(|count| **count != Some(2)).count(), 0, "{counts:?}");
     Ok(())
+}
+
+#[tokio::test]
+async fn under_hold_a_process_that_stood_still_stores_its_late_result() -> anyhow::Result<()> {
+    stalls::stand_still::<Scene>(false).await
+}
+
+#[tokio::test]
+async fn under_retry_the_late_result_of_a_process_that_stood_still_is_refused() -> anyhow::Result<()>
+{
+    stalls::stand_still::<Scene>(true).await
 }

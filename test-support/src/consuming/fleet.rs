@@ -21,7 +21,7 @@ pub(super) async fn terminate(mut worker: Worker) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn request_to_stop(worker: &Worker) -> anyhow::Result<()> {
+pub(super) fn request_to_stop(worker: &Worker) -> anyhow::Result<()> {
     Ok(kill_process(pid_of(worker.pid())?, Signal::TERM)?)
 }
 

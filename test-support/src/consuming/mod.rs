@@ -3,7 +3,7 @@
 //!
 //! An adapter's tests implement [`Broker`] for the queue of one test, and [`Protocol`] for the way
 //! to it, on which acknowledgements can be lost. Their test functions call the runs: [`kills`],
-//! [`fleet`] and [`transactions`]. A worker is the same test binary again, in which one test
+//! [`fleet`], [`stalls`] and [`transactions`]. A worker is the same test binary again, in which one test
 //! [obeys](obey) its [`Orders`], and another [books](book) what its [`Bookings`] say.
 
 mod bookings;
@@ -11,6 +11,7 @@ mod broker;
 mod example;
 pub mod fleet;
 pub mod kills;
+pub mod stalls;
 pub mod transactions;
 mod wire;
 mod worker;
