@@ -204,6 +204,31 @@ async fn a_message_whose_handler_hangs_is_not_kept_from_others_for_ever() {
 }
 
 #[tokio::test]
+async fn a_handler_that_hangs_does_not_hold_its_lane_for_ever() {
+    let world = World::with(|builder| builder.max_run(Duration::from_secs(60)));
+    let broker: Broker<2> = Broker::new().with_patience(Duration::from_secs(30));
+    broker.deliver_in_lane(7, [1, 2]);
+    let handler = |mail: Arc<Mail>| async move {
+        if mail.id == 1 {
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, NoConnection>(())
+    };
+    let consumer = Consumer::new(inbox(&world), broker.clone());
+    let stop = async {
+        // The broker delivers no message of the lane while one is in hand.
+        broker.has_settled(1).await;
+        world.clock.sleep(Duration::from_secs(60)).await;
+        broker.deliver_in_lane(7, [1, 2]);
+        broker.has_settled(3).await;
+    };
+    let drained = world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
+    let dead = Disposition::DeadLetter(DeadReason::InDoubt);
+    assert_eq!(broker.settled(), [(2, BACK), (1, dead), (2, Disposition::Ack)]);
+    assert_eq!(drained.left, 1);
+}
+
+#[tokio::test]
 async fn the_broker_is_asked_to_leave_a_dead_letter_until_its_copy_is_confirmed() {
     let world = World::new();
     let broker: Broker = Broker::new().with_patience(Duration::from_secs(30));

@@ -138,6 +138,12 @@ where
     let neighbour = book::<D>(&inbox, &scene.pool, delivery("c").deliveries(99), "c").await;
     assert_eq!(neighbour.disposition, Disposition::Ack, "{neighbour:?}");
     assert_eq!(count(&scene, "c").await?, 1);
+    // Each is tried, and how often a message was that kills its process is known from then on.
+    let once = inbox.clone().with_max_attempts(1);
+    let given = || delivery("d").deliveries(99);
+    dies(&scene, &once, given()).await?;
+    let last = book::<D>(&once, &scene.pool, given(), "d").await;
+    assert!(matches!(last.outcome, Outcome::Exhausted), "{last:?}");
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! What a consumer has in hand, and what it does next.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::{Future, pending};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -57,6 +57,8 @@ pub(super) struct Drive<S: Source> {
     lanes: Lanes<Arc<S::Message>>,
     tasks: Tasks,
     running: HashMap<Id, (LaneId, Arc<S::Message>)>,
+    /// Those of them that hang, and whose lanes go on without them.
+    hanging: HashSet<Id>,
     unsettled: Vec<Settled<S::Message>>,
     /// The lanes that the source holds back.
     held_back: BTreeSet<u64>,
@@ -152,6 +154,7 @@ impl<S: Source> Drive<S> {
             lanes: Lanes::new(),
             tasks: Tasks(JoinSet::new()),
             running: HashMap::new(),
+            hanging: HashSet::new(),
             unsettled: Vec::new(),
             held_back: BTreeSet::new(),
             returned: Vec::new(),
@@ -403,13 +406,14 @@ impl<S: Source> Drive<S> {
             Err(error) => (error.id(), None),
         };
         let Some((lane, message)) = self.running.remove(&id) else { return };
+        let has_lane = !self.hanging.remove(&id);
         let mut is_returned = false;
         match worked {
             Some(Worked::Settle { disposition, record, attempt }) => {
                 self.unsettled.push(Settled { message, disposition, record, attempt });
                 let is_back =
                     matches!(disposition, Disposition::Retry(_) | Disposition::Postpone(_));
-                is_returned = is_back && S::ORDER == Order::ReturnLane;
+                is_returned = is_back && has_lane && S::ORDER == Order::ReturnLane;
                 if is_returned {
                     self.return_behind(lane);
                 }
@@ -424,10 +428,30 @@ impl<S: Source> Drive<S> {
         if is_returned {
             // Closed until the broker knows: what it delivers before is behind this one.
             self.returned.push(lane);
-        } else {
+        } else if has_lane {
             self.lanes.back(lane);
         }
         self.hold_lanes_back();
+    }
+
+    /// Lets the lanes go on whose handler hangs, where the broker can deliver its message again: what
+    /// waits behind it goes back too, or it would keep the whole lane from other consumers.
+    fn leave_what_hangs(&mut self) {
+        if S::ORDER == Order::HoldLane {
+            return;
+        }
+        let hangs = |id: &&Id| !self.hanging.contains(*id) && self.calling.hangs(**id);
+        let hanging: Vec<_> = self.running.keys().filter(hangs).copied().collect();
+        for id in hanging {
+            self.hanging.insert(id);
+            let Some((lane, _)) = self.running.get(&id) else { continue };
+            let lane = *lane;
+            if S::ORDER == Order::ReturnLane && self.return_behind(lane) {
+                self.returned.push(lane);
+            } else {
+                self.lanes.back(lane);
+            }
+        }
     }
 
     /// Returns to the broker what waits in the lane. Returns true if something did.
@@ -469,6 +493,7 @@ impl<S: Source> Drive<S> {
 
     fn keep_held(&mut self) {
         self.keep = None;
+        self.leave_what_hangs();
         let waiting = self.lanes.waiting();
         let is_kept = |(id, _): &(&Id, _)| !self.calling.hangs(**id);
         let running = self.running.iter().filter(is_kept).map(|(_, (_, message))| message);

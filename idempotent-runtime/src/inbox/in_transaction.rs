@@ -145,6 +145,9 @@ impl<P> Inbox<P> {
             seen.of(&call);
             let attempt = delivery.attempt(counted.get());
             let is_uncounted = delivery.is_suspect() && counted.get() == 0;
+            // An attempt before the first that was counted is not known: a broker delivers again what
+            // it has only delivered, too. Each message is tried.
+            let is_exhausted = self.is_exhausted_before(attempt) && counted.get() != 1;
             let body = |transaction| {
                 // A message that was handled is acknowledged, however often it was delivered: so its
                 // record was looked for first.
@@ -152,7 +155,7 @@ impl<P> Inbox<P> {
                     Some(running) if running.is_protected() && is_uncounted => {
                         Err(Undone::Uncounted)
                     }
-                    Some(running) if !self.is_exhausted_before(attempt) => {
+                    Some(running) if !is_exhausted => {
                         if running.is_protected() {
                             seen.begins(attempt);
                         }
