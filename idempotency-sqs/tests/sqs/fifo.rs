@@ -1,0 +1,103 @@
+//! The order of a group.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use idempotency::inbox::OnFailure;
+use idempotency_sqs::SqsMessage;
+use idempotency_sqs::aws_sdk_sqs::types::MessageSystemAttributeName;
+
+use crate::scene::{Kind, Scene, append, consume, engine, ids, inbox, system};
+
+async fn publish_in(scene: &Scene, group: &str, id: &str) -> anyhow::Result<()> {
+    scene.message(id).message_group_id(group).message_deduplication_id(id).send().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn messages_of_a_group_are_handled_in_order_and_those_of_others_meanwhile()
+-> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Fifo).await?;
+    for number in 0..20 {
+        for group in ["a", "b", "c"] {
+            publish_in(&scene, group, &format!("{group}-{number}")).await?;
+        }
+    }
+    let (effects, running) = (scene.effects.clone(), Arc::new(Mutex::new(BTreeMap::new())));
+    let most = Arc::new(Mutex::new(0));
+    let most_at_once = most.clone();
+    let handler = move |message: Arc<SqsMessage>| {
+        let (effects, running, most) = (effects.clone(), running.clone(), most_at_once.clone());
+        async move {
+            let group = message.group().expect("a group").to_owned();
+            {
+                let mut running = running.lock().unwrap();
+                assert_eq!(running.insert(group.clone(), ()), None, "two of a group at once");
+                let mut most = most.lock().unwrap();
+                *most = running.len().max(*most);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            append(&effects, &message);
+            running.lock().unwrap().remove(&group);
+            Ok(())
+        }
+    };
+    consume(inbox(&engine()), scene.source().await?, handler, scene.is_empty()).await??;
+    let lines = scene.effects.lines()?;
+    for group in ["a", "b", "c"] {
+        let of_group: Vec<_> = lines.iter().filter(|line| line.starts_with(group)).collect();
+        assert!(of_group.into_iter().eq(&ids(group, 20).collect::<Vec<_>>()), "{lines:?}");
+    }
+    assert!(*most.lock().unwrap() > 1, "the groups wait for each other");
+    assert_eq!(scene.left().await?, (0, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn when_the_third_of_ten_fails_it_and_those_behind_it_come_again_in_order()
+-> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Fifo).await?;
+    for id in ids("m", 10) {
+        publish_in(&scene, "g", &id).await?;
+    }
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let handler = {
+        let tries = tries.clone();
+        move |message: Arc<SqsMessage>| {
+            let id = String::from_utf8_lossy(message.payload()).into_owned();
+            let mut tries = tries.lock().unwrap();
+            let is_first = id == "m-2" && !tries.iter().any(|(tried, _)| *tried == id);
+            tries.push((id, message.deliveries()));
+            std::future::ready(if is_first { Err("no connection") } else { Ok(()) })
+        }
+    };
+    consume(inbox(&engine()), scene.source().await?, handler, scene.is_empty()).await??;
+    let tries = std::mem::take(&mut *tries.lock().unwrap());
+    let order: Vec<_> = tries.iter().map(|(id, _)| &**id).collect();
+    let expected = ["m-0", "m-1", "m-2", "m-2", "m-3", "m-4", "m-5", "m-6", "m-7", "m-8", "m-9"];
+    assert_eq!(order, expected);
+    // They were in hand, and went back.
+    assert!(tries[3..].iter().all(|(_, deliveries)| *deliveries == Some(2)), "{tries:?}");
+    assert_eq!(scene.left().await?, (0, 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn dead_letters_keep_their_group_and_their_order() -> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Fifo).await?;
+    for id in ids("m", 6) {
+        publish_in(&scene, "g", &id).await?;
+    }
+    let refuses = |_: Arc<SqsMessage>| std::future::ready(Err("the card is unknown"));
+    let refusing = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+    consume(refusing, scene.source().await?, refuses, scene.is_empty()).await??;
+    assert_eq!(scene.left().await?, (0, 6));
+    for id in ids("m", 6) {
+        let letter = scene.dead_letter().await?;
+        assert_eq!(letter.body(), Some(&*id));
+        let name = MessageSystemAttributeName::MessageGroupId;
+        assert_eq!(system(&letter, &name).as_deref(), Some("g"));
+    }
+    Ok(())
+}
