@@ -86,14 +86,14 @@ async fn when_the_third_of_ten_fails_it_and_those_behind_it_come_again_in_order(
 #[tokio::test]
 async fn dead_letters_keep_their_group_and_their_order() -> anyhow::Result<()> {
     let scene = Scene::new(Kind::Fifo).await?;
-    for id in ids("m", 6) {
+    for id in ids("m", 60) {
         publish_in(&scene, "g", &id).await?;
     }
     let refuses = |_: Arc<SqsMessage>| std::future::ready(Err("the card is unknown"));
     let refusing = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
     consume(refusing, scene.source().await?, refuses, scene.is_empty()).await??;
-    assert_eq!(scene.left().await?, (0, 6));
-    for id in ids("m", 6) {
+    assert_eq!(scene.left().await?, (0, 60));
+    for id in ids("m", 60) {
         let letter = scene.dead_letter().await?;
         assert_eq!(letter.body(), Some(&*id));
         let name = MessageSystemAttributeName::MessageGroupId;

@@ -6,6 +6,7 @@
 mod answers;
 mod configuration;
 mod dead_letters;
+mod examples;
 mod fifo;
 mod fleet;
 mod keys;
