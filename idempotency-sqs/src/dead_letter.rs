@@ -16,8 +16,12 @@ const ATTRIBUTE: &str = "idempotency-dead-letter";
 /// How many attributes a message can have.
 const MOST_ATTRIBUTES: usize = 10;
 
+/// The longest key that it repeats, in bytes. No record has a longer one.
+const LONGEST_KEY: usize = 1_024;
+
 /// What a dead letter says, in JSON.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Story {
     /// The key that the message has by default, and its origin.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -32,7 +36,7 @@ pub(crate) struct Story {
     queue: String,
     time: String,
     /// Attributes for which there is no room beside this one.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     displaced: Vec<Displaced>,
 }
 
@@ -73,9 +77,9 @@ impl Story {
         let message = &*settled.message;
         let (origin, key) = message.default_key();
         let key = match key {
-            Key::Text(text) => Some(text.to_owned()),
+            Key::Text(text) if text.len() <= LONGEST_KEY => Some(text.to_owned()),
             // It is in its attribute, and stays there.
-            Key::Bytes(_) | Key::Missing => None,
+            Key::Text(_) | Key::Bytes(_) | Key::Missing => None,
         };
         Self {
             key,
@@ -128,12 +132,11 @@ pub(crate) async fn send(
         .send_message()
         .queue_url(&*place.url)
         .message_body(message.body())
-        .set_message_attributes(Some(attributes));
+        .set_message_attributes(Some(attributes))
+        .set_message_group_id(message.group().map(str::to_owned));
     if place.is_fifo() {
         // An id of its own: the same after a crash, and another one when a redrive dies.
-        request = request
-            .message_group_id(message.group().unwrap_or("dead"))
-            .message_deduplication_id(format!("dead-{}", message.own_id()));
+        request = request.message_deduplication_id(format!("dead-{}", message.own_id()));
     }
     in_time(request.send()).await.map(drop)
 }

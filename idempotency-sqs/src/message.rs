@@ -46,13 +46,7 @@ struct Envelope {
     topic_arn: String,
     message: String,
     #[serde(default)]
-    message_attributes: HashMap<String, EnvelopeAttribute>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct EnvelopeAttribute {
-    value: String,
+    message_attributes: serde_json::Value,
 }
 
 impl Envelope {
@@ -129,7 +123,7 @@ impl SqsMessage {
     pub fn attribute(&self, name: &str) -> Option<&str> {
         match self.attributes.get(name) {
             Some(value) => value.string_value(),
-            None => Some(&self.envelope.as_ref()?.message_attributes.get(name)?.value),
+            None => self.envelope.as_ref()?.message_attributes.get(name)?.get("Value")?.as_str(),
         }
     }
 
@@ -141,10 +135,8 @@ impl SqsMessage {
     /// Returns the id that SQS gave to the message when it was sent first: a dead letter that was
     /// moved back has that of its original.
     pub fn id(&self) -> &str {
-        match &self.story {
-            Some(story) => &story.message_id,
-            None => self.own_id(),
-        }
+        let first = self.story.as_ref().map(|story| &*story.message_id);
+        first.filter(|id| !id.is_empty()).unwrap_or(self.own_id())
     }
 
     /// Returns the group, which is the order of a FIFO queue.

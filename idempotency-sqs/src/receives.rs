@@ -18,6 +18,8 @@ use crate::requests::{ANSWER_WITHIN, BATCH, Queue, described};
 
 /// How long a request waits for messages: as long as SQS allows.
 const WAIT: Duration = Duration::from_secs(20);
+/// How many requests wait at once, at most.
+const MOST_REQUESTS: usize = 16;
 /// The pause after SQS has refused a request, or given no answer.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -64,7 +66,7 @@ impl Receives {
                 let count = room.min(open.waiting.len());
                 return Ok(open.waiting.drain(..count).collect());
             }
-            while open.asked < room && open.requests.len() < open.wanted.max(1) {
+            while open.asked < room && open.requests.len() < open.wanted.clamp(1, MOST_REQUESTS) {
                 let count = BATCH.min(room - open.asked);
                 open.asked += count;
                 open.requests.push(self.request(count));

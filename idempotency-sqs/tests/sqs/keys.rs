@@ -11,7 +11,7 @@ use idempotency_sqs::{Error, SqsMessage};
 use idempotency_test_support::deadline::eventually;
 use serde_json::json;
 
-use crate::scene::{Kind, Scene, append, consume, engine, inbox, said, text};
+use crate::scene::{Kind, STORY, Scene, append, consume, engine, inbox, said, text};
 
 /// A body as SNS writes it without raw delivery.
 fn envelope(id: &str, message: &str, attributes: &serde_json::Value) -> String {
@@ -54,6 +54,10 @@ async fn the_attribute_comes_before_the_envelope_and_that_before_the_id() -> any
     send(&envelope("7", "one", &json!({})), None).await?;
     send(&envelope("8", "one", &keyed), None).await?;
     send(&envelope("9", "one", &json!({})), Some(text("7"))).await?;
+    // Attributes that are none leave the envelope what it is.
+    send(&envelope("7", "one", &json!(null)), None).await?;
+    send(&envelope("7", "one", &json!({"idempotency-key": {"Type": "Number", "Value": 7}})), None)
+        .await?;
     consume(inbox(&engine()), scene.source().await?, scene.handler(), scene.is_empty()).await??;
     assert_eq!(scene.effects.count("one")?, 7);
     assert_eq!(scene.left().await?, (0, 0));
@@ -93,6 +97,7 @@ async fn what_only_looks_like_an_envelope_is_the_payload() -> anyhow::Result<()>
     let bodies = [
         r#"{"TopicArn":"#,
         r#"{"TopicArn":"t","Type":"Notification","MessageId":7,"Message":"m"}"#,
+        r#"{"TopicArn":"t","Type":"Notification","MessageId":"7"}"#,
         r#"{"TopicArn":"t","Type":"SubscriptionConfirmation","MessageId":"7","Message":"m"}"#,
     ];
     for body in bodies {
@@ -128,6 +133,36 @@ async fn the_key_can_be_the_user_s_and_none_is_a_dead_letter() -> anyhow::Result
     let letter = scene.dead_letter().await?;
     assert_eq!(said(&letter, "reason").as_deref(), Some("missing-key"));
     assert_eq!((letter.body(), said(&letter, "record")), (Some("none"), None));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_that_is_too_long_is_a_dead_letter_that_arrives() -> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Standard).await?;
+    // With its copy, the dead letter would be larger than any message can be.
+    scene.publish(&"k".repeat(600_000), "m-0").await?;
+    scene.publish("last", "last").await?;
+    consume(inbox(&engine()), scene.source().await?, scene.handler(), scene.is_empty()).await??;
+    scene.assert_once(["last".to_owned()])?;
+    let letter = scene.dead_letter().await?;
+    assert_eq!(said(&letter, "reason").as_deref(), Some("invalid-key"));
+    assert_eq!(
+        (said(&letter, "key"), said(&letter, "key_origin").as_deref()),
+        (None, Some("header"))
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_story_that_says_less_than_this_version_knows_takes_no_key_away() -> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Standard).await?;
+    for story in ["{}", "{", r#"{"key":"7","key_origin":"elsewhere","message_id":""}"#] {
+        let message = scene.message("one").message_attributes(STORY, text(story));
+        message.send().await?;
+    }
+    consume(inbox(&engine()), scene.source().await?, scene.handler(), scene.is_empty()).await??;
+    assert_eq!(scene.effects.count("one")?, 3);
+    assert_eq!(scene.left().await?, (0, 0));
     Ok(())
 }
 
