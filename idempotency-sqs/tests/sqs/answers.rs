@@ -120,6 +120,55 @@ impl Source for Twice {
     }
 }
 
+/// A queue whose messages are kept once more after their answers.
+struct KeptLate(SqsQueue);
+
+impl Source for KeptLate {
+    type Message = SqsMessage;
+    type Error = Error;
+    const ORDER: Order = SqsQueue::ORDER;
+
+    async fn receive(&self, room: usize) -> Result<Vec<Arc<SqsMessage>>, Error> {
+        self.0.receive(room).await
+    }
+
+    async fn settle(&self, settled: Vec<Settled<SqsMessage>>) -> Result<(), Error> {
+        let messages = settled.iter().map(|settled| settled.message.clone()).collect();
+        self.0.settle(settled).await?;
+        self.0.keep(messages).await
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.0.patience()
+    }
+
+    async fn keep(&self, held: Vec<Arc<SqsMessage>>) -> Result<(), Error> {
+        self.0.keep(held).await
+    }
+
+    async fn stop(&self) -> Result<(), Error> {
+        self.0.stop().await
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_kept_when_it_has_its_answer_does_not_stay_for_it() -> anyhow::Result<()>
+{
+    let scene = Scene::with(Kind::Standard, &[(Attribute::VisibilityTimeout, "300")]).await?;
+    scene.publish("m-0", "m-0").await?;
+    let effects = scene.effects.clone();
+    let handler = move |message: Arc<SqsMessage>| {
+        let fails = message.deliveries() == Some(1);
+        if !fails {
+            append(&effects, &message);
+        }
+        std::future::ready(if fails { Err("no connection") } else { Ok(()) })
+    };
+    let source = KeptLate(scene.source().await?);
+    consume(inbox(&engine()), source, handler, scene.is_empty()).await??;
+    scene.assert_once(["m-0".to_owned()])
+}
+
 #[tokio::test]
 async fn a_message_that_is_twice_in_a_batch_costs_the_others_nothing() -> anyhow::Result<()> {
     let scene = Scene::with(Kind::Standard, &[(Attribute::VisibilityTimeout, "300")]).await?;

@@ -8,7 +8,8 @@ use idempotency::inbox::OnFailure;
 use idempotency_sqs::SqsMessage;
 use idempotency_sqs::aws_sdk_sqs::types::MessageSystemAttributeName;
 
-use crate::scene::{Kind, Scene, append, consume, engine, ids, inbox, system};
+use crate::scene::{Kind, Scene, append, consume, engine, ids, inbox, server, system};
+use crate::wire::Wire;
 
 async fn publish_in(scene: &Scene, group: &str, id: &str) -> anyhow::Result<()> {
     scene.message(id).message_group_id(group).message_deduplication_id(id).send().await?;
@@ -90,8 +91,12 @@ async fn dead_letters_keep_their_group_and_their_order() -> anyhow::Result<()> {
         publish_in(&scene, "g", &id).await?;
     }
     let refuses = |_: Arc<SqsMessage>| std::future::ready(Err("the card is unknown"));
+    // Sent side by side, the others would be there before the first.
+    let wire = Wire::to(server().await?.address()).await?;
+    wire.protocol().delay_send();
+    let source = scene.source_by(&wire.url()).await?;
     let refusing = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
-    consume(refusing, scene.source().await?, refuses, scene.is_empty()).await??;
+    consume(refusing, source, refuses, scene.is_empty()).await??;
     assert_eq!(scene.left().await?, (0, 60));
     for id in ids("m", 60) {
         let letter = scene.dead_letter().await?;

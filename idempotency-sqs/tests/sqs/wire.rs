@@ -1,6 +1,8 @@
 //! The connections to the server, on which acknowledgements are lost and all is cut.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use idempotency_test_support::consuming::{self, LostAcks, Protocol};
@@ -12,7 +14,17 @@ pub type Wire = consuming::Wire<Http>;
 
 /// Requests.
 #[derive(Default)]
-pub struct Http;
+pub struct Http {
+    /// The next message that is sent comes late.
+    delays_send: AtomicBool,
+}
+
+impl Http {
+    /// Lets the next message that is sent come half a second late.
+    pub fn delay_send(&self) {
+        self.delays_send.store(true, Ordering::SeqCst);
+    }
+}
 
 impl Protocol for Http {
     fn url(address: SocketAddr) -> String {
@@ -28,6 +40,7 @@ impl Protocol for Http {
         let mut client = BufReader::new(client);
         loop {
             let (mut sent, mut length, mut is_ack) = (String::new(), 0, false);
+            let mut is_send = false;
             loop {
                 let begin = sent.len();
                 ensure!(client.read_line(&mut sent).await? > 0, "the end");
@@ -36,7 +49,10 @@ impl Protocol for Http {
                     Some(("content-length", value)) => {
                         length = value.parse().context("a length")?
                     }
-                    Some(("x-amz-target", value)) => is_ack = value.contains(".deletemessage"),
+                    Some(("x-amz-target", value)) => {
+                        is_ack = value.contains(".deletemessage");
+                        is_send = value.contains(".sendmessage");
+                    }
                     _ => {}
                 }
                 if line.is_empty() {
@@ -45,6 +61,9 @@ impl Protocol for Http {
             }
             let mut body = vec![0; length];
             client.read_exact(&mut body).await?;
+            if is_send && self.delays_send.swap(false, Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
             if !lost.takes(is_ack) {
                 server.write_all(sent.as_bytes()).await?;
                 server.write_all(&body).await?;
