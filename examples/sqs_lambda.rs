@@ -78,6 +78,7 @@ async fn handle(inbox: &Inbox, event: Event) -> Response {
 /// Charges a payment. Without an amount it fails.
 async fn charge(body: &str) -> anyhow::Result<()> {
     let payment: serde_json::Value = serde_json::from_str(body)?;
+    tokio::time::sleep(Duration::from_millis(10)).await; // latency
     let amount = payment["amount"].as_u64().context("no amount")?;
     eprintln!("charged {amount}");
     Ok(())

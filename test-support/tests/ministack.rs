@@ -1,4 +1,4 @@
-//! Private MiniStacks.
+//! A private MiniStack.
 
 use idempotency_test_support::server::{MiniStackOptions, MiniStackServer, is_running};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

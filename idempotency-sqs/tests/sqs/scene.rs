@@ -103,7 +103,7 @@ impl Scene {
     /// Creates a queue, which delivers again after 3 seconds unless the attributes say otherwise.
     pub async fn create(&self, name: &str, attributes: &[(Attribute, &str)]) -> anyhow::Result<()> {
         let mut all = HashMap::from([(Attribute::VisibilityTimeout, "3".to_owned())]);
-        if name.ends_with(".fifo") {
+        if self.kind == Kind::Fifo {
             all.insert(Attribute::FifoQueue, "true".to_owned());
         }
         all.extend(attributes.iter().map(|(name, value)| (name.clone(), (*value).to_owned())));
@@ -120,14 +120,10 @@ impl Scene {
         url_of(&self.url, name)
     }
 
-    pub fn arn_of(&self, name: &str) -> String {
-        format!("arn:aws:sqs:{REGION}:000000000000:{name}")
-    }
-
     /// Lets the queue move what it has delivered so often to the dead letters.
     pub async fn set_redrive_policy(&self, max_receive_count: u32) -> anyhow::Result<()> {
         let policy = serde_json::json!({
-            "deadLetterTargetArn": self.arn_of(&self.dead),
+            "deadLetterTargetArn": arn_of(&self.dead),
             "maxReceiveCount": max_receive_count,
         });
         let set = self.client.set_queue_attributes().queue_url(self.url_of(&self.queue));
@@ -306,7 +302,7 @@ impl Scene {
         sns.subscribe()
             .topic_arn(self.topic_arn())
             .protocol("sqs")
-            .endpoint(self.arn_of(&queue))
+            .endpoint(arn_of(&queue))
             .attributes("RawMessageDelivery", raw.to_string())
             .send()
             .await?;
@@ -324,6 +320,10 @@ impl Scene {
         message.send().await?;
         Ok(())
     }
+}
+
+fn arn_of(name: &str) -> String {
+    format!("arn:aws:sqs:{REGION}:000000000000:{name}")
 }
 
 fn url_of(server: &str, name: &str) -> String {

@@ -47,7 +47,7 @@ impl Protocol for Http {
                 let line = sent[begin..].trim_end().to_ascii_lowercase();
                 match line.split_once(": ") {
                     Some(("content-length", value)) => {
-                        length = value.parse().context("a length")?
+                        length = value.parse().context("a length")?;
                     }
                     Some(("x-amz-target", value)) => {
                         is_ack = value.contains(".deletemessage");
