@@ -1,5 +1,7 @@
 //! What goes wrong between a consumer and its queue.
 
+use crate::requests::described;
+
 /// An error of a queue, or of the requests to it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -48,7 +50,7 @@ pub enum Error {
         seconds: i32,
     },
     /// SQS does not let this client ask for the attributes of the queue, or has failed.
-    #[error("SQS does not answer about the queue {url}: {source}")]
+    #[error("SQS does not answer about the queue {url}: {}", described(&**source))]
     Refused {
         /// The URL of the queue.
         url: String,

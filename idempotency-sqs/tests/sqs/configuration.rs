@@ -94,3 +94,13 @@ async fn a_server_that_does_not_answer_is_not_waited_for() -> anyhow::Result<()>
     assert!(matches!(error, Error::NoAnswer { .. }), "{error:?}");
     Ok(())
 }
+
+#[tokio::test]
+async fn the_reason_is_named_where_there_is_no_way_to_sqs() -> anyhow::Result<()> {
+    // A port on which no server listens.
+    let url = format!("http://{}", TcpListener::bind("127.0.0.1:0").await?.local_addr()?);
+    let error = refused(Sqs::new(client(&url), format!("{url}/000000000000/orders"))).await;
+    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+    assert!(error.to_string().contains("Connection refused"), "{error}");
+    Ok(())
+}

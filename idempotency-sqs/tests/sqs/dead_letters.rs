@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use idempotency::inbox::OnFailure;
+use idempotency::inbox::{Consumer, OnFailure};
 use idempotency::key::KeyHash;
 use idempotency::record::Resolution;
 use idempotency_sqs::aws_sdk_sqs::primitives::Blob;
@@ -14,8 +14,9 @@ use idempotency_sqs::{Sqs, SqsMessage};
 use idempotency_test_support::deadline::eventually;
 use tokio::time::Instant;
 
-use crate::scene::{Kind, STORY, Scene, consume, engine, inbox, said, story, text};
+use crate::scene::{Kind, STORY, Scene, consume, engine, inbox, said, server, story, text};
 use crate::warnings::Warnings;
+use crate::wire::Wire;
 
 fn record(letter: &Message) -> anyhow::Result<KeyHash> {
     let hash = said(letter, "record").context("no record")?;
@@ -197,5 +198,29 @@ async fn without_a_queue_for_dead_letters_the_redrive_policy_moves_them_after_gr
     let pauses: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
     let seconds = Duration::from_secs;
     assert!(tries.len() == 3 && pauses[0] >= seconds(1) && pauses[1] >= seconds(2), "{pauses:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_sent_again_is_one_copy_in_a_fifo_queue_and_two_in_another()
+-> anyhow::Result<()> {
+    for (kind, copies) in [(Kind::Standard, 2), (Kind::Fifo, 1)] {
+        let scene = Scene::new(kind).await?;
+        let engine = engine();
+        scene.publish("m-0", "m-0").await?;
+        let refusing = || inbox(&engine).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+        let wire = Wire::to(server().await?.address()).await?;
+        wire.swallow_acks();
+        let source = scene.source_by(&wire.url()).await?;
+        let first = Consumer::new(refusing(), source).run(std::future::pending(), refuses);
+        // It ends as with its process: before the message is deleted.
+        tokio::select! {
+            ended = first => anyhow::bail!("the first consumer has ended: {ended:?}"),
+            swallowed = wire.has_swallowed(1) => swallowed?,
+        }
+        assert_eq!(scene.dead_letters().await?, 1);
+        consume(refusing(), scene.source().await?, refuses, scene.is_empty()).await??;
+        assert_eq!(scene.left().await?, (0, copies));
+    }
     Ok(())
 }

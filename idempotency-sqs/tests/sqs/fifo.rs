@@ -8,6 +8,8 @@ use idempotency::inbox::OnFailure;
 use idempotency_sqs::SqsMessage;
 use idempotency_sqs::aws_sdk_sqs::types::MessageSystemAttributeName;
 
+use idempotency_test_support::deadline::eventually;
+
 use crate::scene::{Kind, Scene, append, consume, engine, ids, inbox, server, system};
 use crate::wire::Wire;
 
@@ -105,4 +107,49 @@ async fn dead_letters_keep_their_group_and_their_order() -> anyhow::Result<()> {
         assert_eq!(system(&letter, &name).as_deref(), Some("g"));
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_dead_letter_without_a_queue_comes_again_and_those_behind_it_have_gone_on()
+-> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Fifo).await?;
+    for id in ids("m", 3) {
+        publish_in(&scene, "g", &id).await?;
+    }
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let handler = {
+        let tries = tries.clone();
+        move |message: Arc<SqsMessage>| {
+            let id = String::from_utf8_lossy(message.payload()).into_owned();
+            let is_first = id == "m-0";
+            tries.lock().unwrap().push(id);
+            std::future::ready(if is_first { Err("the card is unknown") } else { Ok(()) })
+        }
+    };
+    let refusing = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+    let until = eventually("the second try", || tries.lock().unwrap().len() == 4);
+    consume(refusing, scene.options().connect().await?, handler, until).await??;
+    assert_eq!(*tries.lock().unwrap(), ["m-0", "m-1", "m-2", "m-0"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn groups_of_a_standard_queue_are_no_order() -> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Standard).await?;
+    for id in ids("m", 2) {
+        scene.message(&id).message_group_id("g").send().await?;
+    }
+    // Each waits for the other one.
+    let both = Arc::new(tokio::sync::Barrier::new(2));
+    let effects = scene.effects.clone();
+    let handler = move |message: Arc<SqsMessage>| {
+        let (effects, both) = (effects.clone(), both.clone());
+        async move {
+            both.wait().await;
+            append(&effects, &message);
+            Ok(())
+        }
+    };
+    consume(inbox(&engine()), scene.source().await?, handler, scene.is_empty()).await??;
+    scene.assert_once(ids("m", 2))
 }
