@@ -153,3 +153,45 @@ async fn groups_of_a_standard_queue_are_no_order() -> anyhow::Result<()> {
     consume(inbox(&engine()), scene.source().await?, handler, scene.is_empty()).await??;
     scene.assert_once(ids("m", 2))
 }
+
+#[tokio::test]
+async fn the_order_of_groups_survives_failures_and_a_connection_that_is_cut() -> anyhow::Result<()>
+{
+    let scene = Scene::new(Kind::Fifo).await?;
+    let groups = ["a", "b", "c", "d"];
+    for number in 0..12 {
+        for group in groups {
+            publish_in(&scene, group, &format!("{group}-{number}")).await?;
+        }
+    }
+    let wire = Wire::to(server().await?.address()).await?;
+    let (effects, failed) = (scene.effects.clone(), Arc::new(Mutex::new(BTreeSet::new())));
+    let handler = move |message: Arc<SqsMessage>| {
+        let (effects, failed) = (effects.clone(), failed.clone());
+        async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            // Every seventh, the first time.
+            let id = String::from_utf8_lossy(message.payload()).into_owned();
+            let number: u32 = id[2..].parse().expect("a number");
+            if number % 7 == 3 && failed.lock().unwrap().insert(id) {
+                return Err("no connection");
+            }
+            append(&effects, &message);
+            Ok(())
+        }
+    };
+    let until = async {
+        let some = || scene.effects.lines().is_ok_and(|lines| lines.len() >= 16);
+        eventually("16 effects", some).await?;
+        wire.cut();
+        scene.is_empty().await
+    };
+    consume(inbox(&engine()), scene.source_by(&wire.url()).await?, handler, until).await??;
+    let lines = scene.effects.lines()?;
+    for group in groups {
+        let of_group: Vec<_> = lines.iter().filter(|line| line.starts_with(group)).collect();
+        assert!(of_group.into_iter().eq(&ids(group, 12).collect::<Vec<_>>()), "{lines:?}");
+    }
+    assert_eq!(scene.left().await?, (0, 0));
+    Ok(())
+}
