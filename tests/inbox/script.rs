@@ -82,6 +82,7 @@ struct State {
     is_closed: bool,
     refused_reports: usize,
     refuses_dispositions: bool,
+    delays_reports: bool,
 }
 
 /// A broker that promises the order `ORDER`: 0 none, 1 the lane is held, 2 the lane goes back.
@@ -148,6 +149,11 @@ impl<const ORDER: u8> Broker<ORDER> {
 
     pub fn refuse_dispositions(&self, refuses: bool) {
         self.change(|state| state.refuses_dispositions = refuses);
+    }
+
+    /// Lets reports wait, or go on.
+    pub fn delay_reports(&self, delays: bool) {
+        self.change(|state| state.delays_reports = delays);
     }
 
     /// What the broker was answered, in order.
@@ -232,6 +238,7 @@ impl<const ORDER: u8> Source for Broker<ORDER> {
 
     async fn settle(&self, settled: Vec<Settled<Mail>>) -> Result<(), Closed> {
         assert!(!settled.is_empty());
+        self.is(|broker| !broker.state().delays_reports).await;
         if self.state().refuses_dispositions {
             self.change(|state| state.refused_reports += 1);
             return Err(Closed);

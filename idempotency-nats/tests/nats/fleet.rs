@@ -26,12 +26,3 @@ async fn a_message_that_kills_its_process_is_a_dead_letter_in_the_end_and_its_ne
 async fn two_inboxes_of_one_store_each_handle_each_message_once() -> anyhow::Result<()> {
     fleet::two_inboxes::<Scene>().await
 }
-
-#[tokio::test]
-async fn a_process_that_stood_still_and_goes_on_stores_its_result_or_is_refused()
--> anyhow::Result<()> {
-    for retries in [false, true] {
-        fleet::stop_and_continue::<Scene>(retries).await?;
-    }
-    Ok(())
-}

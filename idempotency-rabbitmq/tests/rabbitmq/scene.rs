@@ -269,6 +269,8 @@ impl Broker for Scene {
 
     const KINDS: usize = 2;
 
+    const IS_IMPATIENT: bool = false;
+
     async fn create(number: usize) -> anyhow::Result<Self> {
         let kind = if number.is_multiple_of(Self::KINDS) { Kind::Quorum } else { Kind::Classic };
         Self::new(kind).await

@@ -1,11 +1,10 @@
 //! The examples, started as a user starts them.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use idempotency_test_support::consuming::quiet;
+use idempotency_test_support::consuming::example_prints;
 use idempotency_test_support::worker::example;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -27,21 +26,15 @@ async fn run(command: &mut Command) -> anyhow::Result<(String, String)> {
 
 #[tokio::test]
 async fn a_day_of_payments_with_a_killed_worker_comes_to_the_right_sums() -> anyhow::Result<()> {
-    // It has three processes and waits for leases: in the middle of the kills it would take long.
-    let _is_quiet = quiet().await?;
-    let mut command = Command::new(example("sqs_charges")?);
-    let (printed, _) = run(command.arg(server().await?.url()).stdin(Stdio::null())).await?;
     // As `examples/data/README.md` has it.
-    for row in [
+    let rows = [
         "EUR   12032.58 in 143 charges",
         "GBP    6770.99 in 68 charges",
         "USD    1013.17 in 17 charges",
         "pay_GN1Q5C75KM came with another amount: refused",
         "every payment was charged once: 228 charges",
-    ] {
-        ensure!(printed.contains(row), "{row} is not in\n{printed}");
-    }
-    Ok(())
+    ];
+    example_prints("sqs_charges", &server().await?.url(), &rows).await
 }
 
 /// The records that the function reports as failed, by the ends of their ids, and what it charges.

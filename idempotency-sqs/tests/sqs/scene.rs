@@ -361,6 +361,7 @@ impl Broker for Scene {
     type Protocol = Http;
 
     const KINDS: usize = 2;
+    const IS_IMPATIENT: bool = true;
 
     async fn create(number: usize) -> anyhow::Result<Self> {
         let kind = if number.is_multiple_of(Self::KINDS) { Kind::Standard } else { Kind::Fifo };

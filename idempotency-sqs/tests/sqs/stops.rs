@@ -9,6 +9,7 @@ use anyhow::ensure;
 use idempotency::inbox::Source as _;
 use idempotency_sqs::aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use idempotency_sqs::{SqsMessage, SqsQueue};
+use idempotency_test_support::consuming::stalls;
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -163,4 +164,15 @@ async fn dropping_a_receive_loses_none() -> anyhow::Result<()> {
     let all = within("all messages", async { tokio::try_join!(publish, receive) });
     all.await??;
     Ok(())
+}
+
+#[tokio::test]
+async fn under_hold_a_process_that_stood_still_stores_its_late_result() -> anyhow::Result<()> {
+    stalls::stand_still::<Scene>(false).await
+}
+
+#[tokio::test]
+async fn under_retry_the_late_result_of_a_process_that_stood_still_is_refused() -> anyhow::Result<()>
+{
+    stalls::stand_still::<Scene>(true).await
 }

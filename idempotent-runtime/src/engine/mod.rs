@@ -1,6 +1,6 @@
 //! The engine: takes a call to its answer.
 
-mod admission;
+pub(crate) mod admission;
 mod background_bounds;
 mod builder;
 mod busy;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{Id, JoinError, JoinSet};
 
+use super::calling::Calling;
 use super::consumer::{ConsumeError, Drained};
 use super::handled::{DeadReason, Disposition};
 use super::intake::Intake;
@@ -45,6 +46,7 @@ pub(super) struct Drive<S: Source> {
     clock: Arc<dyn Clock>,
     intake: Arc<Intake>,
     resting: Arc<Resting>,
+    calling: Arc<Calling>,
     places: Arc<Semaphore>,
     stopping: Stopping,
     probe: RecordHandle,
@@ -67,6 +69,9 @@ pub(super) struct Drive<S: Source> {
     receiving: Option<Counted<Received<S>>>,
     /// The report of dispositions, and of how many.
     settling: Option<Counted<Reported<S>>>,
+    /// The dead letters of the report on its way. One whose time with the broker ends before its
+    /// copy is confirmed would be delivered again, and handled again.
+    burying: Vec<Arc<S::Message>>,
     keeping: Option<Boxed<Reported<S>>>,
     looking: Option<Boxed<()>>,
     /// The wait for a place among the running handlers. It keeps its turn, also while other things
@@ -126,8 +131,7 @@ impl<S: Source> Drive<S> {
     pub(super) fn new(
         source: S,
         clock: Arc<dyn Clock>,
-        intake: Arc<Intake>,
-        resting: Arc<Resting>,
+        (intake, resting, calling): (Arc<Intake>, Arc<Resting>, Arc<Calling>),
         places: Arc<Semaphore>,
         stopping: Arc<Observed<bool>>,
         probe: RecordHandle,
@@ -139,6 +143,7 @@ impl<S: Source> Drive<S> {
             clock,
             intake,
             resting,
+            calling,
             places,
             stopping: Stopping(stopping),
             probe,
@@ -154,6 +159,7 @@ impl<S: Source> Drive<S> {
             closing: None,
             receiving: None,
             settling: None,
+            burying: Vec::new(),
             keeping: None,
             looking: None,
             placing: None,
@@ -437,6 +443,7 @@ impl<S: Source> Drive<S> {
     /// is reported.
     fn reported(&mut self) {
         self.settling = None;
+        self.burying.clear();
         for lane in std::mem::take(&mut self.reported) {
             if self.return_behind(lane) {
                 self.returned.push(lane);
@@ -453,6 +460,8 @@ impl<S: Source> Drive<S> {
         }
         let settled = std::mem::take(&mut self.unsettled);
         self.reported.append(&mut self.returned);
+        let is_dead = |one: &&Settled<_>| matches!(one.disposition, Disposition::DeadLetter(_));
+        self.burying.extend(settled.iter().filter(is_dead).map(|one| one.message.clone()));
         let (count, source) = (settled.len(), self.source.clone());
         let report = async move { source.settle(settled).await };
         self.settling = Some((count, Box::pin(report)));
@@ -461,9 +470,12 @@ impl<S: Source> Drive<S> {
     fn keep_held(&mut self) {
         self.keep = None;
         let waiting = self.lanes.waiting();
-        let running = self.running.values().map(|(_, message)| message);
+        let is_kept = |(id, _): &(&Id, _)| !self.calling.hangs(**id);
+        let running = self.running.iter().filter(is_kept).map(|(_, (_, message))| message);
         let unsettled = self.unsettled.iter().map(|settled| &settled.message);
-        let held: Vec<_> = waiting.chain(running).chain(unsettled).cloned().collect();
+        let burying = &self.burying;
+        let held: Vec<_> =
+            waiting.chain(running).chain(unsettled).chain(burying).cloned().collect();
         if held.is_empty() || self.keeping.is_some() {
             return;
         }

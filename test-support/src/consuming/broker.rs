@@ -38,6 +38,10 @@ pub trait Broker: Sized + 'static {
     /// recognises the second.
     const COPIES: usize = 2;
 
+    /// The broker delivers a message again after a time in which its consumer does not answer, though
+    /// the connection lives.
+    const IS_IMPATIENT: bool;
+
     /// Creates a queue. Its kind is the remainder of `number` by [`KINDS`](Self::KINDS).
     async fn create(number: usize) -> anyhow::Result<Self>;
 

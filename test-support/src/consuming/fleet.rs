@@ -6,23 +6,22 @@ use anyhow::{Context as _, ensure};
 use idempotent_runtime::inbox::Inbox;
 use rustix::process::{Signal, kill_process};
 
-use super::broker::has_dead_letters;
 use super::{BEGUN, Broker, DAY, Orders, POISON, consume, finish, handler, ids};
 use crate::deadline::eventually;
 use crate::server::pid_of;
-use crate::worker::{AFTER_EFFECT, Worker};
+use crate::worker::Worker;
 
 /// Requests a worker to stop (SIGTERM), and waits until it has.
 ///
 /// # Errors
 /// If it fails.
-async fn terminate(mut worker: Worker) -> anyhow::Result<()> {
+pub(super) async fn terminate(mut worker: Worker) -> anyhow::Result<()> {
     request_to_stop(&worker)?;
     ensure!(worker.wait().await?.success(), "a worker has failed");
     Ok(())
 }
 
-fn request_to_stop(worker: &Worker) -> anyhow::Result<()> {
+pub(super) fn request_to_stop(worker: &Worker) -> anyhow::Result<()> {
     Ok(kill_process(pid_of(worker.pid())?, Signal::TERM)?)
 }
 
@@ -132,47 +131,6 @@ async fn poison_one<B: Broker>(
     let letter = broker.dead_letter().await?;
     ensure!(B::body(&letter) == POISON.as_bytes(), "another message is the dead letter");
     ensure!(B::reason(&letter).as_deref() == Some(why), "{:?}", B::reason(&letter));
-    Ok(())
-}
-
-/// Stops a process (SIGSTOP) after the effect of its message, for longer than its lease and the
-/// broker's patience, and lets it go on when another consumer has had the message.
-///
-/// # Errors
-/// If the message has more effects than its policy allows, or is left.
-pub async fn stop_and_continue<B: Broker>(retries: bool) -> anyhow::Result<()> {
-    let broker = B::create(0).await?;
-    let orders = Orders { retries, ..Orders::of(&broker).await? };
-    broker.publish("m-0", "m-0").await?;
-    let mut worker = orders.spawn(&[AFTER_EFFECT])?;
-    worker.wait_for_point(AFTER_EFFECT).await?;
-    worker.stop()?;
-    let inbox = orders.inbox(orders.engine().await?);
-    let until = async {
-        if retries {
-            let count = || broker.effects().count("m-0").is_ok_and(|count| count == 2);
-            eventually("the second effect", count).await?;
-        } else {
-            has_dead_letters(&broker, 1).await?;
-        }
-        broker.is_empty().await
-    };
-    consume(inbox.clone(), broker.source().await?, handler(&broker), until).await??;
-    worker.cont()?;
-    worker.go().await?;
-    terminate(worker).await?;
-    finish(&broker, &inbox).await?;
-    // The late owner has stored its result: moved back, the message is a duplicate. There are two
-    // dead letters if the process had requested it once more before it was stopped.
-    while broker.dead_letters().await? > 0 {
-        broker.redrive(&broker.dead_letter().await?).await?;
-    }
-    let source = broker.source().await?;
-    consume(inbox.clone(), source, handler(&broker), broker.is_empty()).await??;
-    finish(&broker, &inbox).await?;
-    let effects = broker.effects().count("m-0")?;
-    ensure!(effects == if retries { 2 } else { 1 }, "{effects} effects");
-    ensure!(broker.left().await? == (0, 0), "something is left");
     Ok(())
 }
 

@@ -33,7 +33,7 @@ const TABLE: [(At, End, End); 6] = [
 ];
 
 /// At least 15 a cell, many more in the long version.
-fn kills() -> usize {
+pub(super) fn kills() -> usize {
     if std::env::var_os("IDEMPOTENCY_LONG").is_some() { 200 } else { 15 }
 }
 
