@@ -48,6 +48,8 @@ pub mod docs {
     pub mod rabbitmq {}
     #[doc = include_str!("../docs/nats.md")]
     pub mod nats {}
+    #[doc = include_str!("../docs/sqs.md")]
+    pub mod sqs {}
     #[doc = include_str!("../docs/operators.md")]
     pub mod operators {}
     #[doc = include_str!("../docs/redis.md")]

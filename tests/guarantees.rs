@@ -40,6 +40,7 @@ impl<'n> Place<'n> {
             "values" => (Path::new("tests"), "values.rs"),
             "nats" => (Path::new("idempotency-nats/tests"), "main.rs"),
             "rabbitmq" => (Path::new("idempotency-rabbitmq/tests"), "main.rs"),
+            "sqs" => (Path::new("idempotency-sqs/tests"), "main.rs"),
             _ => (Path::new("tests"), "main.rs"),
         };
         let root = folder.join(binary).join(root);

@@ -17,6 +17,7 @@ const CRATES: &[(&str, &str)] = &[
     ("idempotency", "idempotency"),
     ("idempotency_nats", "idempotency-nats"),
     ("idempotency_rabbitmq", "idempotency-rabbitmq"),
+    ("idempotency_sqs", "idempotency-sqs"),
     ("idempotent_macros", "idempotent-macros"),
     ("idempotent_runtime", "idempotent-runtime"),
 ];

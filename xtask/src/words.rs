@@ -16,6 +16,7 @@ const SOURCES: &[&str] = &[
     "src",
     "idempotency-nats/src",
     "idempotency-rabbitmq/src",
+    "idempotency-sqs/src",
     "idempotent-macros/src",
     "idempotent-runtime/src",
 ];

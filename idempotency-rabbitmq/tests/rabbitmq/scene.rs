@@ -320,6 +320,10 @@ impl Broker for Scene {
         Ok(())
     }
 
+    async fn notices_a_death(&self) -> anyhow::Result<()> {
+        self.are_back(1).await
+    }
+
     async fn are_back(&self, count: usize) -> anyhow::Result<()> {
         self.is_ready(&self.queue, u32::try_from(count)?).await
     }

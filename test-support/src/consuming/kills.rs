@@ -75,7 +75,7 @@ async fn kill_one<B: Broker>(at: At, retries: bool, end: End, number: usize) -> 
     };
     broker.are_in_hand(1).await?;
     worker.kill().await?;
-    broker.are_back(1).await?;
+    broker.notices_a_death().await?;
 
     // Behind it in the queue: when this one is handled, the other has begun at least, and a consumer
     // that stops finishes what it has begun.

@@ -112,7 +112,7 @@ async fn kill_one<B: Broker>(at: At, number: usize) -> anyhow::Result<()> {
     };
     broker.are_in_hand(1).await?;
     worker.kill().await?;
-    broker.are_back(1).await?;
+    broker.notices_a_death().await?;
     let (pool, inbox) = orders.open().await?;
     broker.publish("last", "last").await?;
     Box::pin(consume(&broker, &orders, &inbox, &pool, |_| orders.has_entries(&pool, 2))).await?;

@@ -2,14 +2,15 @@
 //!
 //! [`Server`] is what all kinds share: starting, signals, and a guaranteed end. A kind adds its
 //! options, its address and its check for readiness: [`RedisServer`], [`PostgresServer`],
-//! [`MariaDbServer`], [`PgBouncer`], [`RabbitMqServer`], [`NatsServer`]. [`ChromeDriver`] is not a
-//! server of records, but its end is guaranteed too.
+//! [`MariaDbServer`], [`PgBouncer`], [`RabbitMqServer`], [`NatsServer`], [`MiniStackServer`].
+//! [`ChromeDriver`] is not a server of records, but its end is guaranteed too.
 
 mod binary;
 mod chromedriver;
 mod family;
 mod lifecycle;
 mod mariadb;
+mod ministack;
 mod nats;
 mod pgbouncer;
 mod postgres;
@@ -31,6 +32,7 @@ pub fn node() -> anyhow::Result<std::path::PathBuf> {
 }
 pub use lifecycle::{Kind, Server};
 pub use mariadb::{MariaDb, MariaDbOptions, MariaDbServer};
+pub use ministack::{MiniStack, MiniStackOptions, MiniStackServer};
 pub use nats::{Nats, NatsOptions, NatsServer};
 pub use pgbouncer::{PgBouncer, PgBouncerOptions, Pooler};
 pub use postgres::{Postgres, PostgresOptions, PostgresServer};
