@@ -27,6 +27,8 @@ struct Event {
 struct Record {
     message_id: String,
     body: String,
+    #[serde(rename = "eventSourceARN")]
+    event_source_arn: String,
     attributes: Attributes,
 }
 
@@ -55,11 +57,15 @@ const DEADLINE: Duration = Duration::from_secs(25);
 async fn handle(inbox: &Inbox, event: Event) -> Response {
     let end = tokio::time::Instant::now() + DEADLINE;
     let (mut failures, mut failed_groups) = (Vec::new(), Vec::new());
-    for Record { message_id, body, attributes } in event.records {
-        // Behind a failure nothing of a FIFO group may run, or its order is lost.
-        let group = attributes.message_group_id;
+    for Record { message_id, body, event_source_arn, attributes } in event.records {
+        // Behind a failure nothing of a FIFO group may run, or its order is lost. The groups of other
+        // queues have none.
+        let is_fifo = event_source_arn.strip_suffix(".fifo").is_some();
+        let group = attributes.message_group_id.filter(|_| is_fifo);
         let is_behind = group.is_some() && failed_groups.contains(&group);
-        let is_done = !is_behind && {
+        // What begins when there is no time left would be in doubt.
+        let has_time = tokio::time::Instant::now() < end;
+        let is_done = !is_behind && has_time && {
             let delivery = Delivery::new(("message-id", &*message_id)).payload(body.as_bytes());
             let delivery =
                 delivery.deliveries(attributes.approximate_receive_count.parse().unwrap_or(1));

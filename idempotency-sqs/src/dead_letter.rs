@@ -29,6 +29,9 @@ pub(crate) struct Story {
     key_origin: String,
     /// The id that SQS gave to the message when it was sent first.
     pub(crate) message_id: String,
+    /// The id by which a FIFO queue knew its duplicates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) deduplication_id: Option<String>,
     reason: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     record: Option<String>,
@@ -85,6 +88,7 @@ impl Story {
             key,
             key_origin: origin.to_owned(),
             message_id: message.id().to_owned(),
+            deduplication_id: message.deduplication_id().map(str::to_owned),
             reason: reason.as_str().to_owned(),
             record: settled.record.map(|record| record.to_hex()),
             attempts: settled.attempt,
@@ -101,8 +105,11 @@ impl Story {
     ) -> Result<HashMap<String, MessageAttributeValue>, String> {
         attributes.remove(ATTRIBUTE);
         while attributes.len() >= MOST_ATTRIBUTES {
-            let others = attributes.keys().filter(|name| *name != KEY_HEADER);
-            let Some(name) = others.max().cloned() else { break };
+            let others = attributes.iter().filter(|(name, _)| *name != KEY_HEADER);
+            let Some((name, _)) = others.min_by_key(|(_, value)| size_in_text(value)) else {
+                break;
+            };
+            let name = name.clone();
             let Some(value) = attributes.remove(&name) else { break };
             self.displaced.push(Displaced {
                 name,
@@ -117,6 +124,12 @@ impl Story {
         attributes.insert(ATTRIBUTE.to_owned(), value);
         Ok(attributes)
     }
+}
+
+/// How long the value of an attribute is in JSON, about: a byte is a number there.
+fn size_in_text(value: &MessageAttributeValue) -> usize {
+    let bytes = value.binary_value().map_or(0, |bytes| bytes.as_ref().len().saturating_mul(4));
+    value.string_value().map_or(bytes, str::len)
 }
 
 /// Sends a copy of the message. `Ok`: SQS has it, in the queue for dead letters.

@@ -145,9 +145,10 @@ impl SqsMessage {
     }
 
     /// Returns the id by which a FIFO queue knows duplicates for five minutes. After that another
-    /// message may have the same.
+    /// message may have the same. A dead letter that was moved back has that of its original.
     pub fn deduplication_id(&self) -> Option<&str> {
-        self.system(&MessageSystemAttributeName::MessageDeduplicationId)
+        let first = self.story.as_ref().and_then(|story| story.deduplication_id.as_deref());
+        first.or_else(|| self.system(&MessageSystemAttributeName::MessageDeduplicationId))
     }
 
     /// Returns the topic from which SNS sent it, where the envelope says so.

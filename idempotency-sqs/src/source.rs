@@ -1,12 +1,13 @@
 //! A queue, as the source of a consumer.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join;
 use futures::stream::{self, StreamExt as _};
-use idempotency::inbox::{DeadReason, Disposition, Order, Settled, Source};
+use idempotency::inbox::{DeadReason, Disposition, Message as _, Order, Settled, Source};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
@@ -14,7 +15,7 @@ use crate::dead_letter;
 use crate::error::Error;
 use crate::message::SqsMessage;
 use crate::receives::Receives;
-use crate::requests::{ANSWER_WITHIN, BATCH, Failures, Queue};
+use crate::requests::{ANSWER_WITHIN, BATCH, Failures, Queue, seconds};
 
 /// The first pause of a dead letter that has not arrived, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -42,7 +43,7 @@ impl SqsQueue {
     /// Moves messages to the dead letters. Those that do not arrive are delivered again.
     async fn bury(&self, dead: Vec<(Settled<SqsMessage>, DeadReason)>) -> Failures {
         let end = Instant::now() + ANSWER_WITHIN;
-        let sent = dead.into_iter().map(|(settled, reason)| async move {
+        let copy = async |settled: Settled<SqsMessage>, reason: DeadReason| {
             let sent = match &self.dead_letters {
                 Some(place) => timeout_at(end, dead_letter::send(place, &settled, reason)).await,
                 None => {
@@ -53,12 +54,21 @@ impl SqsQueue {
             };
             let sent = sent.unwrap_or_else(|_| Err("no answer within 10 seconds".to_owned()));
             (settled.message, reason, sent)
-        });
+        };
+        let copy = &copy;
         // Those of a group keep their order.
-        let is_fifo = self.dead_letters.as_ref().is_some_and(Queue::is_fifo);
-        let mut sent = stream::iter(sent).buffered(if is_fifo { 1 } else { BATCH });
+        let groups = by_group(dead).into_iter().map(|group| async move {
+            let mut sent = Vec::new();
+            for (settled, reason) in group {
+                sent.push(copy(settled, reason).await);
+            }
+            sent
+        });
+        let sent: Vec<_> = stream::iter(groups).buffer_unordered(BATCH).concat().await;
         let (mut done, mut again) = (Vec::new(), Vec::new());
-        while let Some((message, reason, sent)) = sent.next().await {
+        for (message, reason, sent) in sent {
+            // Until now it is kept: one whose time ended would be delivered again, and handled.
+            message.settle();
             let Err(error) = sent else {
                 done.push(message);
                 continue;
@@ -92,7 +102,10 @@ impl Source for SqsQueue {
     async fn settle(&self, settled: Vec<Settled<SqsMessage>>) -> Result<(), Error> {
         let (mut done, mut again, mut dead) = (Vec::new(), Vec::new(), Vec::new());
         for settled in settled {
-            settled.message.settle();
+            let is_dead = matches!(settled.disposition, Disposition::DeadLetter(_));
+            if !is_dead {
+                settled.message.settle();
+            }
             match settled.disposition {
                 Disposition::Ack => done.push(settled.message),
                 Disposition::DeadLetter(reason) => dead.push((settled, reason)),
@@ -113,7 +126,10 @@ impl Source for SqsQueue {
 
     async fn keep(&self, held: Vec<Arc<SqsMessage>>) -> Result<(), Error> {
         let _turn = self.turn.lock().await;
-        let held = held.into_iter().filter(|message| !message.is_settled());
+        let can_be_kept = |message: &Arc<SqsMessage>| {
+            !message.is_settled() && seconds(self.receives.patience, message.held()) > 0
+        };
+        let held = held.into_iter().filter(can_be_kept);
         let held: Vec<_> = held.map(|message| (message, self.receives.patience)).collect();
         self.receives.queue.answer(&[], &held).await.into_result()
     }
@@ -130,6 +146,26 @@ impl Source for SqsQueue {
         });
         self.answer(&[], &at_once(waiting)).await.into_result()
     }
+}
+
+/// The messages of each lane, in their order.
+fn by_group(
+    dead: Vec<(Settled<SqsMessage>, DeadReason)>,
+) -> Vec<Vec<(Settled<SqsMessage>, DeadReason)>> {
+    let (mut groups, mut places) = (Vec::<Vec<_>>::new(), HashMap::new());
+    for one in dead {
+        match one.0.message.lane() {
+            Some(lane) => {
+                let place = *places.entry(lane).or_insert_with(|| {
+                    groups.push(Vec::new());
+                    groups.len() - 1
+                });
+                groups[place].push(one);
+            }
+            None => groups.push(vec![one]),
+        }
+    }
+    groups
 }
 
 fn at_once(messages: Vec<Arc<SqsMessage>>) -> Vec<(Arc<SqsMessage>, Duration)> {

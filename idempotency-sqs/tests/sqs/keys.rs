@@ -260,6 +260,31 @@ async fn a_dead_letter_of_a_consumer_with_its_own_key_has_the_default_key_too() 
 }
 
 #[tokio::test]
+async fn a_dead_letter_that_is_moved_back_has_its_first_deduplication_id() -> anyhow::Result<()> {
+    let scene = Scene::new(Kind::Fifo).await?;
+    let engine = engine();
+    scene.message("m-0").send().await?;
+    let source = async || {
+        let source = scene.options().dead_letters(scene.url_of(&scene.dead));
+        source.with_key(|message| message.deduplication_id().map(str::to_owned)).connect().await
+    };
+    // It has its effect, and is in doubt.
+    let effects = scene.effects.clone();
+    let handler = move |message: Arc<SqsMessage>| {
+        append(&effects, &message);
+        std::future::ready(Err("no answer"))
+    };
+    let hold = inbox(&engine).with_on_failure(|_: &&str| OnFailure::Hold);
+    consume(hold, source().await?, handler, scene.is_empty()).await??;
+    for _ in 0..2 {
+        scene.redrive(&scene.dead_letter().await?).await?;
+        consume(inbox(&engine), source().await?, scene.handler(), scene.is_empty()).await??;
+        assert_eq!((scene.effects.count("m-0")?, scene.left().await?), (1, (0, 1)));
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_queue_that_is_deleted_ends_the_consumer_and_one_that_is_created_again_has_new_messages()
 -> anyhow::Result<()> {
     let scene = Scene::new(Kind::Standard).await?;
