@@ -50,6 +50,8 @@ pub mod docs {
     pub mod nats {}
     #[doc = include_str!("../docs/kafka.md")]
     pub mod kafka {}
+    #[doc = include_str!("../docs/sqs.md")]
+    pub mod sqs {}
     #[doc = include_str!("../docs/operators.md")]
     pub mod operators {}
     #[doc = include_str!("../docs/redis.md")]

@@ -41,6 +41,7 @@ impl<'n> Place<'n> {
             "kafka" => (Path::new("idempotency-kafka/tests"), "main.rs"),
             "nats" => (Path::new("idempotency-nats/tests"), "main.rs"),
             "rabbitmq" => (Path::new("idempotency-rabbitmq/tests"), "main.rs"),
+            "sqs" => (Path::new("idempotency-sqs/tests"), "main.rs"),
             _ => (Path::new("tests"), "main.rs"),
         };
         let root = folder.join(binary).join(root);

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use idempotency::inbox::{DeadReason, KEY_HEADER, Settled};
+use idempotency::inbox::{DeadReason, Settled};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers as _, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio::time::timeout;
 
-use crate::message::{Key, OF_POSITION, ORIGIN, TopicMessage};
+use crate::message::{PLACE, REASON, TopicMessage};
 use crate::source::drop_aside;
 
 /// The time after which the client gives a dead letter up, in milliseconds.
@@ -39,10 +39,6 @@ const OF_CONSUMERS: [&str; 16] = [
     "session.timeout.ms",
 ];
 
-/// Where a message came from. A dead letter that dies again says where it came from first.
-const PLACE: [&str; 4] =
-    ["idempotency-topic", "idempotency-partition", "idempotency-offset", "idempotency-timestamp"];
-const REASON: &str = "idempotency-reason";
 const RECORD: &str = "idempotency-record";
 const ATTEMPTS: &str = "idempotency-attempts";
 const TIME: &str = "idempotency-time";
@@ -125,14 +121,12 @@ fn headers(settled: &Settled<TopicMessage>, reason: DeadReason) -> OwnedHeaders 
     if let Some(record) = settled.record {
         ours.push((RECORD, record.to_hex()));
     }
-    if message.header(PLACE[0]).is_none() {
+    // One that dies again says where it came from first. The default key can be made of that, also
+    // for consumers of other groups.
+    if !message.was_dead() {
         let time = message.timestamp().map(|time| time.to_string()).unwrap_or_default();
         let (partition, offset) = (message.partition().to_string(), message.offset().to_string());
         ours.extend(PLACE.into_iter().zip([message.topic().to_owned(), partition, offset, time]));
-    }
-    // Also where this consumer chooses another one: the consumers of other groups may not.
-    if let Key::Text(OF_POSITION, position) = message.default_key() {
-        ours.extend([(KEY_HEADER, position.into_owned()), (ORIGIN, OF_POSITION.to_owned())]);
     }
     // That of an earlier death says nothing of this one.
     let is_kept = |name: &str| name != RECORD && ours.iter().all(|(of_ours, _)| *of_ours != name);

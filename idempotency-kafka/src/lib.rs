@@ -63,7 +63,6 @@
 //!
 //! | header | value |
 //! |---|---|
-//! | `idempotency-key`, `idempotency-key-origin` | the position and `position`, where that is the key; also with [`with_key`](Kafka::with_key), for the consumers of other groups |
 //! | `idempotency-reason` | [`DeadReason::as_str`](idempotency::inbox::DeadReason::as_str) |
 //! | `idempotency-record` | the hash of the record, 64 hexadecimal digits, for [`record_by_hash`](idempotency::Idempotency::record_by_hash); none without a usable key |
 //! | `idempotency-attempts` | the number of the last attempt, 0 if none was made in the last try |

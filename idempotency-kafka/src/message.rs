@@ -10,15 +10,18 @@ use idempotency::inbox::{Delivery, KEY_HEADER, Message};
 use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders, OwnedMessage};
 use serde::de::DeserializeOwned;
 
-/// The header of a dead letter that says where its key comes from, if not from its header.
-pub(crate) const ORIGIN: &str = "idempotency-key-origin";
+/// The headers of a dead letter that say where its message came from first.
+pub(crate) const PLACE: [&str; 4] =
+    ["idempotency-topic", "idempotency-partition", "idempotency-offset", "idempotency-timestamp"];
+/// The header that all dead letters have.
+pub(crate) const REASON: &str = "idempotency-reason";
 /// The headers that identify a cloud event together.
 const EVENT: [&str; 2] = ["ce_source", "ce_id"];
 
 /// The tags that keep keys of different origin apart.
 const OF_HEADER: &str = "header";
 const OF_EVENT: &str = "event";
-pub(crate) const OF_POSITION: &str = "position";
+const OF_POSITION: &str = "position";
 
 /// The key of a message, as the user chooses it.
 pub(crate) type KeyOf = Arc<dyn for<'a> Fn(&'a TopicMessage) -> Delivery<'a> + Send + Sync>;
@@ -45,7 +48,7 @@ pub(crate) struct Place {
 
 /// The key of a message without one that the user chooses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Key<'m> {
+enum Key<'m> {
     Text(&'static str, Cow<'m, str>),
     /// A header that is no text.
     Bytes(&'m [u8]),
@@ -128,25 +131,31 @@ impl TopicMessage {
         headers.try_get(last)
     }
 
-    /// Where the message is, and since when: a topic that is deleted and created again begins with
-    /// the same offsets.
-    pub(crate) fn position(&self) -> String {
+    /// Where the message was published first, and when: a topic that is deleted and created again
+    /// begins with the same offsets. Of a dead letter that was moved back, its headers say it.
+    fn position(&self) -> String {
+        if self.was_dead()
+            && let [Some(topic), Some(partition), Some(offset), Some(time)] =
+                PLACE.map(|name| self.header(name))
+        {
+            return format!("{topic}:{partition}:{offset}:{time}");
+        }
         let time = self.timestamp().map(|time| time.to_string()).unwrap_or_default();
         format!("{}:{}:{}:{time}", self.topic(), self.partition(), self.offset())
     }
 
-    /// The key, as a dead letter has to repeat it: also that of a consumer that chooses another one,
-    /// since the consumers of other groups may not.
-    pub(crate) fn default_key(&self) -> Key<'_> {
+    /// Returns true if it is a dead letter that was moved back.
+    pub(crate) fn was_dead(&self) -> bool {
+        self.last(REASON).is_some()
+    }
+
+    /// The key that it has unless the user chooses one.
+    fn default_key(&self) -> Key<'_> {
         if let Some(header) = self.last(KEY_HEADER) {
             let value = header.value.unwrap_or_default();
-            let origin = match self.header(ORIGIN) {
-                Some(OF_POSITION) => OF_POSITION,
-                _ => OF_HEADER,
-            };
             return match str::from_utf8(value) {
                 Ok("") => Key::Missing,
-                Ok(text) => Key::Text(origin, text.into()),
+                Ok(text) => Key::Text(OF_HEADER, text.into()),
                 Err(_) => Key::Bytes(value),
             };
         }

@@ -127,13 +127,24 @@ fn check(config: &Config, consumer: &str) -> Result<(), Error> {
     if config.ack_policy != AckPolicy::Explicit {
         return Err(Error::AckPolicy { consumer });
     }
-    if config.durable_name.is_none() {
-        return Err(Error::NotDurable { consumer });
+    if let Some(change) = forgotten(config) {
+        return Err(Error::NotDurable { consumer, change });
     }
     if config.headers_only {
         return Err(Error::HeadersOnly { consumer });
     }
     Ok(())
+}
+
+/// The setting by which the server may forget the consumer.
+fn forgotten(config: &Config) -> Option<&'static str> {
+    if config.durable_name.is_none() {
+        return Some("set its `durable_name`");
+    }
+    if !config.inactive_threshold.is_zero() {
+        return Some("leave its `inactive_threshold` out");
+    }
+    config.memory_storage.then_some("set its `memory_storage` to false")
 }
 
 /// The shortest time after which the server delivers again. With a `backoff` it is one of those, and

@@ -6,16 +6,31 @@ use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 use async_nats::jetstream::Context;
 use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::message::PublishMessage;
-use idempotency::inbox::{DeadReason, KEY_HEADER, Message as _, Settled};
+use idempotency::inbox::{DeadReason, Message as _, Settled};
 use tokio::time::timeout;
 
-use crate::message::{MESSAGE_ID, ORIGIN, REASON, StreamMessage};
+use crate::message::{MESSAGE_ID, POSITION, REASON, StreamMessage};
 
 /// The time for the confirmation of a dead letter.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
 /// The headers that are orders to the server: to refuse a message, to roll others up, to drop it
 /// after a time. They were for the original.
 const ORDERS: &str = "Nats-";
+/// The headers of a dead letter that only the server's or the consumer's word makes: one that a
+/// producer has set is not copied, or it would count for the original once it is moved back.
+const OWN: [&str; 9] = [
+    MESSAGE_ID,
+    POSITION,
+    REASON,
+    RECORD,
+    ATTEMPTS,
+    "idempotency-stream",
+    "idempotency-subject",
+    "idempotency-sequence",
+    "idempotency-time",
+];
+const RECORD: &str = "idempotency-record";
+const ATTEMPTS: &str = "idempotency-attempts";
 
 /// The reason why a dead letter is not known to have arrived.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +78,8 @@ fn headers(settled: &Settled<StreamMessage>, reason: DeadReason) -> HeaderMap {
     let message = &*settled.message;
     let mut headers = HeaderMap::new();
     for (name, values) in message.headers().into_iter().flat_map(HeaderMap::iter) {
-        if !AsRef::<str>::as_ref(name).starts_with(ORDERS) {
+        let text: &str = name.as_ref();
+        if !text.starts_with(ORDERS) && !OWN.contains(&text) {
             for value in values {
                 headers.append(name.clone(), value.clone());
             }
@@ -75,20 +91,19 @@ fn headers(settled: &Settled<StreamMessage>, reason: DeadReason) -> HeaderMap {
             headers.insert(HeaderName::from_static(name), value);
         }
     };
-    if message.header(KEY_HEADER).is_none()
-        && let Some((origin, Some(key))) = message.key()
-    {
-        add(KEY_HEADER, &key);
-        add(ORIGIN, origin);
+    // What the default key is made of, in headers that only the default key reads: it is the same
+    // message to all consumers when it is moved back, whatever key this one has.
+    if let Some(position) = message.first_position() {
+        add(POSITION, &position);
     }
     if let Some(id) = message.message_id() {
         add(MESSAGE_ID, id);
     }
     add(REASON, reason.as_str());
     if let Some(record) = settled.record {
-        add("idempotency-record", &record.to_hex());
+        add(RECORD, &record.to_hex());
     }
-    add("idempotency-attempts", &settled.attempt.to_string());
+    add(ATTEMPTS, &settled.attempt.to_string());
     add("idempotency-stream", message.label());
     add("idempotency-subject", message.subject());
     if let Some(sequence) = message.sequence() {

@@ -33,11 +33,14 @@ pub enum Error {
         /// The name of the consumer.
         consumer: String,
     },
-    /// The server forgets the consumer, and with it what was acknowledged.
-    #[error("the consumer `{consumer}` is forgotten when it is not in use: set its `durable_name`")]
+    /// The server may forget the consumer, and with it what was acknowledged: all that is in the
+    /// stream is delivered again, also what the inbox does not recognise any more.
+    #[error("the server may forget the consumer `{consumer}`: {change}")]
     NotDurable {
         /// The name of the consumer.
         consumer: String,
+        /// The setting to change.
+        change: &'static str,
     },
     /// The server leaves the payloads out.
     #[error(
@@ -71,4 +74,16 @@ pub enum Error {
     /// `max_reconnects`.
     #[error("the connection to NATS has ended: connect again, and consume by the new connection")]
     ConnectionEnded(#[source] BatchError),
+    /// The client refuses to request messages, as for a consumer with a pinned client.
+    #[error("the client cannot request messages of the consumer `{consumer}`: {source}")]
+    NotRequested {
+        /// The name of the consumer.
+        consumer: String,
+        /// The answer of the client.
+        source: BatchError,
+    },
+    /// Answers are not known to have left this process. The client may send them later; if it does
+    /// not, the server delivers their messages again.
+    #[error("answers to NATS are not known to have left this process: {0}")]
+    NotSent(#[source] async_nats::Error),
 }

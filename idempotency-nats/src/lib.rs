@@ -66,8 +66,8 @@
 //!
 //! | header | value |
 //! |---|---|
-//! | `idempotency-key`, `idempotency-key-origin` | the key where the message has no such header, and where it is from: `message-id` or `position`. None with [`with_key`](JetStream::with_key) |
 //! | `idempotency-message-id` | its `Nats-Msg-Id`, if it has one: [`StreamMessage::message_id`] |
+//! | `idempotency-position` | its position |
 //! | `idempotency-reason` | [`DeadReason::as_str`](idempotency::inbox::DeadReason::as_str) |
 //! | `idempotency-record` | the hash of the record, 64 hexadecimal digits, for [`record_by_hash`](idempotency::Idempotency::record_by_hash); none without a usable key |
 //! | `idempotency-attempts` | the number of the last attempt, 0 if none was made in the last try |

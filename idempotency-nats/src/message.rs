@@ -11,17 +11,12 @@ use async_nats::jetstream;
 use idempotency::inbox::{Delivery, KEY_HEADER, Message};
 use serde::de::DeserializeOwned;
 
-/// The header of a dead letter that says where its key comes from, if not from its header.
-pub(crate) const ORIGIN: &str = "idempotency-key-origin";
+/// The header of a dead letter with the position of its message: it has one of its own.
+pub(crate) const POSITION: &str = "idempotency-position";
 /// The header of a dead letter with the `Nats-Msg-Id` of its message: it has one of its own.
 pub(crate) const MESSAGE_ID: &str = "idempotency-message-id";
 /// The header that all dead letters have.
 pub(crate) const REASON: &str = "idempotency-reason";
-
-/// The tags that keep keys of different origin apart.
-const OF_HEADER: &str = "header";
-const OF_MESSAGE_ID: &str = "message-id";
-const OF_POSITION: &str = "position";
 
 /// The key of a message, as the user chooses it.
 pub(crate) type KeyOf = Arc<dyn for<'a> Fn(&'a StreamMessage) -> Delivery<'a> + Send + Sync>;
@@ -101,8 +96,7 @@ impl StreamMessage {
     /// Returns the `Nats-Msg-Id` with which the message was published first: that of a dead letter
     /// that was moved back is its own, and no more than a detail of its way.
     pub fn message_id(&self) -> Option<&str> {
-        let was_dead = self.header(REASON).is_some();
-        let name = if was_dead { MESSAGE_ID } else { NATS_MESSAGE_ID.as_ref() };
+        let name = if self.was_dead() { MESSAGE_ID } else { NATS_MESSAGE_ID.as_ref() };
         self.header(name).filter(|id| !id.is_empty())
     }
 
@@ -128,34 +122,35 @@ impl StreamMessage {
         Some(format!("{}:{sequence}:{published}", self.stream))
     }
 
-    /// The key and its origin, as a dead letter has to repeat them. `None`: the user chooses.
-    pub(crate) fn key(&self) -> Option<(&'static str, Option<Cow<'_, str>>)> {
-        if self.key.is_some() {
-            return None;
+    /// The position at which it was published first: that of a dead letter that was moved back is
+    /// another one.
+    pub(crate) fn first_position(&self) -> Option<Cow<'_, str>> {
+        match self.header(POSITION) {
+            Some(position) if self.was_dead() => Some(position.into()),
+            _ => self.position().map(Cow::from),
         }
-        if let Some(text) = self.header(KEY_HEADER) {
-            let origin = match self.header(ORIGIN) {
-                Some(OF_MESSAGE_ID) => OF_MESSAGE_ID,
-                Some(OF_POSITION) => OF_POSITION,
-                _ => OF_HEADER,
-            };
-            return Some((origin, Some(text.into()).filter(|_| !text.is_empty())));
+    }
+
+    fn was_dead(&self) -> bool {
+        self.header(REASON).is_some()
+    }
+
+    fn identified(&self) -> Delivery<'_> {
+        if let Some(key) = &self.key {
+            key(self)
+        } else if let Some(text) = self.header(KEY_HEADER) {
+            Delivery::new(("header", Some(text).filter(|text| !text.is_empty())))
+        } else if let Some(id) = self.message_id() {
+            Delivery::new(("message-id", id))
+        } else {
+            Delivery::new(("position", self.first_position().as_deref()))
         }
-        Some(match self.message_id() {
-            Some(id) => (OF_MESSAGE_ID, Some(id.into())),
-            None => (OF_POSITION, self.position().map(Cow::from)),
-        })
     }
 }
 
 impl Message for StreamMessage {
     fn delivery(&self) -> Delivery<'_> {
-        let identified = match (&self.key, self.key()) {
-            (Some(key), _) => key(self),
-            (None, Some((origin, text))) => Delivery::new((origin, text.as_deref())),
-            (None, None) => Delivery::new(None::<&str>),
-        };
-        let delivery = identified.payload(self.payload());
+        let delivery = self.identified().payload(self.payload());
         match self.deliveries() {
             Some(count) => delivery.deliveries(count),
             None => delivery,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::consumer::pull::Batch;
+use async_nats::jetstream::consumer::pull::{Batch, BatchErrorKind};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
 use async_nats::jetstream::{AckKind, Message};
 use futures::future::{FutureExt as _, join_all};
@@ -15,12 +15,15 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use crate::error::Error;
 
 /// How long a request waits for messages. Short: one that is lost with its connection is noticed
-/// by its end, and a consumer that stops is bothered by no message after it.
+/// by its end, and a consumer that stops waits for it.
 const EXPIRES: Duration = Duration::from_secs(1);
 /// The time after its end at which a request counts as lost.
 const OVERDUE: Duration = Duration::from_secs(1);
 /// The pause after the server has refused a request.
 const PAUSE: Duration = Duration::from_secs(1);
+/// So many requests without an answer, one after the other, are worth a warning, and so is each time
+/// that many.
+const UNANSWERED: u32 = 3;
 
 /// The requests of a consumer, one at a time, and what has come that is not taken yet.
 pub(crate) struct Pulls {
@@ -38,6 +41,8 @@ struct Open {
     pull: Option<Pull>,
     waiting: VecDeque<Message>,
     kept: Option<Instant>,
+    /// How many requests had no answer, not even at their end, since the last one that had.
+    unanswered: u32,
 }
 
 struct Pull {
@@ -80,24 +85,35 @@ impl Pulls {
         }
     }
 
-    /// Requests no more, and returns what has come, and what else may.
-    pub(crate) async fn stop(&self) -> (Vec<Message>, impl Future<Output = ()> + use<>) {
+    /// Requests no more, and returns what has come, once the last request has its end.
+    ///
+    /// The server does not know a way to take a request back. What is returned to it while one is
+    /// open comes at once by that request again, and counts as delivered: a few returns would use up
+    /// `max_deliver`, or the attempts of a message that was never tried.
+    pub(crate) async fn stop(&self) -> Vec<Message> {
         let mut open = self.open.lock().await;
         open.gather();
-        let (waiting, pull) = (std::mem::take(&mut open.waiting), open.pull.take());
-        // The server does not know a way to take a request back, and sends until its end.
-        let rest = async {
-            let Some(mut pull) = pull else { return };
-            while let Ok(Some(Ok(message))) = timeout_at(pull.overdue, pull.batch.next()).await {
-                let _ = message.ack_with(AckKind::Nak(None)).await;
+        while let Some(Pull { overdue, .. }) = open.pull {
+            if timeout_at(overdue, self.rest(&mut open)).await.is_err() {
+                open.pull = None;
             }
-        };
-        (waiting.into(), rest)
+        }
+        std::mem::take(&mut open.waiting).into()
     }
 
     async fn request(&self, room: usize) -> Result<Pull, Error> {
         let batch = self.consumer.batch().max_messages(room.min(self.most)).expires(self.expires);
-        let batch = batch.messages().await.map_err(Error::ConnectionEnded)?;
+        let batch = batch.messages().await.map_err(|source| {
+            let has_ended = matches!(
+                source.kind(),
+                BatchErrorKind::Subscribe | BatchErrorKind::Pull | BatchErrorKind::Flush
+            );
+            if has_ended {
+                return Error::ConnectionEnded(source);
+            }
+            let consumer = self.consumer.cached_info().name.clone();
+            Error::NotRequested { consumer, source }
+        })?;
         Ok(Pull { batch, overdue: Instant::now() + self.expires + OVERDUE })
     }
 
@@ -105,13 +121,29 @@ impl Pulls {
     async fn next(&self, open: &mut Open) -> Result<(), Error> {
         let Some(pull) = &mut open.pull else { return Ok(()) };
         match timeout_at(pull.overdue, pull.batch.next()).await {
-            Ok(Some(Ok(message))) => open.waiting.push_back(message),
+            Ok(Some(Ok(message))) => {
+                open.unanswered = 0;
+                open.waiting.push_back(message);
+            }
             Ok(Some(Err(error))) => {
-                open.pull = None;
+                (open.pull, open.unanswered) = (None, 0);
                 self.look(error).await?;
             }
-            // It has ended, or it was lost with its connection.
-            Ok(None) | Err(_) => open.pull = None,
+            Ok(None) => (open.pull, open.unanswered) = (None, 0),
+            // It was lost with its connection, or the client may not ask.
+            Err(_) => {
+                open.pull = None;
+                open.unanswered = open.unanswered.saturating_add(1);
+                if open.unanswered.is_multiple_of(UNANSWERED) {
+                    let consumer = &self.consumer.cached_info().name;
+                    tracing::warn!(
+                        %consumer,
+                        unanswered = open.unanswered,
+                        "NATS does not answer requests for messages: the connection is lost, or this \
+                         client may not request them"
+                    );
+                }
+            }
         }
         Ok(())
     }

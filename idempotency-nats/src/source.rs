@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, AckKind};
-use futures::future::{BoxFuture, join, join_all};
+use futures::future::{BoxFuture, join_all};
 use idempotency::inbox::{DeadReason, Disposition, Order, Settled, Source};
 use tokio::time::timeout;
 
@@ -14,11 +14,13 @@ use crate::error::Error;
 use crate::message::{KeyOf, StreamMessage};
 use crate::pulls::Pulls;
 
-/// The time for answers to leave this process. They are in the client's hands before.
+/// The time for an answer to get into the client's hands, and for all to leave this process.
 const SENT_WITHIN: Duration = Duration::from_secs(10);
 /// The first pause of a dead letter that has not arrived, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+type Sent = Result<(), async_nats::Error>;
 
 /// A pull consumer of JetStream, as the source of a [`Consumer`](idempotency::inbox::Consumer). See
 /// [`JetStream`](crate::JetStream).
@@ -32,7 +34,7 @@ pub struct PullSource {
 
 impl PullSource {
     /// Moves a message to the dead letters, or has it delivered again if that fails.
-    async fn bury(&self, settled: Settled<StreamMessage>, reason: DeadReason) {
+    async fn bury(&self, settled: Settled<StreamMessage>, reason: DeadReason) -> Sent {
         let Err(error) = self.dead_letters.publish(&settled, reason).await else {
             return answer(settled.message.message(), AckKind::Ack).await;
         };
@@ -45,7 +47,7 @@ impl PullSource {
             ?pause,
             "a dead letter has not arrived: the message is kept, and delivered again after a pause"
         );
-        answer(settled.message.message(), again_after(pause)).await;
+        answer(settled.message.message(), again_after(pause)).await
     }
 }
 
@@ -64,27 +66,17 @@ impl Source for PullSource {
 
     async fn settle(&self, settled: Vec<Settled<StreamMessage>>) -> Result<(), Error> {
         let client = settled.first().map(|settled| settled.message.message().context.client());
-        let (mut answers, mut dead) = (Vec::<BoxFuture<'_, ()>>::new(), Vec::new());
-        for settled in settled {
+        let answers = settled.into_iter().map(|settled| -> BoxFuture<'_, Sent> {
             let kind = match settled.disposition {
                 Disposition::Ack => AckKind::Ack,
-                Disposition::DeadLetter(reason) => {
-                    dead.push(self.bury(settled, reason));
-                    continue;
-                }
+                Disposition::DeadLetter(reason) => return Box::pin(self.bury(settled, reason)),
                 Disposition::Retry(pause) | Disposition::Postpone(pause) => again_after(pause),
                 // Not known here: it is the server's again.
                 _ => again_after(LONGEST_PAUSE),
             };
-            answers.push(Box::pin(async move { answer(settled.message.message(), kind).await }));
-        }
-        // A client without a connection sends them later.
-        let sent = async {
-            let _ = timeout(SENT_WITHIN, join_all(answers)).await;
-        };
-        join(sent, join_all(dead)).await;
-        flush(client).await;
-        Ok(())
+            Box::pin(async move { answer(settled.message.message(), kind).await })
+        });
+        all_sent(join_all(answers).await, client).await
     }
 
     fn patience(&self) -> Option<Duration> {
@@ -93,18 +85,14 @@ impl Source for PullSource {
 
     async fn keep(&self, held: Vec<Arc<StreamMessage>>) -> Result<(), Error> {
         let kept = held.iter().map(|message| answer(message.message(), AckKind::Progress));
-        let _ = timeout(SENT_WITHIN, join_all(kept)).await;
-        Ok(())
+        all_sent(join_all(kept).await, None).await
     }
 
     async fn stop(&self) -> Result<(), Error> {
-        let (waiting, rest) = self.pulls.stop().await;
+        let waiting = self.pulls.stop().await;
         let client = waiting.first().map(|message| message.context.client());
-        let returned = join_all(waiting.iter().map(|message| answer(message, AckKind::Nak(None))));
-        let _ = timeout(SENT_WITHIN, returned).await;
-        flush(client).await;
-        tokio::spawn(rest);
-        Ok(())
+        let returned = waiting.iter().map(|message| answer(message, AckKind::Nak(None)));
+        all_sent(join_all(returned).await, client).await
     }
 }
 
@@ -118,19 +106,21 @@ fn again_after(pause: Duration) -> AckKind {
     AckKind::Nak(Some(pause).filter(|pause| !pause.is_zero()))
 }
 
-/// Answers the server. Without a connection the client does it later, and one that has ended answers
-/// none: the server delivers the message again.
-async fn answer(message: &jetstream::Message, kind: AckKind) {
-    if let Err(error) = message.ack_with(kind).await {
-        tracing::debug!(%error, "an answer comes after the end of its connection");
-    }
+/// Hands an answer to the client, which sends it when it has a connection.
+async fn answer(message: &jetstream::Message, kind: AckKind) -> Sent {
+    timeout(SENT_WITHIN, message.ack_with(kind)).await?
 }
 
 /// Waits until the answers have left this process, which may be about to end.
-async fn flush(client: Option<async_nats::Client>) {
-    if let Some(client) = client {
-        let _ = timeout(SENT_WITHIN, client.flush()).await;
-    }
+async fn all_sent(answers: Vec<Sent>, client: Option<async_nats::Client>) -> Result<(), Error> {
+    let flushed = match client {
+        Some(client) => match timeout(SENT_WITHIN, client.flush()).await {
+            Ok(flushed) => flushed.map_err(async_nats::Error::from),
+            Err(elapsed) => Err(elapsed.into()),
+        },
+        None => Ok(()),
+    };
+    answers.into_iter().chain([flushed]).collect::<Sent>().map_err(Error::NotSent)
 }
 
 impl fmt::Debug for PullSource {

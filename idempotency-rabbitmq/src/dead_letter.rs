@@ -17,8 +17,10 @@ use crate::message::{ACQUIRED_COUNT, DELIVERY_COUNT, QueueMessage};
 const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
 /// A message that is written to disk.
 const PERSISTENT: u8 = 2;
-/// Headers of a delivery by which a copy would go elsewhere, or be counted wrongly.
-const DROPPED: [&str; 4] = ["CC", "BCC", DELIVERY_COUNT, ACQUIRED_COUNT];
+const RECORD: &str = "idempotency-record";
+/// Headers of a delivery by which a copy would go elsewhere, be counted wrongly, or name the record
+/// of another one.
+const DROPPED: [&str; 5] = ["CC", "BCC", DELIVERY_COUNT, ACQUIRED_COUNT, RECORD];
 
 /// The reason why a dead letter is not known to have arrived.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +116,7 @@ fn properties(settled: &Settled<QueueMessage>, reason: DeadReason) -> BasicPrope
     let text = |text: &str| AMQPValue::LongString(text.into());
     add("idempotency-reason", text(reason.as_str()));
     if let Some(record) = settled.record {
-        add("idempotency-record", text(&record.to_hex()));
+        add(RECORD, text(&record.to_hex()));
     }
     add("idempotency-attempts", AMQPValue::LongLongInt(settled.attempt.into()));
     // Of a message that was a dead letter before, they say where it came from first: a key may be

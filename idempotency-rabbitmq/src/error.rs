@@ -41,7 +41,27 @@ pub enum Error {
         "the connection to RabbitMQ has ended: connect again, and consume by the new connection"
     )]
     ConnectionEnded(#[source] lapin::Error),
+    /// The client cannot read what the broker has sent, and has closed the connection: a message near
+    /// the head of the queue has a property, a header's name or a routing key that is not UTF-8. It
+    /// ends each consumer that gets it.
+    #[error(
+        "the client cannot read a message of the queue `{queue}` ({source}): take it off the queue \
+         by another client, then connect again"
+    )]
+    Unreadable {
+        /// The name.
+        queue: String,
+        /// The error of the client.
+        source: lapin::Error,
+    },
     /// The broker refuses, for another reason.
     #[error("RabbitMQ refuses: {0}")]
     Refused(#[source] lapin::Error),
+    /// Answers are not known to have left this process: the broker reads nothing. The client sends
+    /// them later; if it does not, the broker delivers their messages again.
+    #[error("answers to RabbitMQ about the queue `{queue}` have not left this process in time")]
+    NotSent {
+        /// The name.
+        queue: String,
+    },
 }

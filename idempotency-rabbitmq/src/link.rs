@@ -12,6 +12,7 @@ use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionState, Consumer, ErrorKind};
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::Error;
@@ -32,6 +33,7 @@ pub(crate) struct Link {
     open: Mutex<Open>,
 }
 
+#[derive(Clone)]
 pub(crate) struct LinkOptions {
     pub(crate) queue: ShortString,
     pub(crate) prefetch: u16,
@@ -47,6 +49,10 @@ struct Open {
     broken: Option<Break>,
     /// The channel recovers since then, or its connection does.
     down: Option<Instant>,
+    /// The request for another one. It runs on where the receive that has begun it is dropped: a
+    /// consumer that the broker knows and this process does not would get messages that are read by
+    /// none.
+    opening: Option<JoinHandle<Result<Open, Error>>>,
 }
 
 /// The reason why deliveries have ended.
@@ -159,12 +165,10 @@ impl Link {
             let status = self.connection.status();
             let is_recovering = status.reconnecting() || status.connecting();
             if !status.connected() && (!is_recovering || Instant::now() >= end) {
-                return Err(Error::ConnectionEnded(cause));
+                return Err(self.ended(cause));
             }
             if status.connected() {
-                let opened = timeout(self.options.recovery, self.open_again(&open.channel)).await;
-                let no_answer = Error::NoAnswer { queue: self.options.queue.to_string() };
-                match opened.unwrap_or(Err(no_answer)) {
+                match self.opened(open).await {
                     Ok(again) => {
                         *open = again;
                         return Ok(());
@@ -178,15 +182,24 @@ impl Link {
         }
     }
 
-    async fn open_again(&self, before: &Channel) -> Result<Open, Error> {
-        // Where only the consumer was cancelled, what is in hand still belongs to its channel.
-        let channel = if before.status().connected() {
-            before.clone()
-        } else {
-            create(&self.connection).await?
-        };
-        let opened = consume(channel, &self.options.queue, self.options.prefetch).await;
-        opened.map_err(|error| missing(error, &self.options.queue))
+    fn ended(&self, cause: lapin::Error) -> Error {
+        if matches!(cause.kind(), ErrorKind::ParsingError(_)) {
+            return Error::Unreadable { queue: self.options.queue.to_string(), source: cause };
+        }
+        Error::ConnectionEnded(cause)
+    }
+
+    /// Waits for another channel or consumer, which is asked for once.
+    async fn opened(&self, open: &mut Open) -> Result<Open, Error> {
+        let opening = open.opening.get_or_insert_with(|| {
+            let (connection, options) = (self.connection.clone(), self.options.clone());
+            tokio::spawn(open_again(connection, open.channel.clone(), options))
+        });
+        let opened = timeout(self.options.recovery, opening).await;
+        let no_answer = || Error::NoAnswer { queue: self.options.queue.to_string() };
+        let Ok(ended) = opened else { return Err(no_answer()) };
+        open.opening = None;
+        ended.unwrap_or_else(|_| Err(no_answer()))
     }
 
     /// Ends the deliveries, and returns those that were not taken.
@@ -194,6 +207,11 @@ impl Link {
         let mut open = self.open.lock().await;
         let mut left = Vec::new();
         let ended = timeout(CANCEL_WITHIN, async {
+            if let Some(opening) = open.opening.take()
+                && let Ok(Ok(again)) = opening.await
+            {
+                *open = again;
+            }
             let tag = open.deliveries.tag();
             let cancelled = open.channel.basic_cancel(tag, BasicCancelOptions::default()).await;
             if let Err(error) = cancelled {
@@ -229,7 +247,19 @@ async fn consume(channel: Channel, queue: &ShortString, prefetch: u16) -> Result
         .basic_consume(queue.clone(), ShortString::default(), options, FieldTable::default())
         .await
         .map_err(Error::Refused)?;
-    Ok(Open { channel, deliveries, since: Instant::now(), broken: None, down: None })
+    let since = Instant::now();
+    Ok(Open { channel, deliveries, since, broken: None, down: None, opening: None })
+}
+
+async fn open_again(
+    connection: Arc<Connection>,
+    before: Channel,
+    options: LinkOptions,
+) -> Result<Open, Error> {
+    // Where only the consumer was cancelled, what is in hand still belongs to its channel.
+    let channel = if before.status().connected() { before } else { create(&connection).await? };
+    let opened = consume(channel, &options.queue, options.prefetch).await;
+    opened.map_err(|error| missing(error, &options.queue))
 }
 
 /// Fails if the broker does not have this queue. On a channel of its own, which such an answer ends.

@@ -151,10 +151,11 @@ fn integer(value: &AMQPValue) -> Option<i64> {
 impl Message for QueueMessage {
     fn delivery(&self) -> Delivery<'_> {
         let delivery = self.identified().payload(self.payload());
+        // A classic queue says that it delivers again, and not how often: a count beside that may have
+        // come with the message.
+        let delivery = if self.is_redelivered() { delivery.redelivered() } else { delivery };
         match self.deliveries() {
             Some(count) => delivery.deliveries(count),
-            // A classic queue says that it delivers again, and not how often.
-            None if self.is_redelivered() => delivery.redelivered(),
             None => delivery,
         }
     }

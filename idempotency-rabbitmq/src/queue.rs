@@ -17,10 +17,12 @@ use crate::held::{Held, LONGEST};
 use crate::link::Link;
 use crate::message::{KeyOf, QueueMessage};
 
-/// The time for answers to leave this process. They are in the client's hands before.
+/// The time for an answer to leave this process. It is in the client's hands before.
 const SENT_WITHIN: Duration = Duration::from_secs(10);
 /// The first pause of a dead letter that has not arrived.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+type Sent = Result<(), tokio::time::error::Elapsed>;
 
 /// A queue of RabbitMQ, as the source of a [`Consumer`](idempotency::inbox::Consumer). See
 /// [`RabbitMq`](crate::RabbitMq).
@@ -30,7 +32,7 @@ pub struct Queue {
     key: Option<KeyOf>,
     held: Held,
     dead_letters: DeadLetters,
-    /// How many dead letters have not arrived.
+    /// How many dead letters have not arrived since the last one that has.
     undelivered: AtomicU32,
 }
 
@@ -52,20 +54,24 @@ impl Queue {
     }
 
     /// Holds the message, or returns it at once.
-    async fn hold(&self, message: Arc<QueueMessage>, pause: Duration) {
-        if let Err(message) = self.held.hold(message, pause) {
-            nack(&message).await;
+    async fn hold(&self, message: Arc<QueueMessage>, pause: Duration) -> Sent {
+        match self.held.hold(message, pause) {
+            Ok(()) => Ok(()),
+            Err(message) => nack(&message).await,
         }
     }
 
     /// Moves a message to the dead letters, or holds it if that fails.
-    async fn bury(&self, settled: Settled<QueueMessage>, reason: DeadReason) {
+    async fn bury(&self, settled: Settled<QueueMessage>, reason: DeadReason) -> Sent {
         if !settled.message.delivered().usable() {
             // Its channel has ended, and the broker delivers it again: then it is moved.
-            return;
+            return Ok(());
         }
         let published = self.dead_letters.publish(self.link.connection(), &settled, reason).await;
-        let Err(error) = published else { return ack(&settled.message).await };
+        let Err(error) = published else {
+            self.undelivered.store(0, Ordering::Relaxed);
+            return ack(&settled.message).await;
+        };
         let failures = self.undelivered.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         // A quorum queue counts for each message, a classic one does not.
         let pause = growing(settled.message.deliveries().unwrap_or(failures));
@@ -76,7 +82,12 @@ impl Queue {
             ?pause,
             "a dead letter has not arrived: the message is kept, and returned after a pause"
         );
-        self.hold(settled.message, pause).await;
+        self.hold(settled.message, pause).await
+    }
+
+    fn all_sent(&self, answers: impl IntoIterator<Item = Sent>) -> Result<(), Error> {
+        let all = answers.into_iter().collect::<Sent>();
+        all.map_err(|_| Error::NotSent { queue: self.name.to_string() })
     }
 }
 
@@ -97,7 +108,11 @@ impl Source for Queue {
         let taken = loop {
             tokio::select! {
                 biased;
-                message = self.held.next() => nack(&message).await,
+                message = self.held.next() => {
+                    self.all_sent([nack(&message).await]).unwrap_or_else(|error| {
+                        tracing::warn!(%error, "a message is returned late");
+                    });
+                }
                 taken = &mut taken => break taken?,
             }
         };
@@ -107,24 +122,18 @@ impl Source for Queue {
     }
 
     async fn settle(&self, settled: Vec<Settled<QueueMessage>>) -> Result<(), Error> {
-        let (mut answers, mut dead) = (Vec::<BoxFuture<'_, ()>>::new(), Vec::new());
-        for settled in settled {
+        let answers = settled.into_iter().map(|settled| -> BoxFuture<'_, Sent> {
             match settled.disposition {
-                Disposition::Ack => {
-                    answers.push(Box::pin(async move { ack(&settled.message).await }));
-                }
-                Disposition::DeadLetter(reason) => dead.push(self.bury(settled, reason)),
+                Disposition::Ack => Box::pin(async move { ack(&settled.message).await }),
+                Disposition::DeadLetter(reason) => Box::pin(self.bury(settled, reason)),
                 Disposition::Retry(pause) | Disposition::Postpone(pause) => {
-                    answers.push(Box::pin(self.hold(settled.message, pause)));
+                    Box::pin(self.hold(settled.message, pause))
                 }
                 // Not known here: it is the broker's again.
-                _ => answers.push(Box::pin(self.hold(settled.message, LONGEST))),
+                _ => Box::pin(self.hold(settled.message, LONGEST)),
             }
-        }
-        // A broker that reads nothing gets them later: they wait in the client.
-        let sent = timeout(SENT_WITHIN, join_all(answers));
-        let _ = futures::future::join(sent, join_all(dead)).await;
-        Ok(())
+        });
+        self.all_sent(join_all(answers).await)
     }
 
     fn patience(&self) -> Option<Duration> {
@@ -137,13 +146,11 @@ impl Source for Queue {
 
     async fn stop(&self) -> Result<(), Error> {
         let held: Vec<_> = self.held.close().collect();
-        let returned = join_all(held.iter().map(|message| nack(message)));
-        let _ = timeout(SENT_WITHIN, returned).await;
+        // Before anything is returned: the broker would deliver it to this consumer again.
         let left = self.link.cancel().await;
-        let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        let returned = join_all(left.iter().map(|delivery| delivery.nack(requeue)));
-        let _ = timeout(SENT_WITHIN, returned).await;
-        Ok(())
+        let held = held.iter().map(|message| message.delivered());
+        let returned = join_all(held.chain(&left).map(returned_at_once)).await;
+        self.all_sent(returned)
     }
 }
 
@@ -152,23 +159,29 @@ fn growing(count: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << count.saturating_sub(1).min(9)).min(LONGEST)
 }
 
-async fn ack(message: &QueueMessage) {
-    let acked = message.delivered().ack(BasicAckOptions::default()).await;
-    note(acked, "an acknowledgement");
+async fn ack(message: &QueueMessage) -> Sent {
+    let acked = message.delivered().ack(BasicAckOptions::default());
+    sent(acked, "an acknowledgement").await
 }
 
-async fn nack(message: &QueueMessage) {
+async fn nack(message: &QueueMessage) -> Sent {
+    returned_at_once(message.delivered()).await
+}
+
+async fn returned_at_once(delivery: &lapin::message::Delivery) -> Sent {
     let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-    note(message.delivered().nack(requeue).await, "a return");
+    sent(delivery.nack(requeue), "a return").await
 }
 
-/// An answer on a channel that has ended is for no broker: it delivers the message again.
-fn note(answered: lapin::Result<bool>, what: &str) {
-    match answered {
+/// Waits until an answer has left this process. One on a channel that has ended is for no broker: it
+/// delivers the message again.
+async fn sent(answer: impl Future<Output = lapin::Result<bool>>, what: &str) -> Sent {
+    match timeout(SENT_WITHIN, answer).await? {
         Ok(true) => {}
         Ok(false) => tracing::debug!("{what} comes after the end of its channel"),
         Err(error) => tracing::debug!(%error, "{what} comes with the end of its channel"),
     }
+    Ok(())
 }
 
 impl fmt::Debug for Queue {

@@ -78,6 +78,13 @@ pub(crate) const AREAS: &[Area] = &[
             tests: &[UNIT, "engine", "edge", "redis", "conformance_sqlite"],
         }],
     },
+    Area {
+        name: "inbox",
+        rooms: &[Room {
+            sources: &["inbox"],
+            tests: &[UNIT, "inbox", "transactions", "simulation"],
+        }],
+    },
     Area { name: "http", rooms: &[Room { sources: &["http"], tests: &[UNIT, "http"] }] },
     Area {
         name: "stores",

@@ -86,7 +86,7 @@ mod tests {
         let options = parse("").unwrap();
         assert_eq!(
             options.areas.iter().map(|area| area.name).collect::<Vec<_>>(),
-            ["engine", "contract", "steps", "http", "stores"]
+            ["engine", "contract", "steps", "inbox", "http", "stores"]
         );
         assert_eq!(
             (options.sample, options.round, options.deletes, options.changes),

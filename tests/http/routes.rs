@@ -25,18 +25,18 @@ fn ways() -> Vec<RequestFingerprint> {
     ]
 }
 
-fn layer(world: &World, fingerprint: &RequestFingerprint) -> IdempotencyLayer {
+fn layer(world: &World, fingerprint: &RequestFingerprint, on_crash: OnCrash) -> IdempotencyLayer {
     IdempotencyLayer::new(world.engine.clone(), Scope::global())
         .with_fingerprint(fingerprint.clone())
         .with_methods([Method::POST, Method::PUT])
-        .with_on_crash(OnCrash::Retry)
+        .with_on_crash(on_crash)
         .with_on_status(|status, _| match status.as_u16() {
             504 => OnStatus::Hold,
             _ => OnStatus::standard(status),
         })
 }
 
-/// `/pay` counts by `one`, `/refund` and a PUT of `/pay` by `other`.
+/// `/pay` counts by `one` and may run again, `/refund` and a PUT of `/pay` count by `other` and hold.
 async fn server(
     world: &World,
     one: &RequestFingerprint,
@@ -45,9 +45,13 @@ async fn server(
     let router = Router::new()
         .route(
             "/pay",
-            post(pay).layer(layer(world, one)).merge(put(pay).layer(layer(world, other))),
+            post(pay).layer(layer(world, one, OnCrash::Retry)).merge(put(pay).layer(layer(
+                world,
+                other,
+                OnCrash::Hold,
+            ))),
         )
-        .route("/refund", any(pay).layer(layer(world, other)))
+        .route("/refund", any(pay).layer(layer(world, other, OnCrash::Hold)))
         .with_state(world.shop.clone());
     let server = Server::start(router).await?;
     let client = server.client();
@@ -128,8 +132,13 @@ async fn rule_30_another_route_takes_over_no_request_that_may_run_again() -> any
 async fn rule_30_routes_that_are_nested_are_told_apart_by_the_path_that_the_client_sent()
 -> anyhow::Result<()> {
     let world = World::new().await?;
-    let inner =
-        || Router::new().route("/new", any(pay)).layer(layer(&world, &RequestFingerprint::body()));
+    let inner = || {
+        Router::new().route("/new", any(pay)).layer(layer(
+            &world,
+            &RequestFingerprint::body(),
+            OnCrash::Retry,
+        ))
+    };
     let deeper = Router::new().nest("/deeper", inner());
     let router = Router::new().nest("/payments", inner()).nest("/refunds", inner().merge(deeper));
     let server = Server::start(router.with_state(world.shop.clone())).await?;
@@ -153,7 +162,11 @@ async fn rule_35_a_build_that_sees_the_whole_path_names_the_fingerprint_of_one_t
 -> anyhow::Result<()> {
     let world = World::new().await?;
     let serve = async |prefix: Option<&str>, fingerprint: RequestFingerprint| {
-        let routes = Router::new().route("/new", any(pay)).layer(layer(&world, &fingerprint));
+        let routes = Router::new().route("/new", any(pay)).layer(layer(
+            &world,
+            &fingerprint,
+            OnCrash::Retry,
+        ));
         let routes = match prefix {
             Some(prefix) => Router::new().nest(prefix, routes),
             None => routes,
@@ -201,8 +214,9 @@ async fn charge(shop: &Shop, route: &str) -> Result<String, Error> {
 async fn rule_30_the_key_of_a_request_is_another_one_under_another_operation() -> anyhow::Result<()>
 {
     let world = World::new().await?;
-    let operation =
-        |name: &'static str| layer(&world, &RequestFingerprint::body()).with_operation(name);
+    let operation = |name: &'static str| {
+        layer(&world, &RequestFingerprint::body(), OnCrash::Retry).with_operation(name)
+    };
     let pay = |Shared(shop): Shared<Shop>| async move { charge(&shop, "pay").await };
     let donate = |Shared(shop): Shared<Shop>| async move { charge(&shop, "donate").await };
     let router = Router::new()

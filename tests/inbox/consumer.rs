@@ -174,6 +174,81 @@ async fn the_broker_is_asked_to_leave_all_that_runs_or_waits() {
 }
 
 #[tokio::test]
+async fn a_message_whose_handler_hangs_is_not_kept_from_others_for_ever() {
+    let world = World::with(|builder| builder.max_run(Duration::from_secs(60)));
+    let broker: Broker = Broker::new().with_patience(Duration::from_secs(30));
+    broker.deliver([1]);
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counter = begun.clone();
+    let handler = move |mail: Arc<Mail>| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        async move {
+            if mail.id == 1 {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, NoConnection>(())
+        }
+    };
+    let consumer = Consumer::new(inbox(&world), broker.clone());
+    let stop = async {
+        world.clock.sleep(Duration::from_secs(120)).await;
+        // The broker delivers it again: its record is in doubt.
+        broker.deliver([1]);
+        broker.has_settled(1).await;
+    };
+    let drained = world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
+    let kept = broker.kept();
+    assert!((5..=7).contains(&kept.len()) && kept.iter().all(|kept| *kept == [1]), "{kept:?}");
+    assert_eq!(broker.settled(), [(1, Disposition::DeadLetter(DeadReason::InDoubt))]);
+    assert_eq!((begun.load(Ordering::SeqCst), drained.left), (1, 1));
+}
+
+#[tokio::test]
+async fn a_handler_that_hangs_does_not_hold_its_lane_for_ever() {
+    let world = World::with(|builder| builder.max_run(Duration::from_secs(60)));
+    let broker: Broker<2> = Broker::new().with_patience(Duration::from_secs(30));
+    broker.deliver_in_lane(7, [1, 2]);
+    let handler = |mail: Arc<Mail>| async move {
+        if mail.id == 1 {
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, NoConnection>(())
+    };
+    let consumer = Consumer::new(inbox(&world), broker.clone());
+    let stop = async {
+        // The broker delivers no message of the lane while one is in hand.
+        broker.has_settled(1).await;
+        world.clock.sleep(Duration::from_secs(60)).await;
+        broker.deliver_in_lane(7, [1, 2]);
+        broker.has_settled(3).await;
+    };
+    let drained = world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
+    let dead = Disposition::DeadLetter(DeadReason::InDoubt);
+    assert_eq!(broker.settled(), [(2, BACK), (1, dead), (2, Disposition::Ack)]);
+    assert_eq!(drained.left, 1);
+}
+
+#[tokio::test]
+async fn the_broker_is_asked_to_leave_a_dead_letter_until_its_copy_is_confirmed() {
+    let world = World::new();
+    let broker: Broker = Broker::new().with_patience(Duration::from_secs(30));
+    broker.delay_reports(true);
+    broker.deliver([1]);
+    let dead_letter = |_: &NoConnection| OnFailure::DeadLetter;
+    let inbox = inbox(&world).with_on_failure(dead_letter);
+    let stop = async {
+        broker.is(|broker| broker.kept().len() == 2).await;
+        broker.delay_reports(false);
+        broker.has_settled(1).await;
+    };
+    let handler = |_| async { Err::<(), _>(NoConnection) };
+    let consumer = Consumer::new(inbox, broker.clone());
+    world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
+    assert_eq!(broker.kept()[..2], [[1], [1]]);
+    assert_eq!(broker.settled(), [(1, Disposition::DeadLetter(DeadReason::Failed))]);
+}
+
+#[tokio::test]
 async fn a_handler_that_panics_costs_only_its_own_message() {
     let world = World::new();
     let broker: Broker = Broker::new();

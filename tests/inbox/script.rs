@@ -83,7 +83,17 @@ struct State {
     kept: Vec<Vec<u64>>,
     is_closed: bool,
     refused_reports: usize,
-    refuses_dispositions: bool,
+    reports: Reports,
+}
+
+/// What the broker makes of a report.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Reports {
+    #[default]
+    Taken,
+    Refused,
+    /// They wait.
+    Delayed,
 }
 
 /// A broker that promises the order `ORDER`: 0 none, 1 the lane is held, 2 the lane goes back.
@@ -154,7 +164,14 @@ impl<const ORDER: u8> Broker<ORDER> {
     }
 
     pub fn refuse_dispositions(&self, refuses: bool) {
-        self.change(|state| state.refuses_dispositions = refuses);
+        let reports = if refuses { Reports::Refused } else { Reports::Taken };
+        self.change(|state| state.reports = reports);
+    }
+
+    /// Lets reports wait, or go on.
+    pub fn delay_reports(&self, delays: bool) {
+        let reports = if delays { Reports::Delayed } else { Reports::Taken };
+        self.change(|state| state.reports = reports);
     }
 
     /// What the broker was answered, in order.
@@ -239,7 +256,8 @@ impl<const ORDER: u8> Source for Broker<ORDER> {
 
     async fn settle(&self, settled: Vec<Settled<Mail>>) -> Result<(), Closed> {
         assert!(!settled.is_empty());
-        if self.state().refuses_dispositions {
+        self.is(|broker| broker.state().reports != Reports::Delayed).await;
+        if self.state().reports == Reports::Refused {
             self.change(|state| state.refused_reports += 1);
             return Err(Closed);
         }

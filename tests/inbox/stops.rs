@@ -143,6 +143,30 @@ async fn a_message_that_waits_for_its_next_try_goes_back_at_once() {
 }
 
 #[tokio::test]
+async fn a_message_that_waits_for_its_next_try_is_not_tried_again_without_its_consumer() {
+    let world = World::new();
+    let broker: Broker<1> = Broker::new();
+    broker.deliver_in_lane(1, [1]);
+    let ledger = world.ledger.clone();
+    let handler = move |_| {
+        ledger.charge("it");
+        async { Err(NoConnection) }
+    };
+    let minute = Duration::from_secs(60);
+    let consumer = Consumer::new(inbox(&world).with_backoff(minute, minute), broker.clone());
+    let dropped = async {
+        tokio::select! {
+            _ = consumer.run(crate::script::never(), handler) => panic!("it ends"),
+            () = broker.is(|broker| broker.held_lanes() == [1]) => {}
+        }
+    };
+    world.while_time_passes(dropped).await;
+    let until = world.clock_now() + 10 * minute;
+    world.while_time_passes(world.time_is(until)).await;
+    assert_eq!(world.ledger.count(), 1);
+}
+
+#[tokio::test]
 async fn the_broker_leaves_what_still_runs_until_the_end_of_the_drain() {
     let world = World::new();
     let broker: Broker = Broker::new().with_patience(Duration::from_secs(3));

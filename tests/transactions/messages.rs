@@ -117,9 +117,8 @@ where
         assert_eq!(failed.attempt, deliveries);
         assert_eq!((count(&scene, "a").await?, state(&scene, &failed).await?), (0, None));
     }
-    let last = ends::<D, _>(&inbox, &scene.pool, delivery("a").deliveries(3), "a", fails).await;
-    assert_eq!(last.disposition, Disposition::DeadLetter(DeadReason::Attempts));
-    // A process has died in the third, and the broker delivers it once more.
+    // A process dies in the third, and the broker delivers it once more.
+    dies(&scene, &inbox, delivery("a").deliveries(3)).await?;
     let more = book::<D>(&inbox, &scene.pool, delivery("a").deliveries(4), "a").await;
     assert!(matches!(more.outcome, Outcome::Exhausted), "{more:?}");
     assert_eq!(more.disposition, Disposition::DeadLetter(DeadReason::Attempts));
@@ -128,7 +127,51 @@ where
     let redriven = book::<D>(&inbox, &scene.pool, delivery("a").deliveries(1), "a").await;
     assert_eq!(redriven.disposition, Disposition::Ack);
     assert_eq!(count(&scene, "a").await?, 1);
+    // The third one fails as the others do.
+    for deliveries in 1..=3 {
+        let given = delivery("b").deliveries(deliveries);
+        let failed = ends::<D, _>(&inbox, &scene.pool, given, "b", fails).await;
+        let is_last = failed.disposition == Disposition::DeadLetter(DeadReason::Attempts);
+        assert_eq!((failed.attempt, is_last), (deliveries, deliveries == 3), "{failed:?}");
+    }
+    // One that was delivered beside a message that has killed its process was not tried.
+    let neighbour = book::<D>(&inbox, &scene.pool, delivery("c").deliveries(99), "c").await;
+    assert_eq!(neighbour.disposition, Disposition::Ack, "{neighbour:?}");
+    assert_eq!(count(&scene, "c").await?, 1);
+    // Each is tried, and how often a message was that kills its process is known from then on.
+    let once = inbox.clone().with_max_attempts(1);
+    let given = || delivery("d").deliveries(99);
+    dies(&scene, &once, given()).await?;
+    let last = book::<D>(&once, &scene.pool, given(), "d").await;
+    assert!(matches!(last.outcome, Outcome::Exhausted), "{last:?}");
     Ok(())
+}
+
+/// Handles a delivery in a process that dies: its future ends in the middle of the handler.
+async fn dies<D: Database>(
+    scene: &Scene<D>,
+    inbox: &Inbox,
+    delivery: Delivery<'_>,
+) -> anyhow::Result<()>
+where
+    Transaction<'static, D::Sqlx>: SqlTransaction<Connection = Connection<D>>,
+{
+    let begun = tokio::sync::Notify::new();
+    let dies = inbox.handle_in(&scene.pool, delivery, |mut transaction| {
+        let begun = &begun;
+        async move {
+            D::add(&mut **transaction, "a", "booked").await?;
+            begun.notify_one();
+            std::future::pending::<Result<(), Fault>>().await
+        }
+    });
+    let dead = async {
+        tokio::select! {
+            _ = dies => anyhow::bail!("it dies"),
+            () = begun.notified() => Ok(()),
+        }
+    };
+    within("the handler", dead).await?
 }
 
 async fn decisions<D: Database>() -> anyhow::Result<()>
@@ -226,22 +269,7 @@ where
     let scene = Scene::<D>::new(3, None).await?;
     let inbox = inbox(&scene.engine).with_max_attempts(3);
     for _ in 0..3 {
-        let begun = tokio::sync::Notify::new();
-        let dies = inbox.handle_in(&scene.pool, delivery("a").suspect(), |mut transaction| {
-            let begun = &begun;
-            async move {
-                D::add(&mut **transaction, "a", "booked").await?;
-                begun.notify_one();
-                std::future::pending::<Result<(), Fault>>().await
-            }
-        });
-        let dead = async {
-            tokio::select! {
-                _ = dies => anyhow::bail!("it dies"),
-                () = begun.notified() => Ok(()),
-            }
-        };
-        within("the handler", dead).await??;
+        dies(&scene, &inbox, delivery("a").suspect()).await?;
     }
     let fourth = book::<D>(&inbox, &scene.pool, delivery("a").suspect(), "a").await;
     assert_eq!(fourth.disposition, Disposition::DeadLetter(DeadReason::Attempts), "{fourth:?}");

@@ -248,6 +248,36 @@ async fn what_a_call_outside_has_left_is_in_doubt_in_a_transaction() -> anyhow::
     Ok(())
 }
 
+/// Its fingerprint was another one, and no claim of this one has put it in doubt.
+#[tokio::test]
+async fn what_a_call_outside_has_left_under_a_former_fingerprint_is_in_doubt_in_a_transaction()
+-> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (started, is_started) = tokio::sync::oneshot::channel();
+    let outside = world.call("a").fingerprint(&1).on_crash(OnCrash::Retry).run(async || {
+        let _ = started.send(());
+        std::future::pending::<Result<String, Fault>>().await
+    });
+    tokio::select! {
+        _ = outside => unreachable!("the body never ends"),
+        started = is_started => started?,
+    }
+    let record = world.engine.record(OPERATION, "a");
+    let is_left = async || matches!(record.inspect().await, Ok(Some(view)) if view.reason == Some(Reason::Dropped));
+    eventually_async("the record to be left", is_left).await?;
+    for policy in [OnCrash::Retry, OnCrash::Resume, OnCrash::Hold] {
+        let mut transaction = world.begin().await?;
+        let call = world.call("a").fingerprint(&2).former_fingerprint(&1).on_crash(policy);
+        let refused =
+            call.run_in(&mut transaction, async |transaction| add(transaction, "a").await).await;
+        let Err(Fault::Idempotency(error)) = refused else { panic!("{policy:?}: it ran") };
+        assert_eq!(error.kind(), ErrorKind::InDoubt, "{policy:?}: {error}");
+        transaction.commit().await?;
+    }
+    assert_eq!(world.entries("a").await?, 0);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_call_without_the_transaction_inside_of_one_is_refused_and_one_with_it_is_part_of_it()
 -> anyhow::Result<()> {

@@ -1,15 +1,18 @@
 //! What is special about transactions of SQLite.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use idempotency::store::SqliteStore;
-use idempotency::tx::in_transaction;
-use idempotency::{ErrorKind, Idempotency, OnConflict};
+use idempotency::tx::{OpenTransaction, in_transaction};
+use idempotency::{Context, ErrorKind, Idempotency, OnConflict};
 use idempotency_test_support::deadline::within;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, SqliteConnection, SqlitePool};
 
 use crate::world::{DAY, Fault, OPERATION, PATIENCE, World};
+
+type Open = OpenTransaction<sqlx::Sqlite>;
 
 async fn add(connection: &mut SqliteConnection) -> Result<(), Fault> {
     sqlx::query("INSERT INTO ledger VALUES ('entry')").execute(connection).await?;
@@ -152,5 +155,49 @@ async fn a_call_without_the_transaction_beside_the_guarded_one_is_refused() -> a
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert_eq!(world.entries("entry").await?, 0);
     world.call("beside").run(async || Ok::<_, Fault>(())).await?;
+    Ok(())
+}
+
+/// The step's effect would be there, and its record would wait for the transaction.
+#[tokio::test]
+async fn a_step_of_a_call_around_the_transaction_is_refused_before_its_effect() -> anyhow::Result<()>
+{
+    let world = World::new().await?;
+    let world = &world;
+    let mailed = &AtomicUsize::new(0);
+    let around = world.call("around").run(async || {
+        let outer = &Context::current();
+        in_transaction(&world.pool, |mut transaction| async move {
+            world.call("a").run_in(&mut transaction, add).await?;
+            drop(transaction);
+            let mail = async || {
+                mailed.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, Fault>(())
+            };
+            outer.step("mail", mail).await
+        })
+        .await
+    });
+    let Err(Fault::Idempotency(error)) = within("the refusal", around).await? else {
+        panic!("it has waited for itself")
+    };
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert_eq!((mailed.load(Ordering::SeqCst), world.entries("entry").await?), (0, 0));
+    Ok(())
+}
+
+/// It would wait for the one around it, and be run again each time that it has.
+#[tokio::test]
+async fn a_transaction_inside_another_one_of_the_file_is_refused_after_one_wait()
+-> anyhow::Result<()> {
+    let world = World::new().await?;
+    let (world, runs) = (&world, &AtomicUsize::new(0));
+    let nested = in_transaction(&world.pool, |mut transaction: Open| async move {
+        runs.fetch_add(1, Ordering::SeqCst);
+        add(&mut transaction).await?;
+        in_transaction(&world.pool, |mut inner: Open| async move { add(&mut inner).await }).await
+    });
+    config(within("the refusal", nested).await?, "the one around this one");
+    assert_eq!((runs.load(Ordering::SeqCst), world.entries("entry").await?), (1, 0));
     Ok(())
 }

@@ -18,6 +18,7 @@ const CRATES: &[(&str, &str)] = &[
     ("idempotency_kafka", "idempotency-kafka"),
     ("idempotency_nats", "idempotency-nats"),
     ("idempotency_rabbitmq", "idempotency-rabbitmq"),
+    ("idempotency_sqs", "idempotency-sqs"),
     ("idempotent_macros", "idempotent-macros"),
     ("idempotent_runtime", "idempotent-runtime"),
 ];

@@ -17,6 +17,7 @@ const SOURCES: &[&str] = &[
     "idempotency-kafka/src",
     "idempotency-nats/src",
     "idempotency-rabbitmq/src",
+    "idempotency-sqs/src",
     "idempotent-macros/src",
     "idempotent-runtime/src",
 ];

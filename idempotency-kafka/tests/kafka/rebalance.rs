@@ -157,7 +157,8 @@ async fn a_message_whose_partition_moves_while_its_handler_runs_has_one_effect()
         let _ = first_stops.send(());
         anyhow::Ok(())
     };
-    let (first, second) = within("the members", async { tokio::join!(first, second) }).await?;
+    let (first, second) =
+        within("the members", Box::pin(async { tokio::join!(first, second) })).await?;
     second?;
     ensure!(first?.left == 0, "something is left");
     let all = (0..2).flat_map(|partition| ids(&format!("m-{partition}"), 5));

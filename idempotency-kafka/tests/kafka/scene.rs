@@ -290,6 +290,8 @@ impl Broker for Scene {
     /// positions.
     const KINDS: usize = 2;
 
+    const IS_IMPATIENT: bool = false;
+
     async fn create(number: usize) -> anyhow::Result<Self> {
         if number.is_multiple_of(2) { Self::new().await } else { Self::by_key(2).await }
     }
@@ -371,7 +373,7 @@ impl Broker for Scene {
     }
 
     fn id(letter: &OwnedMessage) -> Option<String> {
-        header(letter, "idempotency-key").map(str::to_owned)
+        header(letter, "idempotency-record").map(str::to_owned)
     }
 
     fn body(letter: &OwnedMessage) -> Vec<u8> {

@@ -69,10 +69,22 @@ async fn a_consumer_without_an_ack_of_each_message_is_refused() -> anyhow::Resul
 
 #[tokio::test]
 async fn a_consumer_that_the_server_forgets_is_refused() -> anyhow::Result<()> {
-    let config = pull::Config { name: Some("short".to_owned()), ..pull::Config::default() };
-    let error = refused(config, async |_| Ok(())).await?;
-    assert!(matches!(error, Error::NotDurable { .. }), "{error:?}");
-    assert!(error.to_string().contains("`durable_name`"), "{error}");
+    let named = || pull::Config { durable_name: Some("short".to_owned()), ..durable() };
+    for (config, setting) in [
+        (
+            pull::Config { name: Some("short".to_owned()), ..pull::Config::default() },
+            "`durable_name`",
+        ),
+        (
+            pull::Config { inactive_threshold: Duration::from_secs(60), ..named() },
+            "`inactive_threshold`",
+        ),
+        (pull::Config { memory_storage: true, ..named() }, "`memory_storage`"),
+    ] {
+        let error = refused(config, async |_| Ok(())).await?;
+        assert!(matches!(error, Error::NotDurable { .. }), "{error:?}");
+        assert!(error.to_string().contains(setting), "{error}");
+    }
     Ok(())
 }
 

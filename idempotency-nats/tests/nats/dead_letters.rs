@@ -48,7 +48,6 @@ async fn a_dead_letter_is_the_message_with_its_story_and_the_original_is_acked()
     for (name, value) in [
         ("trace", Some("t-1")),
         ("idempotency-key", Some("key-1")),
-        ("idempotency-key-origin", None),
         ("idempotency-message-id", Some("m-0")),
         ("idempotency-reason", Some("failed")),
         ("idempotency-attempts", Some("1")),

@@ -3,8 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use idempotency_nats::StreamMessage;
+use idempotency::inbox::{Inbox, OnFailure};
+use idempotency_nats::async_nats::jetstream::consumer::pull;
 use idempotency_nats::async_nats::jetstream::message::PublishMessage;
+use idempotency_nats::{JetStream, StreamMessage};
+use idempotency_test_support::consuming::DAY;
+use idempotency_test_support::deadline::eventually_async;
 
 use crate::scene::{Scene, WINDOW, append, consume, durable, engine, header, inbox};
 
@@ -30,8 +34,9 @@ async fn the_header_comes_before_the_id_and_none_equals_another() -> anyhow::Res
         by_header("7").message_id("another"),
         by_id("7"),
         by_id("7"),
-        // The tag of a dead letter that nothing knows.
-        by_header("7").header("idempotency-key-origin", "elsewhere"),
+        // Headers of a dead letter, on what is none.
+        by_header("7").header("idempotency-position", "elsewhere"),
+        by_id("7").header("idempotency-message-id", "elsewhere"),
         by_id(&position),
         by_header(&position),
         // By their positions.
@@ -134,9 +139,18 @@ async fn a_dead_letter_that_is_moved_back_has_the_key_of_its_message() -> anyhow
     let scene = Scene::new().await?;
     let engine = engine();
     // Of each origin; the payload names it.
-    for (message, payload) in
-        [(by_header("7"), "header"), (by_id("7"), "message-id"), (plain(), "position")]
-    {
+    // And with headers of a dead letter, which count for none that is not one.
+    let forged = || {
+        let forged = plain().header("idempotency-message-id", "7");
+        forged.header("idempotency-position", "7").header("idempotency-record", "7")
+    };
+    for (message, payload) in [
+        (by_header("7"), "header"),
+        (by_id("7"), "message-id"),
+        (plain(), "position"),
+        (forged(), "forged"),
+        (forged(), "forged too"),
+    ] {
         scene.publish_with(message, payload).await?;
     }
     // The first attempt has the effect, and is in doubt.
@@ -147,13 +161,13 @@ async fn a_dead_letter_that_is_moved_back_has_the_key_of_its_message() -> anyhow
         append(&effects, &message);
         std::future::ready(Err("no answer"))
     };
-    let hold = inbox(&engine).with_on_failure(|_: &&str| idempotency::inbox::OnFailure::Hold);
+    let hold = inbox(&engine).with_on_failure(|_: &&str| OnFailure::Hold);
     consume(hold, scene.source().await?, handler, scene.is_empty()).await??;
-    assert_eq!((tries.load(Ordering::SeqCst), scene.left().await?), (3, (0, 3)));
+    assert_eq!((tries.load(Ordering::SeqCst), scene.left().await?), (5, (0, 5)));
     let mut records = Vec::new();
     for round in 0..2 {
         let mut letters = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..5 {
             letters.push(scene.dead_letter().await?);
         }
         letters.sort_by_key(|letter| letter.payload.to_vec());
@@ -172,8 +186,59 @@ async fn a_dead_letter_that_is_moved_back_has_the_key_of_its_message() -> anyhow
         }
         let source = scene.source().await?;
         consume(inbox(&engine), source, scene.handler(), scene.is_empty()).await??;
-        scene.assert_once(["header", "message-id", "position"].map(str::to_owned))?;
-        assert_eq!(scene.left().await?, (0, 3));
+        assert_eq!(scene.effects.lines()?.len(), 5);
+        assert_eq!(scene.left().await?, (0, 5));
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_dead_letter_of_one_consumer_is_the_same_message_to_the_others_when_it_is_moved_back()
+-> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    let config = pull::Config { durable_name: Some("shipping".to_owned()), ..durable() };
+    scene.context().create_consumer_on_stream(config, &*scene.stream).await?;
+    let engine = engine();
+    for (message, payload) in
+        [(by_header("7"), "header"), (by_id("7"), "message-id"), (plain(), "position")]
+    {
+        scene.publish_with(message, payload).await?;
+    }
+    // The one with a key of its own fails, also when its messages are moved back, and twice.
+    let dies = async |letters| {
+        let source = scene.options().await?.dead_letters(scene.context().clone(), &*scene.dead);
+        let key = |message: &StreamMessage| message.payload().to_vec();
+        let source = source.with_key(key).connect().await?;
+        let refused = |_: Arc<StreamMessage>| std::future::ready(Err("no answer"));
+        let dead = inbox(&engine).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+        consume(dead, source, refused, scene.has_dead_letters(letters)).await??;
+        anyhow::Ok(())
+    };
+    let shipped = async || {
+        let source = JetStream::new(scene.consumer_by(scene.context(), "shipping").await?);
+        let inbox = Inbox::new(engine.clone(), "shipping", DAY);
+        let is_empty = eventually_async("no message to be left", async || {
+            let consumer = scene.consumer_by(scene.context(), "shipping").await;
+            consumer.is_ok_and(|consumer| {
+                let info = consumer.cached_info();
+                (info.num_pending, info.num_ack_pending) == (0, 0)
+            })
+        });
+        consume(inbox, source.connect().await?, scene.handler(), is_empty).await??;
+        scene.assert_once(["header", "message-id", "position"].map(str::to_owned))
+    };
+    for _ in 0..2 {
+        dies(3).await?;
+        shipped().await?;
+        for _ in 0..3 {
+            let letter = scene.dead_letter().await?;
+            assert!(
+                header(&letter.headers, "idempotency-position")
+                    .is_some_and(|at| { at.starts_with(&*scene.stream) })
+            );
+            scene.redrive(&letter).await?;
+        }
+    }
+    dies(3).await?;
+    shipped().await
 }

@@ -6,12 +6,14 @@
 mod answers;
 mod configuration;
 mod dead_letters;
+mod example;
 mod fleet;
 mod keys;
 mod kills;
 mod outages;
 mod scene;
 mod stops;
+mod transactions;
 #[allow(dead_code, reason = "shared with other tests")]
 #[path = "../../../tests/support/warnings.rs"]
 mod warnings;

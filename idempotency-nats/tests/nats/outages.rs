@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::scene::{CONSUMER, Scene, append, consume, durable, engine, ids, inbox, server};
+use crate::warnings::Warnings;
 use crate::wire::Wire;
 
 #[tokio::test]
@@ -106,16 +107,37 @@ async fn a_client_that_is_closed_ends_the_consumer() -> anyhow::Result<()> {
     let consumer = scene.consumer_by(&context, CONSUMER).await?;
     let source = JetStream::new(consumer).connect().await?;
     scene.publish("m-0", "m-0").await?;
+    let (begun, gate) = (Arc::new(AtomicBool::new(false)), Arc::new(Semaphore::new(0)));
+    let handler = {
+        let (begun, gate) = (begun.clone(), gate.clone());
+        move |_: Arc<StreamMessage>| {
+            begun.store(true, Ordering::SeqCst);
+            let gate = gate.clone();
+            async move {
+                let _ = gate.acquire().await;
+                Ok(())
+            }
+        }
+    };
     let closed = async {
-        scene.is_empty().await?;
+        eventually("the handler to begin", || begun.load(Ordering::SeqCst)).await?;
         client.drain().await?;
+        // The consumer ends while the handler runs, and asks nothing of this future any more.
+        tokio::spawn(async move {
+            while client.flush().await.is_ok() {
+                tokio::task::yield_now().await;
+            }
+            gate.add_permits(1);
+        });
         std::future::pending().await
     };
+    let warnings = Warnings::listen();
     // It ends by itself: the other future never does.
-    let ended = consume(inbox(&engine()), source, scene.handler(), closed);
+    let ended = consume(inbox(&engine()), source, handler, closed);
     let ended = tokio::time::timeout(Duration::from_secs(20), ended).await??;
     let is_its_end = matches!(ended, Err(ConsumeError::Source(Error::ConnectionEnded(_))));
     ensure!(is_its_end, "{ended:?}");
+    ensure!(warnings.mention("dispositions did not reach the broker"), "the answer was lost");
     Ok(())
 }
 

@@ -270,6 +270,8 @@ impl Broker for Scene {
     /// The stream of the dead letters recognises the second copy by its id.
     const COPIES: usize = 1;
 
+    const IS_IMPATIENT: bool = true;
+
     async fn create(_: usize) -> anyhow::Result<Self> {
         Self::new().await
     }

@@ -1,5 +1,6 @@
 //! A consumer that stops.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use anyhow::ensure;
 use idempotency::inbox::Source as _;
 use idempotency_nats::async_nats::jetstream::consumer::pull;
 use idempotency_nats::{PullSource, StreamMessage};
+use idempotency_test_support::consuming::stalls;
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -65,13 +67,16 @@ async fn what_waits_goes_back_at_once_and_what_runs_is_finished() -> anyhow::Res
     Ok(())
 }
 
-/// A source that has requested five messages, taken one, and got three that it has not returned.
-async fn with_three_that_wait(config: pull::Config) -> anyhow::Result<(Scene, PullSource)> {
+/// A source that has requested `room` messages, taken one, and got three that it has not returned.
+async fn with_three_that_wait(
+    config: pull::Config,
+    room: usize,
+) -> anyhow::Result<(Scene, PullSource)> {
     loop {
         let scene = Scene::with(config.clone()).await?;
         let source = scene.source().await?;
         scene.publish("m-0", "m-0").await?;
-        ensure!(source.receive(5).await?.len() == 1);
+        ensure!(source.receive(room).await?.len() == 1);
         scene.publish_all((1..4).map(|number| format!("m-{number}"))).await?;
         let waits = async || scene.pending().await.is_ok_and(|pending| pending == (0, 4));
         let wait = eventually_async("three to wait", waits);
@@ -85,7 +90,7 @@ async fn with_three_that_wait(config: pull::Config) -> anyhow::Result<(Scene, Pu
 
 #[tokio::test]
 async fn what_has_come_without_room_is_kept_until_it_is_taken() -> anyhow::Result<()> {
-    let (scene, source) = with_three_that_wait(durable()).await?;
+    let (scene, source) = with_three_that_wait(durable(), 5).await?;
     let other = scene.source().await?;
     let others = async {
         // The first message is kept by no consumer here.
@@ -109,22 +114,26 @@ async fn what_has_come_without_room_is_kept_until_it_is_taken() -> anyhow::Resul
 #[tokio::test]
 async fn what_has_come_and_was_not_taken_goes_back_when_the_source_stops() -> anyhow::Result<()> {
     let config = pull::Config { ack_wait: LONG, ..durable() };
-    let (scene, source) = with_three_that_wait(config).await?;
-    source.stop().await?;
-    // And what comes after that of the request that is still open.
-    scene.publish("m-4", "m-4").await?;
+    let (scene, source) = with_three_that_wait(config, 500).await?;
+    // And what comes of the request that is still open.
+    let (stopped, published) = tokio::join!(source.stop(), scene.publish("m-4", "m-4"));
+    stopped?;
+    published?;
     let again = scene.source().await?;
-    let mut taken = std::collections::BTreeSet::new();
+    let mut taken = BTreeMap::new();
     let all = within("all that waited", async {
         while taken.len() < 4 {
             for message in again.receive(5).await? {
-                taken.insert(String::from_utf8_lossy(message.payload()).into_owned());
+                let payload = String::from_utf8_lossy(message.payload()).into_owned();
+                taken.insert(payload, message.deliveries());
             }
         }
         anyhow::Ok(())
     });
     all.await??;
-    assert!(taken.iter().eq(["m-1", "m-2", "m-3", "m-4"]), "{taken:?}");
+    assert!(taken.keys().eq(["m-1", "m-2", "m-3", "m-4"]), "{taken:?}");
+    // None went round and round by the open request.
+    assert!(taken.values().all(|deliveries| *deliveries <= Some(2)), "{taken:?}");
     Ok(())
 }
 
@@ -156,4 +165,15 @@ async fn dropping_a_receive_loses_none() -> anyhow::Result<()> {
     let all = within("all messages", async { tokio::try_join!(publish, receive) });
     all.await??;
     Ok(())
+}
+
+#[tokio::test]
+async fn under_hold_a_process_that_stood_still_stores_its_late_result() -> anyhow::Result<()> {
+    stalls::stand_still::<Scene>(false).await
+}
+
+#[tokio::test]
+async fn under_retry_the_late_result_of_a_process_that_stood_still_is_refused() -> anyhow::Result<()>
+{
+    stalls::stand_still::<Scene>(true).await
 }

@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::ensure;
 use futures::future::BoxFuture;
-use idempotency::inbox::{ConsumeError, Consumer, Inbox};
+use idempotency::inbox::{ConsumeError, Consumer, Inbox, Source as _};
 use idempotency_rabbitmq::lapin::ConnectionProperties;
+use idempotency_rabbitmq::lapin::options::ConfirmSelectOptions;
 use idempotency_rabbitmq::{Error, Queue, QueueMessage, RabbitMq};
 use idempotency_test_support::deadline::{eventually, within};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::scene::{Kind, Scene, append, broker, consume, engine, finish, ids, inbox};
-use crate::wire::Wire;
+use crate::wire::{LATIN, Wire};
 
 async fn wire() -> anyhow::Result<Wire> {
     Wire::to(broker().await?.address()).await
@@ -179,6 +182,25 @@ async fn a_recovery_that_takes_too_long_ends_the_consumer() -> anyhow::Result<()
 }
 
 #[tokio::test]
+async fn a_message_that_the_client_cannot_read_ends_the_consumer_with_what_to_do()
+-> anyhow::Result<()> {
+    for recovers in [false, true] {
+        let (scene, wire) = (Scene::new(Kind::Quorum).await?, wire().await?);
+        let producer = scene.again_at(&wire.url()).await?;
+        producer.channel().confirm_select(ConfirmSelectOptions::default()).await?;
+        producer.publish(LATIN, "m-0").await?;
+        let source = source(&scene, &wire, recovers).await?;
+        let ended = consume(inbox(&engine()), source, scene.handler(), std::future::pending());
+        let Err(ConsumeError::Source(error @ Error::Unreadable { .. })) = ended.await? else {
+            panic!("it goes on")
+        };
+        assert!(error.to_string().contains("by another client"), "{error}");
+        assert!(scene.effects.lines()?.is_empty());
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_queue_that_is_deleted_ends_the_consumer_and_names_it() -> anyhow::Result<()> {
     let scene = Scene::new(Kind::Classic).await?;
     let until = async {
@@ -191,6 +213,36 @@ async fn a_queue_that_is_deleted_ends_the_consumer_and_names_it() -> anyhow::Res
         panic!("{ended:?}");
     };
     assert_eq!(queue, scene.queue);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_receive_that_is_dropped_leaves_no_consumer_behind_that_is_read_by_none()
+-> anyhow::Result<()> {
+    let round = async |round: u64| {
+        let scene = Scene::new(Kind::Classic).await?;
+        let source = scene.source().await?;
+        // The broker cancels the consumer, and its channel lives on.
+        scene.delete(&scene.queue).await?;
+        scene.declare(&scene.queue, Kind::Classic).await?;
+        let begun = Instant::now();
+        let mut spins = round;
+        while begun.elapsed() < Duration::from_millis(1_500) {
+            spins += 1;
+            let patience = Duration::from_micros(100 + spins * 137 % 2_000);
+            ensure!(tokio::time::timeout(patience, source.receive(1)).await.is_err());
+        }
+        scene.publish_all(ids("m", 20)).await?;
+        let all = within("all messages", async {
+            let mut received = 0;
+            while received < 20 {
+                received += source.receive(20).await?.len();
+            }
+            anyhow::Ok(())
+        });
+        all.await?
+    };
+    futures::future::try_join_all((0..5).map(round)).await?;
     Ok(())
 }
 

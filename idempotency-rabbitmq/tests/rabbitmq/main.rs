@@ -13,6 +13,7 @@ mod kills;
 mod outages;
 mod scene;
 mod stops;
+mod transactions;
 #[allow(dead_code, reason = "shared with other tests")]
 #[path = "../../../tests/support/warnings.rs"]
 mod warnings;

@@ -269,6 +269,8 @@ impl Broker for Scene {
 
     const KINDS: usize = 2;
 
+    const IS_IMPATIENT: bool = false;
+
     async fn create(number: usize) -> anyhow::Result<Self> {
         let kind = if number.is_multiple_of(Self::KINDS) { Kind::Quorum } else { Kind::Classic };
         Self::new(kind).await
@@ -316,6 +318,10 @@ impl Broker for Scene {
     async fn are_in_hand(&self, _: usize) -> anyhow::Result<()> {
         ensure!(self.ready(&self.queue).await? == 0, "a message is in no hand");
         Ok(())
+    }
+
+    async fn notices_a_death(&self) -> anyhow::Result<()> {
+        self.are_back(1).await
     }
 
     async fn are_back(&self, count: usize) -> anyhow::Result<()> {

@@ -121,13 +121,15 @@ pub struct Limits {
     pub max_ttl: Duration,
     /// The time for which a claim lives without renewal, where a call sets no other.
     pub lease: Duration,
+    /// The time for which a claim is renewed: a body that runs for longer loses it.
+    pub max_run: Duration,
 }
 
 /// Returns the [`Limits`] of `engine`.
 pub fn limits(engine: &Idempotency) -> Limits {
     let settings = &engine.inner.settings;
     let (max_result_size, max_ttl) = (settings.max_result_size, settings.max_ttl);
-    Limits { max_result_size, max_ttl, lease: settings.lease }
+    Limits { max_result_size, max_ttl, lease: settings.lease, max_run: settings.max_run }
 }
 
 /// Returns the [namespace](crate::Builder::namespace) of `engine`: what an edge makes of the name of

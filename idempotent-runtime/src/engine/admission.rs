@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Inner;
 use super::busy::Busy;
 use super::exit::{self, Exit};
 use super::flight::{Flight, Leader, Seat, Stage};
@@ -213,11 +214,7 @@ fn at_hand(
     if task_state.is_shut_out(engine) {
         return Err(call.refused(ErrorKind::ShuttingDown));
     }
-    let is_in_transaction =
-        task_state.context().is_some_and(|context| context.is_in_transaction_of(engine));
-    if (is_in_transaction || is_in_body_of(&engine.store))
-        && engine.store.capabilities().single_writer
-    {
+    if waits_for_transaction_around(engine, task_state) {
         let detail = "the call would wait for the transaction around it, which blocks all other \
             writers of this store: pass it the transaction too (`tx = tx`)";
         return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
@@ -233,6 +230,15 @@ fn at_hand(
         // Not reached: what is at hand are answers.
         Judged::NoAnswerYet => Ok(None),
     }
+}
+
+/// Returns true if what is written to the store here would wait for the transaction around it, which
+/// blocks all other writers, as far as a call in it has recorded.
+pub(crate) fn waits_for_transaction_around(engine: &Inner, task_state: &TaskState) -> bool {
+    let is_in_transaction =
+        || task_state.context().is_some_and(|context| context.is_in_transaction_of(engine));
+    engine.store.capabilities().single_writer
+        && (is_in_transaction() || is_in_body_of(&engine.store))
 }
 
 /// Leads or follows until there is an answer or a claim.

@@ -1,6 +1,6 @@
 //! The engine: takes a call to its answer.
 
-mod admission;
+pub(crate) mod admission;
 mod background_bounds;
 mod builder;
 mod busy;
@@ -77,7 +77,7 @@ pub(crate) use transaction_attempts::unknown_by_effect;
 #[cfg(any(feature = "__sql", feature = "testing"))]
 pub use transaction_attempts::{Attempt, Attempts, unknown_by_key};
 #[cfg(any(feature = "__sql", feature = "testing"))]
-pub use transaction_calls::{Calls, Lent};
+pub use transaction_calls::{Calls, Lent, is_in_body};
 #[cfg(any(feature = "__sql", feature = "testing"))]
 pub use transaction_first::FirstResult;
 #[cfg(any(feature = "__sql", feature = "testing"))]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::admission::{Judged, judge, new_claim};
+use super::admission::{Judged, in_doubt, judge, new_claim};
 use super::busy::Busy;
 use super::call::Call;
 use super::exit::Exit;
@@ -265,6 +265,9 @@ async fn take<X: SqlTransaction + ?Sized>(
                 return Ok(Sought::Found(Arc::new(record)));
             }
             Judged::Refused(error) => return Err(error),
+            // Left by this very call before its fingerprint changed: no claim of another fingerprint
+            // has put it in doubt.
+            Judged::NoAnswerYet if record.is_orphaned() => return Err(in_doubt(&call, &record)),
             Judged::NoAnswerYet => {}
         }
         // Its owner could not finish it: this transaction holds the only writer.

@@ -73,6 +73,11 @@ pub(super) fn is_in_body_of(store: &StoreClient) -> bool {
     AROUND.try_with(is_of_store).unwrap_or(false)
 }
 
+/// Returns true if the code is in the body of a transaction.
+pub fn is_in_body() -> bool {
+    AROUND.try_with(|_| ()).is_ok()
+}
+
 impl std::fmt::Debug for Calls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Calls").field("written", &self.met().written).finish_non_exhaustive()

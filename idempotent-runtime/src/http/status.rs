@@ -30,7 +30,8 @@ use crate::store::State;
 /// {"state": "succeeded", "since": "2026-01-31T12:00:00Z", "expires": "2026-02-01T12:00:00Z"}
 /// ```
 ///
-/// `state` is `processing` (its handler is running), `succeeded`, `failed` (the response had a
+/// `state` is `processing` (its handler is running, its response is being stored, or a verification
+/// callback is looking for its outcome), `succeeded`, `failed` (the response had a
 /// status of 4xx or 5xx), `uncertain` (its handler has ended or its process is gone, and the
 /// outcome is not known) or `expired`.
 ///

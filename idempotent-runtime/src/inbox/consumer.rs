@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
+use super::calling::Calling;
 use super::drive::Drive;
 use super::failures::{FailurePolicy, RetryAll};
 #[cfg(feature = "__sql")]
@@ -22,7 +23,7 @@ use super::resting::Resting;
 use super::source::{Message as _, Source};
 use super::worker::Worker;
 use crate::Verdict;
-use crate::edge::{Attempt, clock};
+use crate::edge::{Attempt, clock, limits};
 use crate::error::Error;
 
 /// A question about an earlier attempt of a message.
@@ -213,6 +214,7 @@ where
     let intake = Arc::new(Intake::new());
     let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
     let resting = Arc::new(Resting::default());
+    let calling = Arc::new(Calling::new(clock.clone(), limits(inbox.engine()).max_run));
     let stopping = Arc::new(Observed::default());
     let probe = inbox.probe();
     let worker = Arc::new(Worker {
@@ -222,6 +224,7 @@ where
         clock: clock.clone(),
         intake: intake.clone(),
         resting: resting.clone(),
+        calling: calling.clone(),
         places: places.clone(),
         stopping: stopping.clone(),
     });
@@ -231,8 +234,8 @@ where
         let span = tracing::info_span!("message", label);
         worker.clone().work(message, place).instrument(span)
     };
-    let drive =
-        Drive::new(source, clock, intake, resting, places, stopping, probe, concurrency, drain);
+    let notes = (intake, resting, calling);
+    let drive = Drive::new(source, clock, notes, places, stopping, probe, concurrency, drain);
     drive.run(stop, work).await
 }
 

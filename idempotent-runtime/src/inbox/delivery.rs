@@ -59,8 +59,11 @@ impl<'a> Delivery<'a> {
     /// Sets how often the broker has delivered the message, this time included.
     ///
     /// The record of the message counts its attempts, also those of processes that died. This
-    /// number is used where there is no such record: with `handle_in`, where it is rolled back, and
-    /// while the operation is [disabled](crate::Idempotency::disable).
+    /// number is used where there is no such record. While the operation is
+    /// [disabled](crate::Idempotency::disable) it is that of the attempts. With `handle_in`, where the
+    /// record is rolled back, it says which deliveries are repetitions: they are counted in the store
+    /// as those that are [`redelivered`](Self::redelivered). A broker also counts what was delivered
+    /// and not tried: beside a message that kills its process, or while another transaction has it.
     pub fn deliveries(self, count: u32) -> Self {
         Self { deliveries: Some(count), ..self }
     }
@@ -111,13 +114,19 @@ impl<'a> Delivery<'a> {
     /// The number of the attempt that this is. `counted` is the number of deliveries that the store
     /// has counted.
     pub(super) fn attempt(&self, counted: u32) -> u32 {
-        let counted = counted.saturating_add(self.before);
-        self.deliveries.unwrap_or(1).max(counted).saturating_add(self.failures)
+        let number = match counted {
+            0 => self.deliveries.unwrap_or(1),
+            // The first delivery, which did not look like a repetition, was not counted.
+            _ if !self.is_suspect => counted.saturating_add(1),
+            _ => counted.saturating_add(self.before),
+        };
+        number.max(1).saturating_add(self.failures)
     }
 
+    /// Returns true if the store is to count it.
     #[cfg(feature = "__sql")]
     pub(super) fn is_suspect(&self) -> bool {
-        self.is_suspect
+        self.is_suspect || self.deliveries.is_some_and(|deliveries| deliveries > 1)
     }
 
     /// Returns the fingerprint of the payload, if there is one.

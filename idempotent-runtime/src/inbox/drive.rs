@@ -1,6 +1,6 @@
 //! What a consumer has in hand, and what it does next.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::{Future, pending};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{Id, JoinError, JoinSet};
 
+use super::calling::Calling;
 use super::consumer::{ConsumeError, Drained};
 use super::handled::{DeadReason, Disposition};
 use super::intake::Intake;
@@ -45,6 +46,7 @@ pub(super) struct Drive<S: Source> {
     clock: Arc<dyn Clock>,
     intake: Arc<Intake>,
     resting: Arc<Resting>,
+    calling: Arc<Calling>,
     places: Arc<Semaphore>,
     stopping: Stopping,
     probe: RecordHandle,
@@ -55,6 +57,8 @@ pub(super) struct Drive<S: Source> {
     lanes: Lanes<Arc<S::Message>>,
     tasks: Tasks,
     running: HashMap<Id, (LaneId, Arc<S::Message>)>,
+    /// Those of them that hang, and whose lanes go on without them.
+    hanging: HashSet<Id>,
     unsettled: Vec<Settled<S::Message>>,
     /// The lanes that the source holds back.
     held_back: BTreeSet<u64>,
@@ -67,6 +71,9 @@ pub(super) struct Drive<S: Source> {
     receiving: Option<Counted<Received<S>>>,
     /// The report of dispositions, and of how many.
     settling: Option<Counted<Reported<S>>>,
+    /// The dead letters of the report on its way. One whose time with the broker ends before its
+    /// copy is confirmed would be delivered again, and handled again.
+    burying: Vec<Arc<S::Message>>,
     keeping: Option<Boxed<Reported<S>>>,
     looking: Option<Boxed<()>>,
     /// The wait for a place among the running handlers. It keeps its turn, also while other things
@@ -126,8 +133,7 @@ impl<S: Source> Drive<S> {
     pub(super) fn new(
         source: S,
         clock: Arc<dyn Clock>,
-        intake: Arc<Intake>,
-        resting: Arc<Resting>,
+        (intake, resting, calling): (Arc<Intake>, Arc<Resting>, Arc<Calling>),
         places: Arc<Semaphore>,
         stopping: Arc<Observed<bool>>,
         probe: RecordHandle,
@@ -139,6 +145,7 @@ impl<S: Source> Drive<S> {
             clock,
             intake,
             resting,
+            calling,
             places,
             stopping: Stopping(stopping),
             probe,
@@ -147,6 +154,7 @@ impl<S: Source> Drive<S> {
             lanes: Lanes::new(),
             tasks: Tasks(JoinSet::new()),
             running: HashMap::new(),
+            hanging: HashSet::new(),
             unsettled: Vec::new(),
             held_back: BTreeSet::new(),
             returned: Vec::new(),
@@ -154,6 +162,7 @@ impl<S: Source> Drive<S> {
             closing: None,
             receiving: None,
             settling: None,
+            burying: Vec::new(),
             keeping: None,
             looking: None,
             placing: None,
@@ -401,13 +410,14 @@ impl<S: Source> Drive<S> {
             Err(error) => (error.id(), None),
         };
         let Some((lane, message)) = self.running.remove(&id) else { return };
+        let has_lane = !self.hanging.remove(&id);
         let mut is_returned = false;
         match worked {
             Some(Worked::Settle { disposition, record, attempt }) => {
                 self.unsettled.push(Settled { message, disposition, record, attempt });
                 let is_back =
                     matches!(disposition, Disposition::Retry(_) | Disposition::Postpone(_));
-                is_returned = is_back && S::ORDER == Order::ReturnLane;
+                is_returned = is_back && has_lane && S::ORDER == Order::ReturnLane;
                 if is_returned {
                     self.return_behind(lane);
                 }
@@ -422,10 +432,30 @@ impl<S: Source> Drive<S> {
         if is_returned {
             // Closed until the broker knows: what it delivers before is behind this one.
             self.returned.push(lane);
-        } else {
+        } else if has_lane {
             self.lanes.back(lane);
         }
         self.hold_lanes_back();
+    }
+
+    /// Lets the lanes go on whose handler hangs, where the broker can deliver its message again: what
+    /// waits behind it goes back too, or it would keep the whole lane from other consumers.
+    fn leave_what_hangs(&mut self) {
+        if S::ORDER == Order::HoldLane {
+            return;
+        }
+        let hangs = |id: &&Id| !self.hanging.contains(*id) && self.calling.hangs(**id);
+        let hanging: Vec<_> = self.running.keys().filter(hangs).copied().collect();
+        for id in hanging {
+            self.hanging.insert(id);
+            let Some((lane, _)) = self.running.get(&id) else { continue };
+            let lane = *lane;
+            if S::ORDER == Order::ReturnLane && self.return_behind(lane) {
+                self.returned.push(lane);
+            } else {
+                self.lanes.back(lane);
+            }
+        }
     }
 
     /// Returns to the broker what waits in the lane. Returns true if something did.
@@ -441,6 +471,7 @@ impl<S: Source> Drive<S> {
     /// is reported.
     fn reported(&mut self) {
         self.settling = None;
+        self.burying.clear();
         for lane in std::mem::take(&mut self.reported) {
             if self.return_behind(lane) {
                 self.returned.push(lane);
@@ -457,6 +488,8 @@ impl<S: Source> Drive<S> {
         }
         let settled = std::mem::take(&mut self.unsettled);
         self.reported.append(&mut self.returned);
+        let is_dead = |one: &&Settled<_>| matches!(one.disposition, Disposition::DeadLetter(_));
+        self.burying.extend(settled.iter().filter(is_dead).map(|one| one.message.clone()));
         let (count, source) = (settled.len(), self.source.clone());
         let report = async move { source.settle(settled).await };
         self.settling = Some((count, Box::pin(report)));
@@ -464,10 +497,14 @@ impl<S: Source> Drive<S> {
 
     fn keep_held(&mut self) {
         self.keep = None;
+        self.leave_what_hangs();
         let waiting = self.lanes.waiting();
-        let running = self.running.values().map(|(_, message)| message);
+        let is_kept = |(id, _): &(&Id, _)| !self.calling.hangs(**id);
+        let running = self.running.iter().filter(is_kept).map(|(_, (_, message))| message);
         let unsettled = self.unsettled.iter().map(|settled| &settled.message);
-        let held: Vec<_> = waiting.chain(running).chain(unsettled).cloned().collect();
+        let burying = &self.burying;
+        let held: Vec<_> =
+            waiting.chain(running).chain(unsettled).chain(burying).cloned().collect();
         if held.is_empty() || self.keeping.is_some() {
             return;
         }

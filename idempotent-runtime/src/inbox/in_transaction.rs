@@ -3,8 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::{Future, ready};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use bytes::Bytes;
 use sqlx::Pool;
@@ -22,6 +21,8 @@ use crate::tx::{OpenTransaction, TransactionDatabase};
 enum Undone<E> {
     Failed(E),
     Exhausted,
+    /// It has the message, and is to be counted before the handler runs.
+    Uncounted,
 }
 
 impl<E: fmt::Display> fmt::Display for Undone<E> {
@@ -29,6 +30,7 @@ impl<E: fmt::Display> fmt::Display for Undone<E> {
         match self {
             Self::Failed(error) => error.fmt(f),
             Self::Exhausted => f.write_str("there were as many attempts as the inbox allows"),
+            Self::Uncounted => f.write_str("the delivery is counted first"),
         }
     }
 }
@@ -37,7 +39,7 @@ impl<E: StdError + 'static> StdError for Undone<E> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
             Self::Failed(error) => Some(error),
-            Self::Exhausted => None,
+            Self::Exhausted | Self::Uncounted => None,
         }
     }
 }
@@ -61,9 +63,11 @@ impl<P> Inbox<P> {
     ///   [`OnFailure::Hold`] makes the message a dead letter, and leaves no record.
     /// - The [policy](Self::with_on_crash) does not matter, but for a record that `handle` has left
     ///   behind: it is in doubt.
-    /// - The number of attempts is rolled back too. The
-    ///   [broker's count](Delivery::deliveries) is used instead, and for
-    ///   [suspects](Delivery::suspect) one in the store.
+    /// - The number of attempts is rolled back too. So deliveries that the
+    ///   [broker's count](Delivery::deliveries) shows as repetitions, and
+    ///   [suspects](Delivery::suspect), are counted in the store before their handler runs, in a
+    ///   few more requests. What was handled before is not counted, and neither is what waits in
+    ///   vain for another transaction.
     /// - It waits for each transaction that has the message for up to
     ///   [`with_wait`](Self::with_wait).
     ///
@@ -132,37 +136,57 @@ impl<P> Inbox<P> {
         E: StdError + 'static,
     {
         let refused = |error| self.answered(EdgeOutcome::Refused { error, own: None }, seen);
-        let call = match self.call_of(&delivery) {
-            Ok(call) => call,
-            Err(error) => return refused(error),
-        };
-        seen.of(&call);
-        let attempt = match self.count(&delivery, counted).await {
-            Ok(count) => delivery.attempt(count),
-            Err(error) => return refused(error),
-        };
         let refused_a_step = AtomicBool::new(false);
-        let body = |transaction| {
-            let running = Attempt::current().filter(|_| !self.is_exhausted_before(attempt));
-            // A message that was handled is acknowledged, however often it was delivered: so its
-            // record was looked for first.
-            let running = running.map(|running| {
-                if running.is_protected() {
-                    seen.begins(attempt);
+        let (attempt, ended) = loop {
+            let call = match self.call_of(&delivery) {
+                Ok(call) => call,
+                Err(error) => return refused(error),
+            };
+            seen.of(&call);
+            let attempt = delivery.attempt(counted.get());
+            let is_uncounted = delivery.is_suspect() && counted.get() == 0;
+            // An attempt before the first that was counted is not known: a broker delivers again what
+            // it has only delivered, too. Each message is tried.
+            let is_exhausted = self.is_exhausted_before(attempt) && counted.get() != 1;
+            let body = |transaction| {
+                // A message that was handled is acknowledged, however often it was delivered: so its
+                // record was looked for first.
+                let running = match Attempt::current() {
+                    Some(running) if running.is_protected() && is_uncounted => {
+                        Err(Undone::Uncounted)
+                    }
+                    Some(running) if !is_exhausted => {
+                        if running.is_protected() {
+                            seen.begins(attempt);
+                        }
+                        Ok((running, handler(transaction)))
+                    }
+                    _ => Err(Undone::Exhausted),
+                };
+                let refused_a_step = &refused_a_step;
+                async move {
+                    let (running, body) = running?;
+                    let result = body.await;
+                    refused_a_step.store(running.was_refused_a_step(), Ordering::Relaxed);
+                    result.map_err(Undone::Failed)
                 }
-                (running, handler(transaction))
-            });
-            let refused_a_step = &refused_a_step;
-            async move {
-                let Some((running, body)) = running else { return Err(Undone::Exhausted) };
-                let result = body.await;
-                refused_a_step.store(running.was_refused_a_step(), Ordering::Relaxed);
-                result.map_err(Undone::Failed)
+            };
+            let ended = call.run_in_transaction(pool, done(), body).await;
+            if !matches!(ended, Err(Undone::Uncounted)) {
+                break (attempt, ended);
+            }
+            // Not in the transaction: it would need a second connection, and all of a pool may be in
+            // transactions that wait for one.
+            match self.counter(delivery.key()).count().await {
+                Ok(count) => counted.set(count),
+                Err(error) => return refused(error),
             }
         };
-        let answer = match call.run_in_transaction(pool, done(), body).await {
+        let answer = match ended {
             Ok(outcome) => self.answered_in(outcome, attempt, seen),
-            Err(Undone::Exhausted) => self.answered(EdgeOutcome::Executed(Ended::Exhausted), seen),
+            Err(Undone::Exhausted | Undone::Uncounted) => {
+                self.answered(EdgeOutcome::Executed(Ended::Exhausted), seen)
+            }
             Err(Undone::Failed(error)) => {
                 let disposition = match self.decide(&error) {
                     // It may be the engine's own error, and no result.
@@ -175,26 +199,13 @@ impl<P> Inbox<P> {
                 self.answered(EdgeOutcome::Executed(Ended::Failed(error, disposition)), seen)
             }
         };
-        if delivery.is_suspect() && matches!(answer.disposition, Disposition::DeadLetter(_)) {
+        if counted.get() > 0 && matches!(answer.disposition, Disposition::DeadLetter(_)) {
             // A redrive begins to count from one.
             if let Err(error) = self.counter(delivery.key()).uncount().await {
                 tracing::warn!(%error, "the count of the deliveries of a dead letter stays");
             }
         }
         answer
-    }
-
-    /// Returns how often the store has counted a delivery of the message, zero if it does not. Tries of
-    /// one delivery count once.
-    async fn count(&self, delivery: &Delivery<'_>, counted: &Counted) -> Result<u32, Error> {
-        if !delivery.is_suspect() {
-            return Ok(0);
-        }
-        if let Some(known) = counted.0.get() {
-            return Ok(*known);
-        }
-        let count = self.counter(delivery.key()).count().await?;
-        Ok(*counted.0.get_or_init(|| count))
     }
 
     /// Stores the failure of a handler, whose transaction was rolled back, as its result.
@@ -261,9 +272,20 @@ fn is_in_doubt(error: &Error) -> bool {
     error.kind() == ErrorKind::NotStored && !error.is_retryable()
 }
 
-/// What the store has counted of a delivery, for all tries of it.
+/// What the store has counted of a message, for all tries of one delivery: they count once. Zero if
+/// it has not.
 #[derive(Debug, Default)]
-pub(super) struct Counted(OnceLock<u32>);
+pub(super) struct Counted(AtomicU32);
+
+impl Counted {
+    fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, count: u32) {
+        self.0.store(count, Ordering::Relaxed);
+    }
+}
 
 #[cfg(all(test, feature = "sqlite"))]
 mod tests {

@@ -30,6 +30,7 @@
 //!
 //! A delivery is never acknowledged because another consumer **probably** handles the message.
 
+mod calling;
 mod consumer;
 mod delivery;
 mod drive;

@@ -113,7 +113,9 @@ pub trait Source: Send + Sync + 'static {
     fn patience(&self) -> Option<Duration>;
 
     /// Extends the time for which the broker leaves `held` with this consumer. Called every third
-    /// of [`patience`](Self::patience), for all messages that run or wait.
+    /// of [`patience`](Self::patience), for all messages that run or wait, and for dead letters until
+    /// their report has returned. Not for one whose handler has run for longer than the engine's
+    /// [`max_run`](crate::Builder::max_run): another consumer is to find its record.
     fn keep(
         &self,
         held: Vec<Arc<Self::Message>>,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::calling::Calling;
 use super::handled::{DeadReason, Disposition, Handled, Outcome};
 use super::handling::Handling;
 use super::inbox::{Inbox, Seen};
@@ -28,6 +29,7 @@ pub(super) struct Worker<P, H> {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) intake: Arc<Intake>,
     pub(super) resting: Arc<Resting>,
+    pub(super) calling: Arc<Calling>,
     /// A place for each handler that runs.
     pub(super) places: Arc<Semaphore>,
     /// True once the consumer stops, or is gone.
@@ -89,7 +91,9 @@ where
         loop {
             let seen = Seen::default();
             let successes = self.intake.successes();
+            let calls = self.calling.this();
             let called = self.call(&message, failures, &seen, &kept).await;
+            drop(calls);
             drop(place.take());
             let settle = |disposition| {
                 let (record, attempt) = (seen.record(), seen.attempt());

@@ -306,10 +306,7 @@ impl TransactionStore for MySqlStore {
         result: &Commit,
         patience: Duration,
     ) -> Answer<Option<ClaimAnswer>> {
-        let own = match self.0.identity.get() {
-            Some(known) => known,
-            None => self.own_identity().await?,
-        };
+        let own = TransactionStore::identity(self).await?;
         let Some((grant, row)) = first_row(claim, result) else { return Ok(None) };
         let failed = |error| store_error(OPERATION, error);
         let (written, place, _) = own.parts();

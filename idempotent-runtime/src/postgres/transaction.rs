@@ -371,10 +371,7 @@ impl TransactionStore for PostgresStore {
         result: &Commit,
         patience: Duration,
     ) -> Answer<Option<ClaimAnswer>> {
-        let own = match self.0.identity.get() {
-            Some(known) => known,
-            None => self.own_identity().await?,
-        };
+        let own = TransactionStore::identity(self).await?;
         let Some((grant, row)) = first_row(claim, result) else { return Ok(None) };
         let (store, prepares) = (&self.0, self.0.sessions.prepares());
         let (written, place, table) = own.parts();

@@ -15,7 +15,9 @@ use super::passing::{
     is_rolled_back, is_unanswered, keeps_lock, may_have_happened,
 };
 use crate::clock::{Clock as _, SystemClock};
-use crate::engine::{Attempt, Attempts, Calls, Lent, unknown_by_effect, unknown_by_key};
+use crate::engine::{
+    Attempt, Attempts, Calls, Lent, is_in_body, unknown_by_effect, unknown_by_key,
+};
 use crate::error::{Error, ErrorKind};
 use crate::lock::Mutex;
 use crate::outcome::CallError;
@@ -326,6 +328,11 @@ const OVER: &str = "the transaction had ended before its commit: undone because 
     which the body continued, ended by a statement, or rolled back with one in it whose `begin` \
     failed or was dropped";
 
+/// The name that `sqlx` gives to the database.
+const SQLITE: &str = "SQLite";
+const AROUND: &str = "another transaction holds the only writer of the file, and as far as is known \
+    that is the one around this one: use that (`&mut transaction`) in place of a second";
+
 async fn attempt<DB, T, E, B, F>(
     pool: &Pool<DB>,
     body: &mut B,
@@ -342,6 +349,11 @@ where
         Ok(transaction) => Box::new(transaction),
         Err(error) => {
             let is_passing = is_passing(&error);
+            // SQLite has one writer, and this one waits for the other for as long as that waits for
+            // it: in vain, and each time that it is run again.
+            if is_passing && DB::NAME == SQLITE && is_in_body() {
+                return Attempt::Failed(Error::config(AROUND).into());
+            }
             let error = not_begun(error).into();
             return if is_passing { Attempt::Again(error) } else { Attempt::Failed(error) };
         }

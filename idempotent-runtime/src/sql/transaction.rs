@@ -184,10 +184,7 @@ async fn begin<S: TransactionStore>(
     claim: &Claim,
     patience: Duration,
 ) -> Answer<ClaimAnswer> {
-    let expected = match store.known_identity().get() {
-        Some(known) => known,
-        None => store.own_identity().await?,
-    };
+    let expected = store.identity().await?;
     let savepoint = savepoint_of(claim.token);
     match claim_row(table, store, claim, patience, &savepoint, expected).await {
         Ok((ClaimOutcome::Granted(mut grant), _)) => {
@@ -320,6 +317,16 @@ pub(crate) trait TransactionStore: Store + Rows {
 
     /// Queries it and keeps it.
     fn own_identity(&self) -> impl Future<Output = Answer<Identity>> + Send;
+
+    /// Returns the identity of the store's own database.
+    fn identity(&self) -> impl Future<Output = Answer<Identity>> + Send {
+        async {
+            match self.known_identity().get() {
+                Some(known) => Ok(known),
+                None => self.own_identity().await,
+            }
+        }
+    }
 
     /// Writes the record of a first claim with its result, in fewer statements than `begin` and
     /// `end`. See [`Transactions::record_first`].

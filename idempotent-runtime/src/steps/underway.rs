@@ -14,6 +14,7 @@ use crate::clock::Sleep;
 use crate::context::Context;
 use crate::encoding::NotEncodable;
 use crate::engine::Inner;
+use crate::engine::admission::waits_for_transaction_around;
 use crate::engine::followed::Followed;
 use crate::engine::task_state::TaskState;
 use crate::error::{Error, ErrorKind};
@@ -116,6 +117,11 @@ pub(super) async fn admit(plan: Plan) -> Result<Admitted, Error> {
         }
         Some(Recorded::TooLarge) => return refused(ErrorKind::TooLarge, has_run),
         Some(Recorded::NotEncodable) => return refused(ErrorKind::Encode, has_run),
+    }
+    if journal.is_some() && waits_for_transaction_around(&engine, &task_state) {
+        let detail = "its record would wait for the transaction around it, which blocks all other \
+            writers of this store: run it before the transaction, or after it";
+        return refused(ErrorKind::Unsupported, detail);
     }
     let task_state = task_state.of_step(&context, id.clone());
     let underway = Underway { context, engine, journal, id, task_state, at_most_once, timeout };

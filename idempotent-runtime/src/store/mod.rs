@@ -149,7 +149,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ///   version or bits, or only one of the two exists. And not if the stricter policy is verify
     ///   and the caller's is another one: such a caller has no way to verify.
     /// - In progress, lease expired, and the stricter policy is hold: the record is put in doubt
-    ///   with [`Reason::Crashed`] unless it has a reason (T6), and returned as existing.
+    ///   with [`Reason::Crashed`] unless it has a reason (T6), and returned as existing. If the
+    ///   fingerprints contradict each other, the record's own policy counts: another request does
+    ///   not decide that this one may not run again.
     /// - In doubt, `lease_until` has passed, the caller's policy is verify and the record's is not
     ///   stricter, the fingerprints do not contradict, and the record's token is not the caller's:
     ///   as T5 (T5b). With the same token, it is a repeated claim of the owner that left the record

@@ -94,8 +94,9 @@ pub fn claim_above(
     let lease_over = record.lease_until <= now;
     // A caller without a verification callback cannot take over a record that requires one.
     let can_ask = policy != CrashPolicy::Verify || claim.policy == CrashPolicy::Verify;
+    let contradicts = Fingerprint::contradicts(record.fingerprint, claim.fingerprint);
     let may_take_over = lease_over
-        && !Fingerprint::contradicts(record.fingerprint, claim.fingerprint)
+        && !contradicts
         && match record.state {
             State::InProgress => policy.allows_takeover() && can_ask,
             // A re-sent claim of the owner that left the record in doubt must not win: no caller
@@ -109,6 +110,8 @@ pub fn claim_above(
         take_over(record, claim, policy, now);
         return ClaimOutcome::Granted(Grant::new(seen(record, now)));
     }
+    // Another request does not decide that this one may not run again.
+    let policy = if contradicts { record.policy } else { policy };
     if record.state == State::InProgress && lease_over && policy == CrashPolicy::Hold {
         record.state = State::InDoubt;
         record.reason = record.reason.or(Some(Reason::Crashed));

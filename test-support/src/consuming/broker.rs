@@ -38,6 +38,10 @@ pub trait Broker: Sized + 'static {
     /// recognises the second.
     const COPIES: usize = 2;
 
+    /// The broker delivers a message again after a time in which its consumer does not answer, though
+    /// the connection lives.
+    const IS_IMPATIENT: bool;
+
     /// Creates a queue. Its kind is the remainder of `number` by [`KINDS`](Self::KINDS).
     async fn create(number: usize) -> anyhow::Result<Self>;
 
@@ -80,6 +84,12 @@ pub trait Broker: Sized + 'static {
 
     /// Checks that all messages are in a consumer's hand: `count`, where the broker shows it.
     async fn are_in_hand(&self, count: usize) -> anyhow::Result<()>;
+
+    /// Waits until the message of a consumer that was killed is in the queue again, where the broker
+    /// notices its death.
+    async fn notices_a_death(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
 
     /// Waits until `count` messages are in the queue again, where the broker shows it.
     async fn are_back(&self, count: usize) -> anyhow::Result<()>;

@@ -15,13 +15,13 @@ use crate::worker::Worker;
 ///
 /// # Errors
 /// If it fails.
-async fn terminate(mut worker: Worker) -> anyhow::Result<()> {
+pub(super) async fn terminate(mut worker: Worker) -> anyhow::Result<()> {
     request_to_stop(&worker)?;
     ensure!(worker.wait().await?.success(), "a worker has failed");
     Ok(())
 }
 
-fn request_to_stop(worker: &Worker) -> anyhow::Result<()> {
+pub(super) fn request_to_stop(worker: &Worker) -> anyhow::Result<()> {
     Ok(kill_process(pid_of(worker.pid())?, Signal::TERM)?)
 }
 

@@ -33,7 +33,7 @@ const TABLE: [(At, End, End); 6] = [
 ];
 
 /// At least 15 a cell, many more in the long version.
-fn kills() -> usize {
+pub(super) fn kills() -> usize {
     if std::env::var_os("IDEMPOTENCY_LONG").is_some() { 200 } else { 15 }
 }
 
@@ -75,7 +75,7 @@ async fn kill_one<B: Broker>(at: At, retries: bool, end: End, number: usize) -> 
     };
     broker.are_in_hand(1).await?;
     worker.kill().await?;
-    broker.are_back(1).await?;
+    broker.notices_a_death().await?;
 
     // Behind it in the queue: when this one is handled, the other has begun at least, and a consumer
     // that stops finishes what it has begun.

@@ -2,13 +2,17 @@
 //! messages end then. What is true of all brokers is tested here once.
 //!
 //! An adapter's tests implement [`Broker`] for the queue of one test, and [`Protocol`] for the way
-//! to it, on which acknowledgements can be lost. Their test functions call the runs: [`kills`] and
-//! [`fleet`]. A worker is the same test binary again, in which one test [obeys](obey) its
-//! [`Orders`].
+//! to it, on which acknowledgements can be lost. Their test functions call the runs: [`kills`],
+//! [`fleet`], [`stalls`] and [`transactions`]. A worker is the same test binary again, in which one test
+//! [obeys](obey) its [`Orders`], and another [books](book) what its [`Bookings`] say.
 
+mod bookings;
 mod broker;
+mod example;
 pub mod fleet;
 pub mod kills;
+pub mod stalls;
+pub mod transactions;
 mod wire;
 mod worker;
 
@@ -21,7 +25,9 @@ use idempotent_runtime::Idempotency;
 use idempotent_runtime::inbox::{ConsumeError, Consumer, FailurePolicy, Inbox, Source};
 use idempotent_runtime::store::MemoryStore;
 
+pub use bookings::{Bookings, book};
 pub use broker::{Address, Broker};
+pub use example::example_prints;
 pub use wire::{LostAcks, Protocol, Wire};
 pub use worker::{AT_ONCE, BEGUN, Orders, PLACES, POISON, obey, quiet, store};
 

@@ -106,6 +106,21 @@ pub(crate) fn rabbitmq(name: &str) -> anyhow::Result<PathBuf> {
         .with_context(|| missing(name, RABBITMQ_VARIABLE, "its directory"))
 }
 
+/// Finds Python 3 with what it needs to make a folder for packages. Debian has that apart.
+///
+/// # Errors
+/// If there is none, with advice.
+#[allow(dead_code, reason = "for who installs packages")]
+pub(crate) fn python() -> anyhow::Result<PathBuf> {
+    let python = find("python3", "PYTHON")?;
+    let mut command = std::process::Command::new(&python);
+    let modules = command.args(["-I", "-c", "import ensurepip, venv"]).output();
+    if !modules.is_ok_and(|output| output.status.success()) {
+        bail!("{} has no `venv`: install the package python3-venv", python.display());
+    }
+    Ok(python)
+}
+
 /// Finds the program `name`: the path in the environment variable `variable` if that is set,
 /// otherwise the first in `PATH`.
 ///

@@ -2,7 +2,8 @@
 //!
 //! [`Server`] is what all kinds share: starting, signals, and a guaranteed end. A kind adds its
 //! options, its address and its check for readiness: [`RedisServer`], [`PostgresServer`],
-//! [`MariaDbServer`], [`PgBouncer`], [`RabbitMqServer`], [`NatsServer`], [`TansuServer`].
+//! [`MariaDbServer`], [`PgBouncer`], [`RabbitMqServer`], [`NatsServer`], [`MiniStackServer`],
+//! [`TansuServer`].
 //! [`ChromeDriver`] is not a server of records, but its end is guaranteed too.
 
 mod binary;
@@ -10,6 +11,7 @@ mod chromedriver;
 mod family;
 mod lifecycle;
 mod mariadb;
+mod ministack;
 mod nats;
 mod pgbouncer;
 mod postgres;
@@ -32,6 +34,7 @@ pub fn node() -> anyhow::Result<std::path::PathBuf> {
 }
 pub use lifecycle::{Kind, Server};
 pub use mariadb::{MariaDb, MariaDbOptions, MariaDbServer};
+pub use ministack::{MiniStack, MiniStackOptions, MiniStackServer};
 pub use nats::{Nats, NatsOptions, NatsServer};
 pub use pgbouncer::{PgBouncer, PgBouncerOptions, Pooler};
 pub use postgres::{Postgres, PostgresOptions, PostgresServer};

@@ -106,6 +106,8 @@ pub enum Flaw {
     HoldForgotten,
     /// A takeover does not look at the fingerprint.
     FingerprintsForgotten,
+    /// A claim under `hold` parks what another request has left.
+    HoldOfAnotherRequest,
     /// What has expired is there until it is purged.
     ExpiryNeedsPurge,
     /// A purge takes what is old, whether or not it has expired.
@@ -164,7 +166,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them, each with the case that is about it.
-    pub const ALL: [(Self, &'static str); 77] = [
+    pub const ALL: [(Self, &'static str); 78] = [
         (Self::LockOfOneHandle, "requests_that_meet_on_a_running_record_have_an_order"),
         (Self::NothingAtomic, "requests_that_meet_where_no_record_is_have_an_order"),
         (Self::ClaimsAtomicOnly, "requests_that_meet_on_a_doubt_have_an_order"),
@@ -215,6 +217,7 @@ impl Flaw {
         (Self::ClaimsNotRepeatable, "a_repeated_claim_is_granted_again"),
         (Self::HoldForgotten, "the_stricter_policy_decides"),
         (Self::FingerprintsForgotten, "a_contradicting_fingerprint_takes_nothing_over"),
+        (Self::HoldOfAnotherRequest, "a_contradicting_fingerprint_takes_nothing_over"),
         (Self::ExpiryNeedsPurge, "an_expired_result_is_absent"),
         (Self::PurgesTakeUnfinished, "a_purge_takes_only_what_has_expired"),
         (Self::PurgesTakeNothing, "a_purge_removes_what_has_expired_up_to_its_limit"),

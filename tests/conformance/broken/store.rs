@@ -336,6 +336,13 @@ impl Store for BrokenStore {
                     if self.has(Flaw::HoldForgotten) && record.policy == CrashPolicy::Hold {
                         record.policy = CrashPolicy::Retry;
                     }
+                    if self.has(Flaw::HoldOfAnotherRequest)
+                        && record.state == State::InProgress
+                        && record.lease_until <= now
+                        && claim.policy == CrashPolicy::Hold
+                    {
+                        record.state = State::InDoubt;
+                    }
                     if self.has(Flaw::FingerprintsForgotten) {
                         record.fingerprint = claim.fingerprint;
                     }

@@ -4,6 +4,7 @@
 #[path = "../../../test-support/src/server/binary.rs"]
 mod binary;
 mod client;
+mod ministack;
 pub(crate) mod npm;
 #[path = "../../../test-support/src/packages.rs"]
 mod packages;
@@ -49,6 +50,7 @@ pub(crate) fn install(_: &Options) -> anyhow::Result<Vec<Command>> {
         is_set: &is_set,
     })?;
     commands.extend(client::install()?);
+    commands.extend(ministack::install()?);
     Ok(commands)
 }
 
@@ -75,6 +77,7 @@ pub(crate) fn check() -> anyhow::Result<()> {
         version::check(wanted, first_line)?;
     }
     client::check()?;
+    ministack::check()?;
     versions::provide()
 }
 
@@ -134,7 +137,7 @@ fn is_in_path(program: &str) -> bool {
 mod tests {
     use super::{Machine, WANTED, Wanted, choose};
 
-    const SERVERS: [&str; 11] = [
+    const SERVERS: [&str; 12] = [
         "redis-server",
         "postgres",
         "mariadbd",
@@ -146,6 +149,7 @@ mod tests {
         "valgrind",
         "node",
         "npm",
+        "python3",
     ];
 
     fn on(
@@ -189,6 +193,7 @@ mod tests {
                 "chromedriver",
                 "curl",
                 "node",
+                "python3",
             ],
             &["brew"],
             &[],
@@ -209,6 +214,7 @@ mod tests {
             "VALGRIND",
             "NODE",
             "NPM",
+            "PYTHON",
             "PGBOUNCER",
         ];
         let programs = [
@@ -222,11 +228,12 @@ mod tests {
             "VALGRIND",
             "NODE",
             "NPM",
+            "PYTHON",
             "PGBOUNCER",
         ];
         for variables in [urls, programs] {
             assert_eq!(on("linux", true, &[], &["apt-get"], &variables), Ok(vec![]));
-            let commands = on("linux", true, &[], &["apt-get"], &variables[..10]).unwrap();
+            let commands = on("linux", true, &[], &["apt-get"], &variables[..11]).unwrap();
             assert!(commands[1].ends_with("--no-install-recommends pgbouncer"), "{commands:?}");
         }
     }
@@ -235,7 +242,7 @@ mod tests {
     fn debian_installs_all_at_once_as_root_or_with_sudo() {
         let update = "apt-get update";
         let install = "env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-                       redis-server postgresql mariadb-server pgbouncer rabbitmq-server nats-server chromium chromium-driver curl valgrind nodejs npm";
+                       redis-server postgresql mariadb-server pgbouncer rabbitmq-server nats-server chromium chromium-driver curl valgrind nodejs npm python3-venv";
         let plain = vec![String::from(update), String::from(install)];
         let with_sudo = vec![format!("sudo {update}"), format!("sudo {install}")];
         assert_eq!(on("linux", true, &[], &["apt-get"], &[]), Ok(plain.clone()));
@@ -246,7 +253,7 @@ mod tests {
     #[test]
     fn macos_installs_with_brew() {
         let install = String::from(
-            "brew install redis postgresql@16 mariadb pgbouncer nats-server chromium chromedriver curl node",
+            "brew install redis postgresql@16 mariadb pgbouncer nats-server chromium chromedriver curl node python",
         );
         assert_eq!(on("macos", false, &[], &["brew"], &[]), Ok(vec![install]));
     }

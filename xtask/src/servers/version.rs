@@ -53,6 +53,7 @@ mod tests {
             ("valgrind-3.19.0", Some((3, 19))),
             ("v18.20.4", Some((18, 20))),
             ("9.2.0", Some((9, 2))),
+            ("Python 3.11.7", Some((3, 11))),
             ("something else", None),
         ] {
             assert_eq!(version(printed), expected, "{printed}");
@@ -61,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_version_that_is_too_old_is_refused() {
-        let [redis, postgres, mariadb, _, _, nats, chromedriver, curl, valgrind, node, npm] =
+        let [redis, postgres, mariadb, _, _, nats, chromedriver, curl, valgrind, node, npm, python] =
             &WANTED;
         for (wanted, old, new) in [
             (redis, "v=6.2.14", "v=7.0.0"),
@@ -73,6 +74,7 @@ mod tests {
             (valgrind, "valgrind-3.17.0", "valgrind-3.18.1"),
             (node, "v16.20.2", "v18.0.0"),
             (npm, "7.24.2", "8.0.0"),
+            (python, "Python 3.10.12", "Python 3.11.2"),
         ] {
             check(wanted, new).unwrap();
             let message = check(wanted, old).unwrap_err().to_string();

@@ -25,7 +25,7 @@ pub(super) struct Wanted {
     pub(super) prints_version: bool,
 }
 
-pub(super) const WANTED: [Wanted; 11] = [
+pub(super) const WANTED: [Wanted; 12] = [
     Wanted {
         name: "Redis, or Valkey,",
         program: "redis-server",
@@ -148,6 +148,17 @@ pub(super) const WANTED: [Wanted; 11] = [
         variable: ("NPM", "the path of the program"),
         url_variable: None,
         lowest: (8, 0),
+        prints_version: true,
+    },
+    Wanted {
+        name: "Python with its module `venv`",
+        program: "python3",
+        find: binary::python,
+        apt: "python3-venv",
+        brew: Some("python"),
+        variable: ("PYTHON", "the path of the program"),
+        url_variable: None,
+        lowest: (3, 11),
         prints_version: true,
     },
 ];

@@ -41,6 +41,8 @@ if over and not contradicts and can_ask
   write(m)
   return shown('mine')
 end
+-- Another request does not decide that this one may not run again.
+if contradicts then policy = r.policy end
 if r.state == IN_PROGRESS and over and policy == HOLD then
   r.state, r.lease = IN_DOUBT, u64(math.max(r.ends, 0))
   if r.reason == 0 then r.reason = CRASHED end

@@ -171,23 +171,31 @@ pub async fn who_has_no_question_changes_nothing<S: Subject>(scene: Scene<S>) {
     }
 }
 
-/// T5: another request may not continue this one.
+/// T5, T6: another request may not continue this one, nor keep it from being continued.
 pub async fn a_contradicting_fingerprint_takes_nothing_over<S: Subject>(scene: Scene<S>) {
-    let rule = "T5: a claim with another fingerprint takes nothing over";
-    let recorded =
-        Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, CrashPolicy::Retry) };
-    scene.mine(&recorded, "T1: a claim of no record is granted").await;
-    scene.pass(2).await;
-    let before = scene.record().await;
-    let claim =
-        Claim { fingerprint: Some(fingerprint(1, 8)), ..scene.claim_under(2, CrashPolicy::Retry) };
-    let record = scene.held(&claim, rule).await;
-    assert_eq!(
-        (record.state, record.owner, record.fingerprint),
-        (State::InProgress, token(1), Some(fingerprint(1, 7))),
-        "{rule}"
-    );
-    scene.unchanged(&before, rule).await;
+    let rule = "T5, T6: a claim with another fingerprint takes nothing over, and parks nothing that \
+        may run again";
+    let all = [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify, CrashPolicy::Hold];
+    for recorded in [CrashPolicy::Retry, CrashPolicy::Resume, CrashPolicy::Verify] {
+        let first =
+            Claim { fingerprint: Some(fingerprint(1, 7)), ..scene.claim_under(1, recorded) };
+        scene.mine(&first, "T1: a claim of no record is granted").await;
+        scene.pass(2).await;
+        let before = scene.record().await;
+        for (caller, asked) in (2..).zip(all) {
+            let rule = format!("{rule} (record {recorded:?}, caller {asked:?})");
+            let other = Some(fingerprint(1, 8));
+            let claim = Claim { fingerprint: other, ..scene.claim_under(caller, asked) };
+            let record = scene.held(&claim, &rule).await;
+            assert_eq!(
+                (record.state, record.owner, record.fingerprint, record.policy),
+                (State::InProgress, token(1), first.fingerprint, recorded),
+                "{rule}"
+            );
+            scene.unchanged(&before, &rule).await;
+        }
+        scene.cleared(token(1), rule).await;
+    }
 }
 
 /// T5: a request whose fingerprint cannot be compared is not known to be the same.
