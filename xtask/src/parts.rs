@@ -141,7 +141,10 @@ fn tests(options: &Options) -> anyhow::Result<Vec<Command>> {
     if options.long && servers::tansu().is_err() {
         commands.push(Command::cargo("install --locked --features dynostore tansu@0.6.0"));
     }
-    commands.push(test(options, "test --workspace --all-features --lib --bins --tests"));
+    // Those of Kafka that wait for the timers of its groups.
+    let skipped = if options.long { "" } else { " -- --skip minutes::" };
+    let line = format!("test --workspace --all-features --lib --bins --tests{skipped}");
+    commands.push(test(options, &line));
     Ok(commands)
 }
 

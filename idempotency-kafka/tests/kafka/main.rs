@@ -3,19 +3,17 @@
 //!
 //! The broker is that of librdkafka's own tests, which is on a real port: it has groups, and fails on
 //! request. `IDEMPOTENCY_KAFKA_URL` names another one for the tests that need no faults of it.
-//! `IDEMPOTENCY_LONG` kills ten times as many workers.
+//! `IDEMPOTENCY_LONG` kills ten times as many workers. What takes minutes is below `minutes`, and runs in
+//! the long version of the test command.
 
 mod cluster;
 mod configuration;
 mod dead_letters;
 mod example;
-mod fleet;
 mod keys;
-mod kills;
 mod lanes;
 mod long;
-mod outages;
-mod rebalance;
+mod minutes;
 mod scene;
 mod transactions;
 #[allow(dead_code, reason = "shared with other tests")]
