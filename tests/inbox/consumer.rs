@@ -357,12 +357,12 @@ async fn a_message_that_has_gone_to_another_consumer_before_its_turn_is_not_hand
     broker.deliver_in_lane(1, [1, 2, 3, 4]);
     broker.deliver([5]);
     let (tries, gives) = (Arc::new(Mutex::new(Vec::new())), broker.clone());
-    let tried = fails(tries.clone(), |_| 0);
+    let notes = fails(tries.clone(), |_| 0);
     let handler = move |mail: Arc<Mail>| {
         if mail.id == 1 {
             gives.give_away([1, 2, 3]);
         }
-        tried(mail)
+        notes(mail)
     };
     let consumer = Consumer::new(inbox(&world), broker.clone());
     let drained = world.while_time_passes(consumer.run(broker.has_settled(5), handler)).await;

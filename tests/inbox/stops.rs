@@ -154,13 +154,13 @@ async fn a_message_that_waits_for_its_next_try_is_not_tried_again_without_its_co
     };
     let minute = Duration::from_secs(60);
     let consumer = Consumer::new(inbox(&world).with_backoff(minute, minute), broker.clone());
-    let dropped = async {
+    let gone = async {
         tokio::select! {
             _ = consumer.run(crate::script::never(), handler) => panic!("it ends"),
             () = broker.is(|broker| broker.held_lanes() == [1]) => {}
         }
     };
-    world.while_time_passes(dropped).await;
+    world.while_time_passes(gone).await;
     let until = world.clock_now() + 10 * minute;
     world.while_time_passes(world.time_is(until)).await;
     assert_eq!(world.ledger.count(), 1);

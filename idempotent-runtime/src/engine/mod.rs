@@ -76,8 +76,10 @@ pub use transaction::{Begun, InTransaction, begin};
 pub(crate) use transaction_attempts::unknown_by_effect;
 #[cfg(any(feature = "__sql", feature = "testing"))]
 pub use transaction_attempts::{Attempt, Attempts, unknown_by_key};
+#[cfg(feature = "__sql")]
+pub use transaction_calls::is_in_body;
 #[cfg(any(feature = "__sql", feature = "testing"))]
-pub use transaction_calls::{Calls, Lent, is_in_body};
+pub use transaction_calls::{Calls, Lent};
 #[cfg(any(feature = "__sql", feature = "testing"))]
 pub use transaction_first::FirstResult;
 #[cfg(any(feature = "__sql", feature = "testing"))]

@@ -74,6 +74,7 @@ pub(super) fn is_in_body_of(store: &StoreClient) -> bool {
 }
 
 /// Returns true if the code is in the body of a transaction.
+#[cfg(feature = "__sql")]
 pub fn is_in_body() -> bool {
     AROUND.try_with(|_| ()).is_ok()
 }
