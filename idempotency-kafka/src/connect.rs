@@ -148,8 +148,32 @@ impl Kafka {
     }
 }
 
+/// Other names of settings that are set, or looked at, here. Which of two names counts would be chance:
+/// the client gets them in no order.
+const ALIASES: [(&str, &str); 2] =
+    [("request.required.acks", "acks"), ("delivery.timeout.ms", "message.timeout.ms")];
+
+/// Gives each setting its first name.
+fn rename(settings: &mut ClientConfig) {
+    let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+    let all: Vec<_> = settings.config_map().into_iter().map(owned).collect();
+    for (given, value) in all {
+        // The client takes those of topics with this prefix, too.
+        let bare = given.strip_prefix("topic.").unwrap_or(&given);
+        let alias = ALIASES.into_iter().find(|(alias, _)| *alias == bare);
+        let name = alias.map_or(bare, |(_, name)| name);
+        if name != given {
+            settings.remove(&given);
+            if settings.get(name).is_none() {
+                settings.set(name, value);
+            }
+        }
+    }
+}
+
 /// Completes the settings, and refuses those that would lose messages.
 fn check(settings: &mut ClientConfig) -> Result<(), Error> {
+    rename(settings);
     if settings.get("group.id").is_none_or(str::is_empty) {
         return Err(Error::NoGroup);
     }
@@ -236,5 +260,31 @@ impl fmt::Debug for Kafka {
             .field("dead_letters", &self.dead_letters)
             .field("by_key", &self.by_key)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_under_another_name_is_the_same_setting() {
+        let given = [
+            ("group.id", "billing"),
+            ("request.required.acks", "1"),
+            ("topic.delivery.timeout.ms", "7"),
+            ("topic.auto.offset.reset", "latest"),
+        ];
+        let mut settings = ClientConfig::new();
+        for (name, value) in given {
+            settings.set(name, value);
+        }
+        let refused = check(&mut settings);
+        assert!(matches!(refused, Err(Error::Setting { name: "auto.offset.reset", .. })));
+        settings.remove("auto.offset.reset");
+        check(&mut settings).unwrap();
+        let of = |name: &str| settings.get(name);
+        assert_eq!((of("acks"), of("message.timeout.ms")), (Some("1"), Some("7")));
+        assert_eq!((of("request.required.acks"), of("topic.delivery.timeout.ms")), (None, None));
     }
 }

@@ -161,7 +161,7 @@ async fn a_message_that_waits_for_its_next_try_is_not_tried_again_without_its_co
         }
     };
     world.while_time_passes(gone).await;
-    let until = world.clock_now() + 10 * minute;
+    let until = world.clock_now() + minute + minute / 2;
     world.while_time_passes(world.time_is(until)).await;
     assert_eq!(world.ledger.count(), 1);
 }
