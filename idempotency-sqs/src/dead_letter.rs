@@ -153,3 +153,25 @@ pub(crate) async fn send(
     }
     in_time(request.send()).await.map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_attributes_make_room_and_a_large_one_stays_what_it_is() {
+        let value = |text: Option<String>, bytes: Option<Blob>| {
+            let value = MessageAttributeValue::builder().data_type("any");
+            value.set_string_value(text).set_binary_value(bytes).build().unwrap()
+        };
+        let mut attributes: HashMap<_, _> = (0..9)
+            .map(|number| (format!("a-{number}"), value(Some("x".repeat(20 + number)), None)))
+            .collect();
+        attributes.insert("z-blob".to_owned(), value(None, Some(Blob::new(vec![200; 100_000]))));
+        let mut letter = Story::default().add_to(attributes.clone()).unwrap();
+        let size = letter[ATTRIBUTE].string_value().unwrap().len();
+        assert!(letter.len() == 10 && letter.contains_key("z-blob") && size < 1_000, "{size}");
+        Story::take(&mut letter).unwrap();
+        assert_eq!(letter, attributes);
+    }
+}

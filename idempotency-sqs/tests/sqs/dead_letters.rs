@@ -9,7 +9,9 @@ use idempotency::inbox::{Consumer, OnFailure};
 use idempotency::key::KeyHash;
 use idempotency::record::Resolution;
 use idempotency_sqs::aws_sdk_sqs::primitives::Blob;
-use idempotency_sqs::aws_sdk_sqs::types::{Message, MessageAttributeValue};
+use idempotency_sqs::aws_sdk_sqs::types::{
+    Message, MessageAttributeValue, QueueAttributeName as Attribute,
+};
 use idempotency_sqs::{Sqs, SqsMessage};
 use idempotency_test_support::deadline::eventually;
 use tokio::time::Instant;
@@ -221,6 +223,30 @@ async fn a_dead_letter_that_is_sent_again_is_one_copy_in_a_fifo_queue_and_two_in
         assert_eq!(scene.dead_letters().await?, 1);
         consume(refusing(), scene.source().await?, refuses, scene.is_empty()).await??;
         assert_eq!(scene.left().await?, (0, copies));
+    }
+    Ok(())
+}
+
+/// Its visibility would end twice before the copy arrives.
+#[tokio::test]
+async fn a_message_is_kept_until_its_dead_letter_has_arrived() -> anyhow::Result<()> {
+    for kind in [Kind::Standard, Kind::Fifo] {
+        let scene = Scene::with(kind, &[(Attribute::VisibilityTimeout, "3")]).await?;
+        scene.publish("m-0", "m-0").await?;
+        let wire = Wire::to(server().await?.address()).await?;
+        wire.protocol().delay_send(7_000);
+        let tries = Arc::new(AtomicU32::new(0));
+        let handler = {
+            let tries = tries.clone();
+            move |_: Arc<SqsMessage>| {
+                tries.fetch_add(1, Ordering::SeqCst);
+                std::future::ready(Err("the card is unknown"))
+            }
+        };
+        let failing = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+        let source = scene.source_by(&wire.url()).await?;
+        consume(failing, source, handler, scene.is_empty()).await??;
+        assert_eq!((tries.load(Ordering::SeqCst), scene.left().await?), (1, (0, 1)), "{kind:?}");
     }
     Ok(())
 }

@@ -95,7 +95,7 @@ async fn dead_letters_keep_their_group_and_their_order() -> anyhow::Result<()> {
     let refuses = |_: Arc<SqsMessage>| std::future::ready(Err("the card is unknown"));
     // Sent side by side, the others would be there before the first.
     let wire = Wire::to(server().await?.address()).await?;
-    wire.protocol().delay_send();
+    wire.protocol().delay_send(500);
     let source = scene.source_by(&wire.url()).await?;
     let refusing = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
     consume(refusing, source, refuses, scene.is_empty()).await??;

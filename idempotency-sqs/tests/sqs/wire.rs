@@ -1,7 +1,7 @@
 //! The connections to the server, on which acknowledgements are lost and all is cut.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -15,14 +15,14 @@ pub type Wire = consuming::Wire<Http>;
 /// Requests.
 #[derive(Default)]
 pub struct Http {
-    /// The next message that is sent comes late.
-    delays_send: AtomicBool,
+    /// By so many milliseconds the next message that is sent comes late.
+    send_delay: AtomicU64,
 }
 
 impl Http {
-    /// Lets the next message that is sent come half a second late.
-    pub fn delay_send(&self) {
-        self.delays_send.store(true, Ordering::SeqCst);
+    /// Lets the next message that is sent come late.
+    pub fn delay_send(&self, millis: u64) {
+        self.send_delay.store(millis, Ordering::SeqCst);
     }
 }
 
@@ -61,8 +61,9 @@ impl Protocol for Http {
             }
             let mut body = vec![0; length];
             client.read_exact(&mut body).await?;
-            if is_send && self.delays_send.swap(false, Ordering::SeqCst) {
-                tokio::time::sleep(Duration::from_millis(500)).await;
+            if is_send {
+                let delay = self.send_delay.swap(0, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(delay)).await;
             }
             if !lost.takes(is_ack) {
                 server.write_all(sent.as_bytes()).await?;
