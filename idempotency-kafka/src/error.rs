@@ -57,8 +57,7 @@ pub enum Error {
         /// The answer of the client.
         source: KafkaError,
     },
-    /// The client cannot go on: another member has its `group.instance.id`, or it is not allowed to
-    /// read.
+    /// The client cannot go on, for example because another member has its `group.instance.id`.
     #[error("the client of Kafka has ended: {0}")]
     Ended(#[source] KafkaError),
 }

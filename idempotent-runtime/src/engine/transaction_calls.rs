@@ -43,6 +43,9 @@ struct Met {
     is_unrecorded: bool,
     /// The store of the records. `None` before the first call.
     store: Option<StoreClient>,
+    /// The kind of the database, as `sqlx` names it.
+    #[cfg(feature = "__sql")]
+    database: Option<&'static str>,
 }
 
 #[derive(Debug)]
@@ -73,10 +76,10 @@ pub(super) fn is_in_body_of(store: &StoreClient) -> bool {
     AROUND.try_with(is_of_store).unwrap_or(false)
 }
 
-/// Returns true if the code is in the body of a transaction.
+/// Returns true if the code is in the body of a transaction of this kind of database.
 #[cfg(feature = "__sql")]
-pub fn is_in_body() -> bool {
-    AROUND.try_with(|_| ()).is_ok()
+pub fn is_in_body(database: &str) -> bool {
+    AROUND.try_with(|calls| calls.met().database == Some(database)).unwrap_or(false)
 }
 
 impl std::fmt::Debug for Calls {
@@ -129,6 +132,11 @@ impl Calls {
 
 #[cfg(any(feature = "__sql", feature = "testing"))]
 impl Calls {
+    #[cfg(feature = "__sql")]
+    pub fn of_database(name: &'static str) -> Self {
+        Self(Mutex::new(Met { database: Some(name), ..Met::default() }))
+    }
+
     /// Lets the calls in the transaction whose connection is at `place` find this, until the
     /// returned guard is dropped.
     pub fn lend(self: &Arc<Self>, place: usize) -> Lent {

@@ -149,7 +149,9 @@ impl<P> Inbox<P> {
     }
 
     /// Sets after how many attempts a message is a dead letter. The default is 10; zero is no
-    /// limit. Attempts of processes that died count.
+    /// limit. Attempts of processes that died count. With `handle_in` and a limit of one, a message
+    /// whose process died at its first delivery is tried once more: a broker does not say whether that
+    /// delivery was an attempt.
     pub fn with_max_attempts(self, attempts: u32) -> Self {
         Self { max_attempts: attempts, ..self }
     }

@@ -255,7 +255,7 @@ where
 {
     let mut attempts = Attempts::new(pauses());
     loop {
-        let calls = Arc::new(Calls::default());
+        let calls = Arc::new(Calls::of_database(DB::NAME));
         let attempt = attempt(pool, &mut body, &calls, marked).await;
         match attempts.after(attempt, &calls) {
             ControlFlow::Break(result) => return result,
@@ -351,7 +351,7 @@ where
             let is_passing = is_passing(&error);
             // SQLite has one writer, and this one waits for the other for as long as that waits for
             // it: in vain, and each time that it is run again.
-            if is_passing && DB::NAME == SQLITE && is_in_body() {
+            if is_passing && DB::NAME == SQLITE && is_in_body(SQLITE) {
                 return Attempt::Failed(Error::config(AROUND).into());
             }
             let error = not_begun(error).into();
