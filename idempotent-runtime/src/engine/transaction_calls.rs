@@ -132,6 +132,7 @@ impl Calls {
 
 #[cfg(any(feature = "__sql", feature = "testing"))]
 impl Calls {
+    /// Those of a transaction of this kind of database, as `sqlx` names it.
     #[cfg(feature = "__sql")]
     pub fn of_database(name: &'static str) -> Self {
         Self(Mutex::new(Met { database: Some(name), ..Met::default() }))
