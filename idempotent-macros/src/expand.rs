@@ -10,7 +10,7 @@ use syn::{Expr, Ident, Token, Type};
 use crate::args::{Args, FormerFingerprint, OnConflict, OnCrash, OnError};
 use crate::detach::{self, Copied};
 use crate::duration::Time;
-use crate::func::{Body, Function, conditions, mentions};
+use crate::func::{Body, Function, conditions, mentions, mentions_in_templates};
 use crate::key::borrowed;
 use crate::required;
 use crate::transaction;
@@ -374,7 +374,7 @@ fn detached(private: &TokenStream, name: &str, detach: Span) -> TokenStream {
 
 /// Returns true if the body or an option mentions the argument.
 fn is_used(args: &Args, body: &Body, name: &Ident) -> bool {
-    mentions(&body.statements, name) || mentions(&args.tokens, name)
+    mentions(&body.statements, name) || mentions_in_templates(&args.tokens, name)
 }
 
 /// Silences a lint: the compiler reports an assignment to a field that is never read for a captured

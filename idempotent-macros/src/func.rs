@@ -164,17 +164,37 @@ pub(crate) fn bound_names(pattern: &Pat) -> Vec<&Ident> {
 /// Returns true if the tokens use the name. Fields and methods of other values do not count, but
 /// uses in a text like `"{name}"` or `"{:name$}"` do.
 pub(crate) fn mentions(tokens: &TokenStream, name: &Ident) -> bool {
+    let in_text = [format!("{{{}", name.unraw()), format!("{}$", name.unraw())];
+    uses(tokens, name, &|text| in_text.iter().any(|part| text.contains(part)))
+}
+
+/// Returns true if the tokens of an attribute use the name. In the text of a template every word
+/// between braces counts: `"{ name.id() }"` and `"{Kind::of(&name)}"`.
+pub(crate) fn mentions_in_templates(tokens: &TokenStream, name: &Ident) -> bool {
+    let word = name.unraw().to_string();
+    uses(tokens, name, &|text| {
+        let mut depth = 0_usize;
+        let is_part = |character: char| character.is_alphanumeric() || character == '_';
+        text.split_inclusive(|character| !is_part(character)).any(|part| {
+            let is_word = depth > 0 && part.trim_end_matches(|it| !is_part(it)) == word;
+            depth = match part.chars().next_back() {
+                Some('{') => depth + 1,
+                Some('}') => depth.saturating_sub(1),
+                _ => depth,
+            };
+            is_word
+        })
+    })
+}
+
+fn uses(tokens: &TokenStream, name: &Ident, is_in_text: &dyn Fn(&str) -> bool) -> bool {
     let name = &name.unraw();
-    let in_text = [format!("{{{name}"), format!("{name}$")];
     let mut dots = 0;
     for token in tokens.clone() {
         let is_mentioned = match &token {
             TokenTree::Ident(ident) => ident.unraw() == *name && dots != 1,
-            TokenTree::Group(group) => mentions(&group.stream(), name),
-            TokenTree::Literal(literal) => {
-                let literal = literal.to_string();
-                in_text.iter().any(|text| literal.contains(text))
-            }
+            TokenTree::Group(group) => uses(&group.stream(), name, is_in_text),
+            TokenTree::Literal(literal) => is_in_text(&literal.to_string()),
             TokenTree::Punct(_) => false,
         };
         if is_mentioned {
@@ -258,7 +278,7 @@ fn visible(group: Group) -> Group {
 mod tests {
     use proc_macro2::{Ident, Span};
 
-    use super::mentions;
+    use super::{mentions, mentions_in_templates};
 
     #[test]
     fn a_name_is_mentioned_where_it_is_a_variable() {
@@ -281,6 +301,17 @@ mod tests {
         for source in ["order.id", "order.id()", "f(order . id)", "\"id\"", "ids", "\"{ids }\".id"]
         {
             assert_eq!(mentioned(source), source.contains("{id"), "{source}");
+        }
+    }
+    #[test]
+    fn a_template_mentions_a_name_anywhere_in_its_values() {
+        let name = Ident::new("id", Span::call_site());
+        let mentioned = |source: &str| mentions_in_templates(&source.parse().unwrap(), &name);
+        for source in ["\"{id}\"", "\"a:{ id.x() }\"", "\"{f(&id)}:{b}\"", "\"{a}{(id)}\"", "id"] {
+            assert!(mentioned(source), "{source}");
+        }
+        for source in ["\"id\"", "\"{ids}\"", "\"{a} id {b}\"", "\"{my_id}id\"", "order.id"] {
+            assert!(!mentioned(source), "{source}");
         }
     }
 }

@@ -171,7 +171,7 @@ impl Context {
     /// The number of attempts so far, this one included: 1 in the first. A claim that was released
     /// before its body began does not count. A claim whose body ended in an error that released it
     /// counts only with [`count_attempts`](crate::Call::count_attempts), and any call of the key
-    /// without that setting forgets the count. Zero where the operation is
+    /// without that setting forgets the count; after a takeover it counts in any case. Zero where the operation is
     /// [disabled](crate::Idempotency::disable) or an HTTP layer fails open: nothing is claimed
     /// there.
     pub fn attempt(&self) -> u32 {

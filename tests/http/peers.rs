@@ -376,6 +376,29 @@ async fn rule_66_problems_that_handlers_answer_with_have_the_form_that_the_servi
 }
 
 #[tokio::test]
+async fn rule_66_problems_that_handlers_answer_with_have_the_address_and_the_header_of_the_layer()
+-> anyhow::Result<()> {
+    let names = HeaderNames::default().with_problem("x-refused")?;
+    let addressed: fn(_) -> _ =
+        |layer: IdempotencyLayer| layer.with_documentation("https://shop/keys");
+    let named = move |layer: IdempotencyLayer| layer.with_header_names(names.clone());
+    let worlds = [
+        (World::setup().layer(addressed), "https://shop/keys#uncertain", "idempotency-problem"),
+        (World::setup().layer(named), "https://docs.rs/idempotency/", "x-refused"),
+    ];
+    for (world, address, header) in worlds {
+        let world = world.routes(refusing()).start().await?;
+        let uncertain = world.client.post("/uncertain").key("abc").send().await?;
+        let written = uncertain.json()?["type"].as_str().unwrap_or_default().to_owned();
+        assert!(written.starts_with(address), "{written}");
+        assert_eq!((uncertain.status, uncertain.header(header)), (409, Some("uncertain")));
+        let marks: Vec<_> = uncertain.headers.get_all("x-served-by").iter().collect();
+        assert_eq!(marks, ["shop", "till"]);
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn rule_66_problems_that_handlers_answer_with_have_the_form_of_the_layer_without_protection()
 -> anyhow::Result<()> {
     for is_disabled in [true, false] {

@@ -23,7 +23,7 @@ use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::client::{Pending, Reply};
 use crate::process::{Orders, Process};
-use crate::world::{DAY, PATIENCE, Shop, World, memory_directory};
+use crate::world::{DAY, NO_PATIENCE, PATIENCE, Shop, World, memory_directory};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -161,6 +161,41 @@ async fn rule_60_a_store_that_answers_late_is_no_store_that_is_away() -> anyhow:
         (retry.status, retry.header("idempotency-bypassed"), world.effects("abc")),
         (201, None, 1)
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn rule_60_a_retry_does_not_run_beside_a_handler_that_has_lost_its_lease()
+-> anyhow::Result<()> {
+    let lease = Duration::from_secs(10);
+    let world = World::setup()
+        .clock_by_hand()
+        .engine(move |builder| builder.lease(lease).claim_timeout(NO_PATIENCE))
+        .layer(IdempotencyLayer::with_fail_open)
+        .start()
+        .await?;
+    let first = world.pay("abc").header("x-wait", "1").spawn();
+    world.entered("abc").await?;
+    for operation in [Operation::Claim, Operation::Renew, Operation::Complete] {
+        world.store.always(operation, Some(StoreFault::Refused(StoreErrorKind::Refused)));
+    }
+    world.clock.advance(lease * 2);
+    let answered = async |pending: Pending| {
+        eventually("an answer", || {
+            world.clock.advance(Duration::from_millis(100));
+            pending.is_answered()
+        })
+        .await?;
+        pending.reply().await
+    };
+    for _ in 0..2 {
+        answered(world.pay("abc").spawn()).await?.assert_problem(503, "unavailable")?;
+    }
+    let other = answered(world.pay("def").spawn()).await?;
+    assert_eq!((other.status, other.header("idempotency-bypassed")), (201, Some("true")));
+    world.shop.gate.open();
+    answered(first).await?;
+    assert_eq!(world.effects("abc"), 1);
     Ok(())
 }
 

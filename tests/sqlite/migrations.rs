@@ -80,8 +80,10 @@ async fn a_pool_without_the_table_says_what_to_do_and_the_table_has_any_name() -
     let tables = "SELECT count(*) FROM sqlite_schema WHERE tbl_name LIKE 'payments_records%' AND sql IS NOT NULL";
     let (count,): (i64,) = sqlx::query_as(tables).fetch_one(&world.pool).await?;
     assert_eq!(count, 4, "the table, its index and trigger, and its meta table");
-    let error = patient(&world.path).table("records; DROP").open().await.unwrap_err();
-    assert_eq!(error.kind(), StoreErrorKind::Config);
+    for name in ["records; DROP", "main.records"] {
+        let error = patient(&world.path).table(name).open().await.unwrap_err();
+        assert_eq!(error.kind(), StoreErrorKind::Config, "{name}: {error}");
+    }
     Ok(())
 }
 

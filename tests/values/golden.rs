@@ -120,6 +120,16 @@ fn a_number_with_too_many_digits_is_no_key_or_the_key_of_what_it_is_rounded_to()
     }
 }
 
+/// A build with `arbitrary_precision` stores what it has, and its callers get that.
+#[tokio::test]
+async fn a_value_with_more_digits_than_a_float_keeps_is_stored_as_the_build_has_it() {
+    let text = "18446744073709551617";
+    let parsed: Value = serde_json::from_str(text).expect("it is JSON");
+    let kept = parsed.to_string() == text;
+    let is_stored_whole = stored(&parsed).await == text;
+    assert_eq!(is_stored_whole, kept);
+}
+
 /// The stored bytes of `value`.
 async fn stored<T: Clone + Serialize + DeserializeOwned>(value: &T) -> String {
     let store = MemoryStore::new();

@@ -268,6 +268,7 @@ async fn seek_in_store(
             asks,
         )) {
             Seat::Leader(leader) => {
+                met.another |= leader.has_met();
                 match lead(call, &leader, deadline, task_state, report, met).await {
                     Led::Granted(granted) => {
                         let owner = Owner::new(call.clone(), *granted, deadline, leader);

@@ -8,6 +8,7 @@ use super::retry::Budget;
 use super::store_client::{ClaimReply, no_answer_within};
 use super::task_state::TaskState;
 use super::{Inner, owed};
+use crate::lock::Mutex;
 use crate::paused::explain;
 use crate::store::{Claim, ClaimOutcome, Operation, Release, StoreError, StoreErrorKind};
 
@@ -25,8 +26,15 @@ pub(crate) async fn send(
     let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);
     let for_release = engine.clone();
     let (sender, task_state) = (engine.clone(), task_state.clone());
-    let claiming =
-        async move { sender.store.claim(claim, || task_state.is_shut_out(&sender)).await };
+    let failed = Arc::new(Mutex::new(None));
+    let failures = failed.clone();
+    let claiming = async move {
+        let stops = |error: &StoreError| {
+            *failures.lock() = Some(error.clone());
+            task_state.is_shut_out(&sender)
+        };
+        sender.store.claim(claim, stops).await
+    };
     let mut followed =
         Followed::new(&engine.keeper, claiming).and_if_dropped(move |claiming| async move {
             release_if_granted(&for_release, claiming, release, lease).await;
@@ -38,6 +46,13 @@ pub(crate) async fn send(
         () = engine.clock.sleep(timeout) => {
             // `followed` is dropped here, and the background goes on: `release_if_granted`.
             let error = no_answer_within(Operation::Claim, timeout);
+            // The last try has no answer, and the one before it may say why.
+            let error = match failed.lock().take() {
+                Some(before) => error
+                    .with_detail(format!("no answer within {timeout:?}, and before that {before}"))
+                    .with_source(before),
+                None => error,
+            };
             return Err(explain(error, timeout, engine.clock.monotonic().saturating_sub(start)));
         }
     };
@@ -81,7 +96,10 @@ async fn release_if_granted(
     match answer {
         Ok(ClaimReply { claimed: ClaimOutcome::Existing(_), repeated: false }) => {}
         Ok(ClaimReply { repeated, .. }) => release_unused(engine, release, lease, repeated).await,
-        Err(_) => release_unused(engine, release, lease, true).await,
+        Err(error) if error.is_outcome_unknown() => {
+            release_unused(engine, release, lease, true).await;
+        }
+        Err(_) => {}
     }
 }
 

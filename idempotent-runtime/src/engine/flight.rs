@@ -39,6 +39,11 @@ pub(crate) struct Flight {
     has_met: AtomicBool,
     /// True if the leader waits for a call elsewhere whose body may have begun.
     begun_elsewhere: AtomicBool,
+    /// The forsaken flight in whose place this one is. Its body may still run, or its result is on
+    /// its way to the store.
+    before: Option<Arc<Flight>>,
+    /// True if it has no leader any more.
+    is_over: AtomicBool,
 }
 
 impl Flight {
@@ -73,6 +78,14 @@ impl Flight {
             .map_or_else(|| self.begun_elsewhere.load(Ordering::Acquire), |lease| lease.has_begun())
     }
 
+    /// Returns the latest of the flights before this one that has a leader.
+    fn at_work_before(&self) -> Option<Arc<Self>> {
+        let is_over = |flight: &&Arc<Self>| flight.is_over.load(Ordering::Acquire);
+        std::iter::successors(self.before.as_ref(), |flight| flight.before.as_ref())
+            .find(|flight| !is_over(flight))
+            .cloned()
+    }
+
     fn is_forsaken(&self) -> bool {
         self.lease.get().is_some_and(|lease| lease.is_lost())
     }
@@ -104,17 +117,18 @@ pub(crate) enum Seat {
 impl Flights {
     pub(crate) fn join(self: &Arc<Self>, key: Key) -> Seat {
         let mut flights = self.lock();
-        if let Some(flight) = flights.get(&key)
-            && !flight.is_forsaken()
-        {
-            return Seat::Follower(flight.clone());
-        }
+        let before = match flights.get(&key) {
+            Some(flight) if !flight.is_forsaken() => return Seat::Follower(flight.clone()),
+            other => other.cloned(),
+        };
         let flight = Arc::new(Flight {
             stage: Mutex::new(Stage::Querying),
             changed: Notify::new(),
             lease: OnceLock::new(),
-            has_met: AtomicBool::new(false),
+            has_met: AtomicBool::new(before.is_some()),
             begun_elsewhere: AtomicBool::new(false),
+            before,
+            is_over: AtomicBool::new(false),
         });
         // This may replace a forsaken flight. Its leader notices that when it ends, see
         // `Leader::end`. Its followers join again by themselves: the first of them leads, and the
@@ -138,6 +152,11 @@ pub(crate) struct Leader {
 }
 
 impl Leader {
+    /// Returns true if another call with the key has run here, and may still run.
+    pub(crate) fn has_met(&self) -> bool {
+        self.flight.has_met()
+    }
+
     /// Records that another process, or another flight, has claimed the call. `begun`: it has looked
     /// at its windows.
     pub(crate) fn claimed_elsewhere(&self, begun: bool) {
@@ -168,11 +187,16 @@ impl Leader {
     fn end(&mut self, stage: Stage) {
         if !std::mem::replace(&mut self.ended, true) {
             let mut flights = self.flights.lock();
+            self.flight.is_over.store(true, Ordering::Release);
             // Removed before the stage is entered: the followers that it wakes may join again at
             // once, and must not find a flight without a leader. A forsaken leader has lost its
-            // place to another flight by then, which must stay.
+            // place to another flight by then, which must stay. If it is still at work when that one
+            // ends, it gets its place back: callers that come later must know of it.
             if flights.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
-                flights.remove(&self.key);
+                match self.flight.at_work_before() {
+                    Some(before) => flights.insert(self.key.clone(), before),
+                    None => flights.remove(&self.key),
+                };
             }
             drop(flights);
             self.flight.enter(stage);

@@ -74,12 +74,13 @@ impl StoreClient {
         Arc::ptr_eq(&self.store, &other.store)
     }
 
-    /// Sends `claim` with its token until its answer is known, or until `stops` says that nothing
-    /// is sent any more. Not bounded: the caller gives it up, and follows it to its answer.
+    /// Sends `claim` with its token until its answer is known, or until `stops` says after the
+    /// failure of a try that nothing is sent any more. Not bounded: the caller gives it up, and
+    /// follows it to its answer.
     pub(super) async fn claim(
         &self,
         claim: Claim,
-        stops: impl Fn() -> bool,
+        stops: impl Fn(&StoreError) -> bool,
     ) -> Result<ClaimReply, StoreError> {
         let mut request = Measured::new(self, Operation::Claim);
         let start = self.clock.monotonic();
@@ -91,7 +92,7 @@ impl StoreClient {
                 Err(error) if error.is_transient() && self.clock.monotonic() + pause < end => {
                     self.clock.sleep(pause).await;
                     slept += pause;
-                    if stops() {
+                    if stops(&error) {
                         return request.answered(Err(unknown.unwrap_or(error)));
                     }
                     if error.is_outcome_unknown() {

@@ -50,7 +50,23 @@ pub(super) fn may_be_json(headers: &HeaderMap) -> bool {
 }
 
 fn media_type(line: &[u8]) -> Option<Mime> {
-    std::str::from_utf8(line).ok()?.parse().ok()
+    let text = std::str::from_utf8(line).ok()?;
+    // `mime` takes no white space before a semicolon, which RFC 9110, section 5.6.6, allows.
+    text.parse().or_else(|_| close_semicolons(text).parse()).ok()
+}
+
+/// Removes the white space before the semicolons outside of quotes.
+fn close_semicolons(text: &str) -> String {
+    let (mut closed, mut is_quoted, mut is_escaped) = (String::new(), false, false);
+    for character in text.chars() {
+        if character == ';' && !is_quoted {
+            closed.truncate(closed.trim_end_matches([' ', '\t']).len());
+        }
+        is_quoted ^= character == '"' && !is_escaped;
+        is_escaped = is_quoted && character == '\\' && !is_escaped;
+        closed.push(character);
+    }
+    closed
 }
 
 /// Joins the lines of one header, each without the white space around it.
@@ -83,6 +99,8 @@ mod tests {
             ("text/plain; Charset=UTF-8", "text/plain;charset=\"utf-8\""),
             ("text/plain;charset=\"UTF-8\"", "text/plain;charset=\"utf-8\""),
             ("text/plain; b=2; A=X", "text/plain;a=\"X\";b=\"2\""),
+            ("text/plain ; charset=utf-8 ;a=1", "text/plain;a=\"1\";charset=\"utf-8\""),
+            ("text/plain ; a=\"x ;\"", "text/plain;a=\"x ;\""),
             ("text/plain; a=\"x;b=\"; b=2", "text/plain;a=\"x;b=\";b=\"2\""),
             ("text/plain; b=2; a=1; B=1", "text/plain;a=\"1\";b=\"2\";b=\"1\""),
             ("application/vnd.a+JSON", "application/vnd.a+json"),
@@ -105,6 +123,7 @@ mod tests {
         for (line, is_json) in [
             ("application/json", true),
             ("Application/Json; charset=utf-8", true),
+            ("application/json ; charset=utf-8", true),
             ("text/json", true),
             ("application/problem+json", true),
             ("application/json-seq", false),

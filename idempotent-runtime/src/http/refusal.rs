@@ -13,8 +13,9 @@ use http_body_util::Full;
 
 use super::effects::{LeftNothing, NothingHappened, OfLayer};
 use super::headers::IDEMPOTENCY_PROBLEM;
+use super::names::HeaderNames;
 use super::options::Options;
-use super::problem::{PROBLEM_JSON, Plain, Problem, ProblemKind};
+use super::problem::{DOCUMENTATION, PROBLEM_JSON, Plain, Problem, ProblemKind};
 use super::response_body::ResponseBody;
 use super::{hook, stripe};
 use crate::error::{Error, ErrorKind};
@@ -63,15 +64,18 @@ fn plain<B>(response: &Response<B>) -> Option<&Problem> {
 }
 
 impl Options {
-    /// Returns the response of a handler, in the form of the layer if it is a problem in the plain
-    /// one (R66).
+    /// Returns the response of a handler, in the form of the layer and with its address and header
+    /// names if it is a problem in the plain form (R66).
     ///
     /// Clients of the layer know one form of refusals, and those of Stripe's API take another one
     /// for a result. The decision about the key stays: it is made from the extensions, and so is
     /// the one of a layer around this one. So does everything that the handler and other layers
     /// have added to the plain form or changed in it: headers, and the status.
     pub(super) fn in_form<B>(&self, response: Response<B>) -> Response<ResponseBody<B>> {
-        let has_form = self.form != BaseForm::ProblemDetails || self.shape.is_some();
+        let has_form = self.form != BaseForm::ProblemDetails
+            || self.shape.is_some()
+            || *self.documentation != *DOCUMENTATION
+            || self.markers.names != HeaderNames::default();
         let problem = plain(&response).filter(|_| has_form).cloned();
         let Some(problem) = problem else { return response.map(ResponseBody::untouched) };
         let plain = problem.response();

@@ -96,8 +96,8 @@ impl MySqlStore {
     /// runtimes that opened them, and return to it only as long as these runtimes run.
     ///
     /// Code that holds many of them, in open transactions for example, keeps the engine's calls
-    /// waiting. These are refused after two seconds, and a wait of more than one second is logged,
-    /// at most once a minute. Code that holds one connection and makes a call needs two: as many
+    /// waiting. These are refused after the engine's `claim_timeout`, and a wait of more than one second
+    /// is logged, at most once a minute. Code that holds one connection and makes a call needs two: as many
     /// such callers as the pool has connections can block each other. Use a separate pool for the
     /// store then.
     ///

@@ -19,6 +19,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, Value};
 use tokio::runtime::{Handle, Id};
+use tokio::sync::oneshot;
 
 use super::error::store_error;
 use super::tracking::Waiters;
@@ -204,9 +205,12 @@ impl Link {
             return Ok(open);
         }
         // In a task of its own: the first caller opens the connection for all callers on the
-        // runtime, and may never be polled again.
+        // runtime, and may never be polled again. A caller that goes away takes its place among
+        // those that wait with it, or their number would grow for as long as the server is silent.
         let shared = Arc::clone(&self.0);
-        match tokio::spawn(async move { shared.connected_anew(&home).await }).await {
+        let (caller, opened) = oneshot::channel();
+        tokio::spawn(shared.connect_for(home, caller));
+        match opened.await {
             Ok(open) => open.map_err(|error| store_error(operation, error)),
             Err(error) => {
                 let detail =
@@ -244,15 +248,31 @@ impl Shared {
         self.homes.with(Arc::default, |home| Arc::clone(home))
     }
 
-    async fn connected_anew(&self, home: &Home) -> RedisResult<Open> {
-        let _connecting = home.connecting.lock().await;
+    /// Opens the connection for `caller`, unless that goes away before its turn. A connection that
+    /// is being opened is one for all, and is not given up.
+    async fn connect_for(
+        self: Arc<Self>,
+        home: Arc<Home>,
+        mut caller: oneshot::Sender<RedisResult<Open>>,
+    ) {
+        let _connecting = tokio::select! {
+            biased;
+            () = caller.closed() => return,
+            turn = home.connecting.lock() => turn,
+        };
         // Another task may have connected while this one waited for the lock.
-        if let Some(open) = self.current(home) {
-            return Ok(open);
-        }
-        let open = self.connect().await?;
-        *home.current.write() = Some(open.clone());
-        Ok(open)
+        let open = match self.current(&home) {
+            Some(open) => Ok(open),
+            None => {
+                let open = self.connect().await;
+                if let Ok(open) = &open {
+                    *home.current.write() = Some(open.clone());
+                }
+                open
+            }
+        };
+        // The caller may be gone.
+        let _ = caller.send(open);
     }
 
     /// Returns the existing connection, unless it has been silent for too long.
@@ -340,9 +360,42 @@ fn ends_connection(error: &RedisError) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::Traffic;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use redis::{AsyncConnectionConfig, Client};
+    use tokio::net::TcpListener;
+    use tokio::runtime::Handle;
+    use tokio::time::timeout;
+
+    use super::{Link, Traffic};
+    use crate::clock::SystemClock;
+    use crate::store::Operation;
 
     const LATER: u64 = 60_000_000_000;
+
+    /// The server takes connections and says nothing: opening one lasts for an hour.
+    #[tokio::test]
+    async fn callers_that_go_away_leave_one_attempt_to_connect_behind() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = Client::open(format!("redis://{}", listener.local_addr().unwrap())).unwrap();
+        let hour = Some(Duration::from_secs(3600));
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(hour).set_response_timeout(hour);
+        let link = Link::new(client, config, Arc::new(SystemClock::new()), None, None);
+        let tasks = || Handle::current().metrics().num_alive_tasks();
+        for _ in 0..50 {
+            let opened = link.opened(Operation::Claim);
+            assert!(timeout(Duration::from_millis(2), opened).await.is_err());
+        }
+        let few = async {
+            while tasks() > 2 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let few = timeout(Duration::from_secs(10), few).await;
+        assert!(few.is_ok(), "{} tasks", tasks());
+    }
 
     #[test]
     fn a_connection_is_silent_while_an_answer_is_missing_and_no_longer() {

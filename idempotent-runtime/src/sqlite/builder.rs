@@ -82,6 +82,12 @@ impl SqliteStoreBuilder {
 
     async fn open_file(self) -> Result<SqliteStore, StoreError> {
         let table = TableName::parse(&self.table)?;
+        if table.schema().is_some() {
+            // An index is created in the schema of its table, which must not be named with it.
+            return Err(StoreError::new(StoreErrorKind::Config, Operation::Connect).with_detail(
+                format!("`{}` has a schema: on SQLite the table is one of `main`", self.table),
+            ));
+        }
         let options = SqliteConnectOptions::new()
             .filename(&self.path)
             .create_if_missing(true)

@@ -45,10 +45,6 @@ impl Statements {
         let meta = name.with_suffix("meta");
         // One row, whatever is in the table.
         let gone = format!("(SELECT coalesce(max(fence), 0) AS gone FROM {})", meta.quoted('"'));
-        // If no schema is named, the first one that has the table is meant.
-        let schema = meta.schema().map_or(String::from("true"), |schema| {
-            format!("open.name = '{schema}' COLLATE NOCASE")
-        });
         let read = |shows_all: &str| {
             Statement::from(format!(
                 "SELECT ?1, {columns}, gone, {shows_all} FROM {gone} LEFT JOIN {table} ON key_hash = ?2"
@@ -118,7 +114,7 @@ impl Statements {
                      CASE open.name WHEN 'temp' THEN 'temp' ELSE '' END AS name
                      FROM pragma_table_list('{}') AS found JOIN pragma_database_list AS open
                          ON open.name = found.schema
-                     WHERE {schema} ORDER BY open.name <> 'temp', open.seq LIMIT 1
+                     ORDER BY open.name <> 'temp', open.seq LIMIT 1
                  ) AS place ON true WHERE id = 1",
                 meta.quoted('"'),
                 name.name()
