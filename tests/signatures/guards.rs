@@ -43,8 +43,8 @@ async fn only_the_key_uses_it(guard: Guard, gone: &AtomicBool) -> Result<bool, E
 }
 
 #[idempotent(key = "order:{ guard.id() }", ttl = "24h")]
-async fn only_a_template_uses_it(guard: Guard, gone: &AtomicBool) -> Result<bool, Error> {
-    is_gone(gone).await
+async fn only_a_template_uses_it(guard: Guard, gone: Arc<AtomicBool>) -> Result<bool, Error> {
+    is_gone(&gone).await
 }
 
 fn id_of(guard: &Guard) -> u64 {
@@ -52,8 +52,11 @@ fn id_of(guard: &Guard) -> u64 {
 }
 
 #[idempotent(key = "order", scope = "{id_of(&guard)}", ttl = "24h")]
-async fn only_a_call_in_a_template_uses_it(guard: Guard, gone: &AtomicBool) -> Result<bool, Error> {
-    is_gone(gone).await
+async fn only_a_call_in_a_template_uses_it(
+    guard: Guard,
+    gone: Arc<AtomicBool>,
+) -> Result<bool, Error> {
+    is_gone(&gone).await
 }
 
 #[idempotent(key = guard.id(), ttl = "24h")]
@@ -86,9 +89,9 @@ async fn arguments_are_dropped_when_the_body_is_over() {
         assert!(gone.load(Ordering::SeqCst));
     };
     check(|guard, gone| Box::pin(async move { only_the_key_uses_it(guard, &gone).await })).await;
-    check(|guard, gone| Box::pin(async move { only_a_template_uses_it(guard, &gone).await })).await;
+    check(|guard, gone| Box::pin(async move { only_a_template_uses_it(guard, gone).await })).await;
     check(|guard, gone| {
-        Box::pin(async move { only_a_call_in_a_template_uses_it(guard, &gone).await })
+        Box::pin(async move { only_a_call_in_a_template_uses_it(guard, gone).await })
     })
     .await;
     check(|guard, gone| {
