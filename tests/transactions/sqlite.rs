@@ -158,6 +158,27 @@ async fn a_call_without_the_transaction_beside_the_guarded_one_is_refused() -> a
     Ok(())
 }
 
+/// The transaction around both keeps the only writer of its file.
+#[tokio::test]
+async fn a_call_without_the_transaction_is_refused_in_a_transaction_of_another_database_inside()
+-> anyhow::Result<()> {
+    let (world, other) = (World::new().await?, World::new().await?);
+    let (world, other) = (&world, &other);
+    let refused = in_transaction(&world.pool, |mut transaction: Open| async move {
+        world.call("a").run_in(&mut transaction, add).await?;
+        in_transaction(&other.pool, |_: Open| async {
+            world.call("beside").run(async || Ok::<_, Fault>(())).await
+        })
+        .await
+    });
+    let Err(Fault::Idempotency(error)) = within("the refusal", refused).await? else {
+        panic!("it has waited for itself")
+    };
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert_eq!(world.entries("entry").await?, 0);
+    Ok(())
+}
+
 /// The step's effect would be there, and its record would wait for the transaction.
 #[tokio::test]
 async fn a_step_of_a_call_around_the_transaction_is_refused_before_its_effect() -> anyhow::Result<()>

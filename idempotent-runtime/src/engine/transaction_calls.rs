@@ -14,8 +14,23 @@ use crate::key::KeyHash;
 use crate::lock::Mutex;
 
 tokio::task_local! {
-    /// The transaction whose body the task is in.
-    static AROUND: Arc<Calls>;
+    /// The transaction whose body the task is in, and those around it.
+    static AROUND: Arc<Around>;
+}
+
+/// A transaction whose body the task is in.
+struct Around {
+    calls: Arc<Calls>,
+    outer: Option<Arc<Around>>,
+}
+
+/// Returns true if the task is in the body of a transaction that `is_meant`.
+fn is_around(is_meant: impl Fn(&Calls) -> bool) -> bool {
+    let any = |innermost: &Arc<Around>| {
+        std::iter::successors(Some(innermost), |around| around.outer.as_ref())
+            .any(|around| is_meant(&around.calls))
+    };
+    AROUND.try_with(any).unwrap_or(false)
 }
 
 static LENT: Mutex<BTreeMap<usize, Arc<Calls>>> = Mutex::new(BTreeMap::new());
@@ -71,15 +86,13 @@ pub(super) fn calls_at(place: usize) -> Option<Arc<Calls>> {
 /// Returns true if the code is in the body of a transaction of `store`, as far as a call in it has
 /// recorded. Such a transaction keeps its locks until the body has ended.
 pub(super) fn is_in_body_of(store: &StoreClient) -> bool {
-    let is_of_store =
-        |calls: &Arc<Calls>| calls.met().store.as_ref().is_some_and(|other| other.is_same(store));
-    AROUND.try_with(is_of_store).unwrap_or(false)
+    is_around(|calls| calls.met().store.as_ref().is_some_and(|other| other.is_same(store)))
 }
 
 /// Returns true if the code is in the body of a transaction of this kind of database.
 #[cfg(feature = "__sql")]
 pub fn is_in_body(database: &str) -> bool {
-    AROUND.try_with(|calls| calls.met().database == Some(database)).unwrap_or(false)
+    is_around(|calls| calls.met().database == Some(database))
 }
 
 impl std::fmt::Debug for Calls {
@@ -147,7 +160,8 @@ impl Calls {
 
     /// Runs the body of the transaction.
     pub async fn around<F: Future>(self: &Arc<Self>, body: F) -> F::Output {
-        AROUND.scope(Arc::clone(self), body).await
+        let outer = AROUND.try_with(Arc::clone).ok();
+        AROUND.scope(Arc::new(Around { calls: Arc::clone(self), outer }), body).await
     }
 
     /// Returns the records that show whether the transaction was committed: those that it has
