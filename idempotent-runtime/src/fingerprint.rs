@@ -28,7 +28,7 @@ impl<T: Serialize + ?Sized> Fingerprintable for T {
 /// The hash of everything that a retry must repeat. A call with the same key and another
 /// fingerprint is a [`Mismatch`](crate::ErrorKind::Mismatch), unless the call declares the recorded
 /// one as a [former one](crate::Call::former_fingerprint) of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint {
     /// The version of the encoding behind the hash. Fingerprints of different versions never
     /// identify the same request.

@@ -43,7 +43,7 @@ impl Admission {
 
 /// A claim that was granted, and the time at which it was first sent.
 pub(super) struct Granted {
-    pub(super) claim: Claim,
+    pub(super) claim: Arc<Claim>,
     pub(super) grant: Grant,
     pub(super) sent: Duration,
     /// True if an earlier try of the claim may still be on its way.
@@ -325,7 +325,7 @@ async fn lead(
     let mut claimed_fingerprint = call.fingerprint;
     loop {
         let claim = match new_claim(call) {
-            Ok(claim) => Claim { fingerprint: claimed_fingerprint, ..claim },
+            Ok(claim) => Arc::new(Claim { fingerprint: claimed_fingerprint, ..claim }),
             Err(error) => return Led::Refused(error),
         };
         claimed_fingerprint = call.fingerprint;

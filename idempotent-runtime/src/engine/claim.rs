@@ -20,7 +20,7 @@ use crate::store::{Claim, ClaimOutcome, Operation, Release, StoreError, StoreErr
 /// Once a shutdown has begun, nothing is sent again from a task in `task_state`.
 pub(crate) async fn send(
     engine: &Arc<Inner>,
-    claim: Claim,
+    claim: Arc<Claim>,
     task_state: &TaskState,
 ) -> Result<ClaimReply, StoreError> {
     let (release, lease) = (Release::unused(claim.key, claim.token), claim.lease);

@@ -48,7 +48,7 @@ pub(crate) async fn count(call: Call) -> Result<u32, Error> {
         }
         let mut claim = new_claim(&call)?;
         (claim.policy, claim.lease, claim.linger) = (CrashPolicy::Retry, LEASE, call.ttl);
-        match claim::send(&engine, claim, &task_state).await {
+        match claim::send(&engine, claim.into(), &task_state).await {
             Ok(ClaimReply { claimed: ClaimOutcome::Granted(grant), .. }) => {
                 return Ok(grant.record.attempts);
             }

@@ -5,7 +5,7 @@
 //! expired while its body hangs: the store may have granted the call to another owner by then, and
 //! that owner's record is what counts.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -23,9 +23,10 @@ use crate::outcome::Answer;
 /// callback.
 type Key = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>, bool);
 
-/// The calls of one engine that are under way.
+/// The calls of one engine that are under way. A key begins with a hash, so two of them are compared
+/// faster than one is hashed for a table.
 #[derive(Default)]
-pub(crate) struct Flights(Mutex<HashMap<Key, Arc<Flight>>>);
+pub(crate) struct Flights(Mutex<BTreeMap<Key, Arc<Flight>>>);
 
 /// One call that is under way.
 pub(crate) struct Flight {
@@ -138,7 +139,7 @@ impl Flights {
         Seat::Leader(Leader { flights: self.clone(), key, flight, ended: false })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Flight>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Flight>>> {
         self.0.lock()
     }
 }

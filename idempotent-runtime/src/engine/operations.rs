@@ -2,7 +2,7 @@
 //! disabled.
 
 use std::any::TypeId;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::instance::Instance;
@@ -56,7 +56,7 @@ impl Site {
 
 #[derive(Debug, Default)]
 pub(crate) struct Operations {
-    known: RwLock<HashMap<&'static str, Known>>,
+    known: RwLock<BTreeMap<&'static str, Known>>,
     disabled: RwLock<HashSet<Arc<str>>>,
 }
 

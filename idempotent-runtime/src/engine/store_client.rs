@@ -79,7 +79,7 @@ impl StoreClient {
     /// follows it to its answer.
     pub(super) async fn claim(
         &self,
-        claim: Claim,
+        claim: Arc<Claim>,
         stops: impl Fn(&StoreError) -> bool,
     ) -> Result<ClaimReply, StoreError> {
         let mut request = Measured::new(self, Operation::Claim);
@@ -88,7 +88,7 @@ impl StoreClient {
         let (mut unknown, mut slept) = (None, Duration::ZERO);
         for pause in pauses() {
             request.tries += 1;
-            match self.store.clone().claim(claim.clone()).await {
+            match self.store.clone().claim(Claim::clone(&claim)).await {
                 Err(error) if error.is_transient() && self.clock.monotonic() + pause < end => {
                     self.clock.sleep(pause).await;
                     slept += pause;

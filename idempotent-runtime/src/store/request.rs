@@ -219,7 +219,7 @@ impl Commit {
 #[non_exhaustive]
 pub struct Adoption {
     /// The claim that created the record.
-    pub claim: Claim,
+    pub claim: Arc<Claim>,
     /// The record's fence when it was last seen.
     pub fence: u64,
     /// The record's attempts when it was last seen.
@@ -234,9 +234,9 @@ pub struct Adoption {
 impl Adoption {
     /// The adoption of the record that `grant` returned to `claim`. Ends with the lease that was
     /// granted.
-    pub fn new(claim: Claim, grant: &Grant) -> Self {
+    pub fn new(claim: impl Into<Arc<Claim>>, grant: &Grant) -> Self {
         let Record { fence, attempts, created, lease_until, .. } = grant.record;
-        Self { claim, fence, attempts, created, ends: lease_until }
+        Self { claim: claim.into(), fence, attempts, created, ends: lease_until }
     }
 }
 

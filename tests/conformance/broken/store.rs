@@ -412,7 +412,7 @@ impl Store for BrokenStore {
             (self.token(commit.token), self.time(commit.ttl), self.body(&commit.body));
         if let Some(adopt) = &commit.adopt {
             let mut adoption = (**adopt).clone();
-            adoption.claim = self.claimed(adoption.claim);
+            adoption.claim = self.claimed(Claim::clone(&adoption.claim)).into();
             commit.adopt = Some(Arc::new(adoption));
         }
         let written = self.change(By::Owner, commit.key, |slot, now| {
