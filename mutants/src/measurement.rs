@@ -133,8 +133,22 @@ fn built(
     bail!("the compiler still refuses changes after {BUILDS} builds")
 }
 
-/// Leaves alone the changes that the compiler's errors mention.
+/// Leaves alone the changes that the compiler's errors mention. Where they mention none, those
+/// between the first and the last line of an error: without a `return`, a borrow lives on to a line
+/// that the error mentions.
 fn leave(refused: &[Refused], places: &mut [Place]) -> anyhow::Result<()> {
+    let mut left = leave_at(refused, places);
+    if left == 0 {
+        left = leave_at(&between(refused), places);
+    }
+    let first = refused.first().map_or("", |refused| refused.message.as_str());
+    ensure!(left > 0, "the compiler refuses something else than a change: {first}");
+    println!("{left} changes are left alone");
+    Ok(())
+}
+
+/// Returns the number of changes that were not left alone before.
+fn leave_at(refused: &[Refused], places: &mut [Place]) -> usize {
     let before = places.iter().filter(|place| place.is_refused).count();
     for place in places.iter_mut() {
         let lines = place.change.lines();
@@ -145,11 +159,19 @@ fn leave(refused: &[Refused], places: &mut [Place]) -> anyhow::Result<()> {
         };
         place.is_refused |= refused.iter().any(is_meant);
     }
-    let left = places.iter().filter(|place| place.is_refused).count() - before;
-    let first = refused.first().map_or("", |refused| refused.message.as_str());
-    ensure!(left > 0, "the compiler refuses something else than a change: {first}");
-    println!("{left} changes are left alone");
-    Ok(())
+    places.iter().filter(|place| place.is_refused).count() - before
+}
+
+/// Returns one place for each error and file, from its first line to its last.
+fn between(refused: &[Refused]) -> Vec<Refused> {
+    let mut errors: BTreeMap<_, Refused> = BTreeMap::new();
+    for place in refused {
+        let whole = errors.entry((&place.message, &place.file)).or_insert_with(|| place.clone());
+        let start = *whole.lines.start().min(place.lines.start());
+        let end = *whole.lines.end().max(place.lines.end());
+        whole.lines = start..=end;
+    }
+    errors.into_values().collect()
 }
 
 /// Returns how the tests end with the change.

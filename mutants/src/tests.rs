@@ -23,7 +23,7 @@ const ATTEMPTS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A place that the compiler rejects.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Refused {
     pub(crate) file: PathBuf,
     pub(crate) lines: std::ops::RangeInclusive<usize>,
