@@ -70,7 +70,9 @@ impl Kind for MiniStack {
             .env("SERVICES", "sqs,sns")
             .env("PERSIST_STATE", "1")
             .env("STATE_DIR", directory.join("state"))
-            .env("HOME", directory);
+            .env("HOME", directory)
+            // It writes its process id there, and leaves it.
+            .env("TMPDIR", directory);
         Ok(command)
     }
 
