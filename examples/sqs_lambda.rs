@@ -5,6 +5,8 @@
 //! cargo run -p idempotency-sqs --example sqs_lambda < examples/data/sqs_event.json
 //! ```
 //!
+//! The only argument is the deadline in seconds.
+//!
 //! In a function, `aws_lambda_events` has these types, and `lambda_runtime` calls `handle`. Set
 //! `ReportBatchItemFailures` in the event source mapping: without it, one failure repeats the batch.
 
@@ -51,11 +53,12 @@ struct Failure {
     item_identifier: String,
 }
 
-/// Less than the function's timeout: when that ends, no response is sent, and all runs again.
+/// Less than the function's timeout: when that ends, no response is sent, and all runs again. A
+/// function subtracts a second from the time that its context has left.
 const DEADLINE: Duration = Duration::from_secs(25);
 
-async fn handle(inbox: &Inbox, event: Event) -> Response {
-    let end = tokio::time::Instant::now() + DEADLINE;
+async fn handle(inbox: &Inbox, event: Event, deadline: Duration) -> Response {
+    let end = tokio::time::Instant::now() + deadline;
     let (mut failures, mut failed_groups) = (Vec::new(), Vec::new());
     for Record { message_id, body, event_source_arn, attributes } in event.records {
         // Behind a failure nothing of a FIFO group may run, or its order is lost. The groups of other
@@ -84,7 +87,8 @@ async fn handle(inbox: &Inbox, event: Event) -> Response {
 /// Charges a payment. Without an amount it fails.
 async fn charge(body: &str) -> anyhow::Result<()> {
     let payment: serde_json::Value = serde_json::from_str(body)?;
-    tokio::time::sleep(Duration::from_millis(10)).await; // latency
+    let latency = payment["latency"].as_u64().unwrap_or(10);
+    tokio::time::sleep(Duration::from_millis(latency)).await;
     let amount = payment["amount"].as_u64().context("no amount")?;
     eprintln!("charged {amount}");
     Ok(())
@@ -95,7 +99,10 @@ async fn main() -> anyhow::Result<()> {
     // A function has a store that all its instances share, as DynamoDB or Redis.
     let engine = Idempotency::new(MemoryStore::new());
     let inbox = Inbox::new(engine, "payments", Duration::from_secs(14 * 86_400));
+    let deadline = std::env::args().nth(1).map(|seconds| seconds.parse().map(Duration::from_secs));
+    let deadline = deadline.transpose().context("the deadline is a number of seconds")?;
     let event = serde_json::from_reader(std::io::stdin())?;
-    println!("{}", serde_json::to_string(&handle(&inbox, event).await)?);
+    let response = handle(&inbox, event, deadline.unwrap_or(DEADLINE)).await;
+    println!("{}", serde_json::to_string(&response)?);
     Ok(())
 }

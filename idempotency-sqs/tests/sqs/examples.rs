@@ -38,10 +38,11 @@ async fn a_day_of_payments_with_a_killed_worker_comes_to_the_right_sums() -> any
 }
 
 /// The records that the function reports as failed, by the ends of their ids, and what it charges.
-async fn handled(event: &str) -> anyhow::Result<(Vec<u32>, Vec<String>)> {
+async fn handled(event: &str, arguments: &[&str]) -> anyhow::Result<(Vec<u32>, Vec<String>)> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/data").join(event);
     let event = std::fs::File::open(data)?;
-    let (printed, charged) = run(Command::new(example("sqs_lambda")?).stdin(event)).await?;
+    let mut function = Command::new(example("sqs_lambda")?);
+    let (printed, charged) = run(function.args(arguments).stdin(event)).await?;
     let response: serde_json::Value = serde_json::from_str(&printed)?;
     let failures = response["batchItemFailures"].as_array().context("no `batchItemFailures`")?;
     let failures = failures.iter().map(|failure| {
@@ -56,7 +57,7 @@ async fn handled(event: &str) -> anyhow::Result<(Vec<u32>, Vec<String>)> {
 #[tokio::test]
 async fn a_lambda_function_reports_the_records_that_failed_and_no_duplicate() -> anyhow::Result<()>
 {
-    let (failures, charged) = handled("sqs_event.json").await?;
+    let (failures, charged) = handled("sqs_event.json", &[]).await?;
     assert_eq!(failures, [2]);
     assert_eq!(charged, ["charged 100", "charged 300"]);
     Ok(())
@@ -64,8 +65,17 @@ async fn a_lambda_function_reports_the_records_that_failed_and_no_duplicate() ->
 
 #[tokio::test]
 async fn a_lambda_function_runs_nothing_behind_a_failure_of_its_group() -> anyhow::Result<()> {
-    let (failures, charged) = handled("sqs_fifo_event.json").await?;
+    let (failures, charged) = handled("sqs_fifo_event.json", &[]).await?;
     assert_eq!(failures, [2, 4]);
     assert_eq!(charged, ["charged 100", "charged 300"]);
+    Ok(())
+}
+
+/// The second charge takes ten minutes.
+#[tokio::test]
+async fn a_lambda_function_reports_what_has_no_time_left_as_failed() -> anyhow::Result<()> {
+    let (failures, charged) = handled("sqs_slow_event.json", &["2"]).await?;
+    assert_eq!(failures, [2, 3]);
+    assert_eq!(charged, ["charged 100"]);
     Ok(())
 }
