@@ -178,8 +178,9 @@ pub(super) struct Met {
     /// There is one, here or elsewhere: no later failure of the store is one of which this caller
     /// knows nothing else.
     pub(super) another: bool,
-    /// It was refused for a call whose body may have begun: one that has looked at its windows.
-    pub(super) begun: bool,
+    /// It was refused for a call whose key has a window, and which has looked at its windows: its body
+    /// may have begun.
+    pub(super) has_chosen_window: bool,
 }
 
 pub(super) enum Sought {
@@ -289,7 +290,7 @@ async fn seek_in_store(
                 let answer = follow(call, &flight, deadlines, report).await;
                 // Also if this follower did not see the stage in which the leader met another call.
                 met.another |= report.waited || flight.has_met();
-                met.begun = flight.has_begun();
+                met.has_chosen_window = flight.has_chosen_window();
                 match answer? {
                     Some(Answer::Stored(answer)) => {
                         return Ok(Sought::Found(answer.record, Source::Joined));
@@ -427,8 +428,8 @@ async fn wait_for_other(
             Judged::Refused(error) => return Some(Led::Refused(error)),
             Judged::NoAnswerYet => {}
         }
-        met.begun = record.checkpoints > 0;
-        leader.claimed_elsewhere(met.begun);
+        met.has_chosen_window = record.checkpoints > 0;
+        leader.claimed_elsewhere(met.has_chosen_window);
         let give_up_waiting = || {
             let left = record.lease_until.saturating_duration_since(record.read_at);
             Some(Led::OwnRefusal(in_progress(call, Some(left))))

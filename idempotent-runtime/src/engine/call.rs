@@ -333,14 +333,14 @@ impl<P, V> Call<P, V> {
         self
     }
 
-    /// Splits the call into the request, the error policy, which the codec takes, and the
-    /// verification callback.
     /// Returns the same call, to be run again.
     #[cfg(feature = "__sql")]
     pub(crate) fn again(&self) -> Call {
         Call { request: self.request.clone(), policy: ErrorAction::Release, question: NoVerify }
     }
 
+    /// Splits the call into the request, the error policy, which the codec takes, and the
+    /// verification callback.
     pub(super) fn parts(self) -> (Call, P, V) {
         let call = Call { request: self.request, policy: ErrorAction::Release, question: NoVerify };
         (call, self.policy, self.question)

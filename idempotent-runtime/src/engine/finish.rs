@@ -1,4 +1,5 @@
-//! The end of a body: its result is stored, its claim is released, or its record is put in doubt.
+//! The end of a body that returned: its result is stored, its claim is released, or its record is put
+//! in doubt. A body that is dropped or panics ends in the `Drop` of its owner.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -162,7 +163,7 @@ async fn store_answer(
     body: Result<Bytes, NotEncodable>,
     ttl: Option<Duration>,
 ) -> CallerGets {
-    let (mut commit, marker) = owner.commit(state, body);
+    let (mut commit, marker) = owner.new_commit(state, body);
     let own = match (&marker, state) {
         (Some(_), _) => Outcome::Unkept,
         (None, State::Failed) => Outcome::Failed,
@@ -262,7 +263,8 @@ fn conclude(
 
 impl Owner {
     /// Returns what the recorded steps say about an attempt that ended for `cause`. Waits for those
-    /// that are being written, where that could change it or where nothing waits for them later.
+    /// that are being written, and sends them again, where that could change it or where nothing does
+    /// so later.
     async fn what_steps_say(&self, cause: Cause) -> Steps {
         let Some(journal) = &self.journal else { return Steps::Silent };
         match cause {
@@ -296,7 +298,11 @@ impl Owner {
 
     /// Returns the commit, and the error for the caller if a marker is stored in place of the
     /// result.
-    fn commit(&self, state: State, body: Result<Bytes, NotEncodable>) -> (Commit, Option<Error>) {
+    fn new_commit(
+        &self,
+        state: State,
+        body: Result<Bytes, NotEncodable>,
+    ) -> (Commit, Option<Error>) {
         let (call, record) = (&self.call, &self.grant.record);
         let limit = call.engine.settings.max_result_size;
         let mut commit = Commit::new(record.key, record.owner, Bytes::new(), call.ttl);

@@ -1,4 +1,4 @@
-//! Coalescing: callers of the same key in one process share one claim.
+//! Coalescing: callers of one engine that must get the same answer share one claim.
 //!
 //! The first caller leads, the others follow. A leader that is gone, that released its claim or
 //! that ran out of time leaves its place to one of the followers. So does one whose lease has
@@ -21,12 +21,12 @@ use crate::outcome::Answer;
 /// The properties that callers must share to get the same answer: the key, the fingerprints that
 /// they accept as their own request, current and former, and whether they have a verification
 /// callback.
-type Key = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>, bool);
+type Identity = (KeyHash, Option<Fingerprint>, Vec<Option<Fingerprint>>, bool);
 
 /// The calls of one engine that are under way. A key begins with a hash, so two of them are compared
 /// faster than one is hashed for a table.
 #[derive(Default)]
-pub(crate) struct Flights(Mutex<BTreeMap<Key, Arc<Flight>>>);
+pub(crate) struct Flights(Mutex<BTreeMap<Identity, Arc<Flight>>>);
 
 /// One call that is under way.
 pub(crate) struct Flight {
@@ -38,8 +38,8 @@ pub(crate) struct Flight {
     lease: OnceLock<Arc<Lease>>,
     /// True if the leader has had a claim, or has learned about another call with the key.
     has_met: AtomicBool,
-    /// True if the leader waits for a call elsewhere whose body may have begun.
-    begun_elsewhere: AtomicBool,
+    /// True if the leader waits for a call elsewhere that no longer looks at its windows.
+    chosen_elsewhere: AtomicBool,
     /// The forsaken flight in whose place this one is. Its body may still run, or its result is on
     /// its way to the store.
     before: Option<Arc<Flight>>,
@@ -71,12 +71,13 @@ impl Flight {
         self.has_met.load(Ordering::Acquire)
     }
 
-    /// Returns true if a body may have begun under the claim for which the followers wait: it no
-    /// longer looks at its windows.
-    pub(crate) fn has_begun(&self) -> bool {
-        self.lease
-            .get()
-            .map_or_else(|| self.begun_elsewhere.load(Ordering::Acquire), |lease| lease.has_begun())
+    /// Returns true if the claim for which the followers wait is of a call that no longer looks at its
+    /// windows, so that its body may have begun. Says nothing about a key without a window.
+    pub(crate) fn has_chosen_window(&self) -> bool {
+        self.lease.get().map_or_else(
+            || self.chosen_elsewhere.load(Ordering::Acquire),
+            |lease| lease.has_begun(),
+        )
     }
 
     /// Returns the latest of the flights before this one that has a leader.
@@ -116,7 +117,7 @@ pub(crate) enum Seat {
 }
 
 impl Flights {
-    pub(crate) fn join(self: &Arc<Self>, key: Key) -> Seat {
+    pub(crate) fn join(self: &Arc<Self>, key: Identity) -> Seat {
         let mut flights = self.lock();
         let before = match flights.get(&key) {
             Some(flight) if !flight.is_forsaken() => return Seat::Follower(flight.clone()),
@@ -127,7 +128,7 @@ impl Flights {
             changed: Notify::new(),
             lease: OnceLock::new(),
             has_met: AtomicBool::new(before.is_some()),
-            begun_elsewhere: AtomicBool::new(false),
+            chosen_elsewhere: AtomicBool::new(false),
             before,
             is_over: AtomicBool::new(false),
         });
@@ -139,7 +140,7 @@ impl Flights {
         Seat::Leader(Leader { flights: self.clone(), key, flight, ended: false })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Arc<Flight>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Identity, Arc<Flight>>> {
         self.0.lock()
     }
 }
@@ -147,7 +148,7 @@ impl Flights {
 /// The caller that queries the store for all. When dropped, it leaves its place to a follower.
 pub(crate) struct Leader {
     flights: Arc<Flights>,
-    key: Key,
+    key: Identity,
     flight: Arc<Flight>,
     ended: bool,
 }
@@ -158,11 +159,11 @@ impl Leader {
         self.flight.has_met()
     }
 
-    /// Records that another process, or another flight, has claimed the call. `begun`: it has looked
-    /// at its windows.
-    pub(crate) fn claimed_elsewhere(&self, begun: bool) {
+    /// Records that another process, or another flight, has claimed the call. `has_chosen`: it has
+    /// looked at its windows.
+    pub(crate) fn claimed_elsewhere(&self, has_chosen: bool) {
         self.note_other_call();
-        self.flight.begun_elsewhere.store(begun, Ordering::Release);
+        self.flight.chosen_elsewhere.store(has_chosen, Ordering::Release);
         self.flight.enter(Stage::Claimed);
     }
 

@@ -19,7 +19,7 @@ const RETRY_SHARE: u32 = 10;
 const ROUNDING: Duration = Duration::from_millis(1);
 
 /// Nothing has been done under the claim yet.
-const WAITING: u8 = 0;
+const UNUSED: u8 = 0;
 /// The body, or the verification of an earlier one, has begun.
 const BEGUN: u8 = 1;
 /// A shutdown has taken the claim away, and leaves an unknown outcome.
@@ -94,7 +94,7 @@ impl Lease {
             due: AtomicU64::new(nanos(sent + length / 3)),
             lost: AtomicBool::new(false),
             given_up: Notify::new(),
-            stage: AtomicU8::new(WAITING),
+            stage: AtomicU8::new(UNUSED),
             body_ended: AtomicBool::new(false),
             held: AtomicBool::new(false),
             is_in_doubt: AtomicBool::new(false),
@@ -139,7 +139,7 @@ impl Lease {
         }
     }
 
-    /// Gives the claim up: from now on another caller may own it.
+    /// Gives the claim up: from now on another caller may own it. Writes nothing to the store.
     pub(crate) fn give_up(&self) {
         self.lost.store(true, Ordering::Release);
         self.given_up.notify_waiters();
@@ -154,7 +154,7 @@ impl Lease {
     /// unused.
     pub(crate) fn begin(&self) -> bool {
         let before =
-            self.stage.compare_exchange(WAITING, BEGUN, Ordering::AcqRel, Ordering::Acquire);
+            self.stage.compare_exchange(UNUSED, BEGUN, Ordering::AcqRel, Ordering::Acquire);
         matches!(before, Ok(_) | Err(BEGUN))
     }
 
@@ -162,14 +162,14 @@ impl Lease {
     /// its turn.
     pub(crate) fn mark_waiting(&self) {
         // A claim that a shutdown has taken away stays taken away.
-        let _ = self.stage.compare_exchange(BEGUN, WAITING, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self.stage.compare_exchange(BEGUN, UNUSED, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Takes the claim away for a shutdown. Returns true if something may have happened under it, and
     /// `None` if another shutdown has taken it away, which alone knows that.
     pub(crate) fn shut_down(&self) -> Option<bool> {
         let taken_away = |stage| match stage {
-            WAITING => Some(SHUT_DOWN_UNUSED),
+            UNUSED => Some(SHUT_DOWN_UNUSED),
             BEGUN => Some(SHUT_DOWN),
             _ => None,
         };
@@ -181,7 +181,7 @@ impl Lease {
     /// Returns true if nothing was done under the claim: its body waits for its turn, or a shutdown
     /// was faster.
     pub(crate) fn is_unused(&self) -> bool {
-        matches!(self.stage.load(Ordering::Acquire), WAITING | SHUT_DOWN_UNUSED)
+        matches!(self.stage.load(Ordering::Acquire), UNUSED | SHUT_DOWN_UNUSED)
     }
 
     /// Returns true if something may have happened under the claim, and no shutdown has taken it

@@ -70,6 +70,8 @@ enum Phase {
 }
 
 impl Owner {
+    /// Takes the granted claim: lets the keeper renew its lease, and the followers of `leader` wait
+    /// for it.
     pub(super) fn new(
         call: Arc<CheckedCall>,
         Granted { claim, grant, sent, repeated, _busy }: Granted,
@@ -132,7 +134,8 @@ impl Owner {
     }
 
     /// Returns the state of the task for the body, if it may start: the engine is not closing, and
-    /// enough of the lease is left.
+    /// enough of the lease is left. After an error the owner is to be dropped, which releases the
+    /// claim.
     pub(crate) fn start(&mut self) -> Result<TaskState, Error> {
         self.try_start().inspect_err(|error| self.report_end(Outcome::Refused(error.kind())))
     }

@@ -142,6 +142,7 @@ where
                             unprotected,
                         },
                         Admission::Run(mut owner) => match owner.start() {
+                            // The owner is dropped here, which releases the claim.
                             Err(error) => {
                                 return Poll::Ready(this.reader.answer(Answer::Refused(error)));
                             }

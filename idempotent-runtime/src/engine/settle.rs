@@ -1,7 +1,11 @@
 //! How an attempt ends: what is written about it, decided in one place from what is known.
 //!
 //! A pure function. Its callers find out what is known and carry the settlement out: the end of a
-//! body, its drop, a result that could not be stored, and a shutdown.
+//! body (`finish::finish`), its drop or panic (`Drop` of `owner::Owner`), a result that could not be
+//! stored (`finish::not_stored`), and a shutdown (`shutdown`).
+//!
+//! What is left to the next call is looked at again when it is written (`unknown_outcome::leave`):
+//! by then, the lease may have expired.
 
 use crate::store::Reason;
 

@@ -76,7 +76,7 @@ pub(super) async fn seek_in_windows(
             Err(error)
                 if error.kind() == ErrorKind::InProgress
                     && call.patience().is_none()
-                    && !met.begun =>
+                    && !met.has_chosen_window =>
             {
                 let Some(before) = number.checked_sub(1) else { return Err(error) };
                 let previous = windowed.call_in(call, before)?;
