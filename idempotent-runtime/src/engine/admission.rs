@@ -188,38 +188,13 @@ pub(super) enum Sought {
     Owner(Box<Owner>),
 }
 
-/// Finds an answer or acquires a claim. Waits for other callers until their deadline, or not at
-/// all. Notes in `met` what this caller learns about other calls, in whichever of its records.
-pub(super) async fn seek(
-    call: &Arc<CheckedCall>,
-    deadlines: Deadlines,
-    task_state: &TaskState,
-    report: &mut Report,
-    met: &mut Met,
-) -> Result<Sought, Error> {
-    match at_hand(call, task_state)? {
-        Some((record, source)) => Ok(Sought::Found(record, source)),
-        None => seek_in_store(call, deadlines, task_state, report, met).await,
-    }
-}
-
 /// Returns the answer that needs no claim because this process has it.
-fn at_hand(
+pub(super) fn at_hand(
     call: &CheckedCall,
     task_state: &TaskState,
 ) -> Result<Option<(Arc<Record>, Source)>, Error> {
+    check_place(call, task_state)?;
     let engine = &call.engine;
-    if task_state.context().is_some_and(|context| context.is_running(engine, &call.key)) {
-        return Err(call.refused(ErrorKind::Reentrant));
-    }
-    if task_state.is_shut_out(engine) {
-        return Err(call.refused(ErrorKind::ShuttingDown));
-    }
-    if waits_for_transaction_around(engine, task_state) {
-        let detail = "the call would wait for the transaction around it, which blocks all other \
-            writers of this store: pass it the transaction too (`tx = tx`)";
-        return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
-    }
     let near = engine.near_cache.as_ref().and_then(|near_cache| near_cache.get(&call.key));
     let found = near
         .map(|record| (record, Source::Near))
@@ -233,6 +208,24 @@ fn at_hand(
     }
 }
 
+/// Refuses a call that cannot be made from here: inside itself, during a shutdown, or in a
+/// transaction for which it would wait.
+fn check_place(call: &CheckedCall, task_state: &TaskState) -> Result<(), Error> {
+    let engine = &call.engine;
+    if task_state.context().is_some_and(|context| context.is_running(engine, &call.key)) {
+        return Err(call.refused(ErrorKind::Reentrant));
+    }
+    if task_state.is_shut_out(engine) {
+        return Err(call.refused(ErrorKind::ShuttingDown));
+    }
+    if waits_for_transaction_around(engine, task_state) {
+        let detail = "the call would wait for the transaction around it, which blocks all other \
+            writers of this store: pass it the transaction too (`tx = tx`)";
+        return Err(call.refused(ErrorKind::Unsupported).with_detail(detail));
+    }
+    Ok(())
+}
+
 /// Returns true if what is written to the store here would wait for the transaction around it, which
 /// blocks all other writers, as far as a call in it has recorded.
 pub(crate) fn waits_for_transaction_around(engine: &Inner, task_state: &TaskState) -> bool {
@@ -242,8 +235,10 @@ pub(crate) fn waits_for_transaction_around(engine: &Inner, task_state: &TaskStat
         && (is_in_transaction() || is_in_body_of(&engine.store))
 }
 
-/// Leads or follows until there is an answer or a claim.
-async fn seek_in_store(
+/// Leads or follows until there is an answer or a claim. Waits for other callers until their
+/// deadline, or not at all. Notes in `met` what this caller learns about other calls, in whichever
+/// of its records.
+pub(super) async fn seek_in_store(
     call: &Arc<CheckedCall>,
     deadlines: Deadlines,
     task_state: &TaskState,

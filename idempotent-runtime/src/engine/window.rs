@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::admission::{Deadlines, Met, Sought, seek};
+use super::admission::{Deadlines, Met, Sought, at_hand, seek_in_store};
 use super::followed::Followed;
 use super::owner::Owner;
 use super::report::Report;
@@ -68,7 +68,7 @@ pub(super) async fn seek_in_windows(
     for _ in 0..STARTS {
         let number = windowed.number_now(call);
         let current = windowed.call_in(call, number)?;
-        let mut owner = match sought(&current, deadlines, task_state, report, met).await {
+        let mut owner = match seek_in_window(&current, deadlines, task_state, report, met).await {
             Ok(Sought::Owner(owner)) if owner.is_still_choosing_window() => owner,
             Ok(found) => return Ok((current, found)),
             // The claim that this call does not wait for may belong to one that only checks, because
@@ -142,7 +142,7 @@ async fn seek_in_previous(
     report: &mut Report,
     met: &mut Met,
 ) -> Result<Previous, Error> {
-    match sought(call, deadlines, task_state, report, met).await? {
+    match seek_in_window(call, deadlines, task_state, report, met).await? {
         Sought::Owner(owner) if owner.is_still_choosing_window() => {
             let token = owner.lease.token;
             owner.give_back().await;
@@ -152,7 +152,8 @@ async fn seek_in_previous(
     }
 }
 
-async fn sought(
+/// Finds an answer or acquires a claim in one window.
+async fn seek_in_window(
     call: &Arc<CheckedCall>,
     deadlines: Deadlines,
     task_state: &TaskState,
@@ -160,7 +161,10 @@ async fn sought(
     met: &mut Met,
 ) -> Result<Sought, Error> {
     report.key = call.key;
-    seek(call, deadlines, task_state, report, met).await
+    match at_hand(call, task_state)? {
+        Some((record, source)) => Ok(Sought::Found(record, source)),
+        None => seek_in_store(call, deadlines, task_state, report, met).await,
+    }
 }
 
 /// Returns true if there is a record that concerns the call, other than a claim that was only
