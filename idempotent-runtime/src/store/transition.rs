@@ -176,7 +176,6 @@ pub fn release(slot: &mut Option<Record>, release: &Release, now: Timestamp) -> 
                 record.reason = None;
                 record.lease_until = GIVEN_UP;
                 record.checkpoints = 0;
-                record.taken_over = None;
                 record.body = Bytes::new();
             } else {
                 *slot = None;

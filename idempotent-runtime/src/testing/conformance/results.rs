@@ -2,6 +2,7 @@
 //! 1, 2 and 7).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -360,6 +361,8 @@ pub async fn a_vanished_record_is_written_anew<S: Subject>(scene: Scene<S>) {
     let grant = scene.mine(&claim, rule).await;
     assert_eq!(grant.record.attempts, 2, "{rule}");
     vanish(&scene, 1).await;
+    // It is not the time of the commit that is kept.
+    scene.advance(Duration::from_millis(20)).await;
     let commit = Commit {
         schema: 5,
         reason: Some(Reason::TooLarge),
