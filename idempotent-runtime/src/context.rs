@@ -279,7 +279,10 @@ impl Context {
     /// purpose, with the number of the card.
     ///
     /// Inside a [step](Self::step) of this call the key also differs for each step, whichever
-    /// `Context` is used. The verification of [`on_crash_verify`](crate::Call::on_crash_verify)
+    /// `Context` is used. A thread, and a task without
+    /// [`in_current_call`](crate::InCurrentCall::in_current_call), are outside of every step, also
+    /// if the step waits for them: there all steps would get one key, and a downstream service would
+    /// answer all of them as the first. Derive the key before you spawn. The verification of [`on_crash_verify`](crate::Call::on_crash_verify)
     /// runs outside of every step: derive the keys that it needs outside of steps in the body too,
     /// and pass them to the steps. [`derive_key_in_step`](Self::derive_key_in_step) returns those
     /// that a step has derived itself.

@@ -121,9 +121,7 @@ pub(crate) fn call_arrives(
     let number = watched.number;
     let located = watched.locate(engine, operation);
     located.note(|seen| {
-        if task_state.context().is_none() {
-            seen.callers.insert(number);
-        }
+        seen.callers.insert(number);
         seen.calls_met |= seen.under_way > 0;
         seen.body_was_met |= seen.waiting_bodies > 0;
         seen.under_way += 1;

@@ -379,6 +379,22 @@ async fn a_guarded_call_that_never_waits_behind_a_wait_is_reported() {
 }
 
 #[tokio::test]
+#[should_panic(expected = "could not look: no body of `book` waited while another call of it was \
+    under way")]
+async fn a_guarded_call_inside_another_one_that_waits_is_looked_at_too() {
+    let (seats, engine) = (&Mutex::new(0), &engine());
+    let number = &Cell::new(0);
+    run_concurrently(64, |order| {
+        call(engine, "order", order).run(async move || {
+            yield_now().await;
+            number.set(number.get() + 1); // the fault: a key that is new in every call
+            call(engine, "book", number.get()).run(async || Ok::<_, Error>(book(seats))).await
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
 #[should_panic(expected = "could not look: no call of `book` was under way when another one came")]
 async fn replays_behind_a_wait_are_reported() {
     let (seats, engine) = (Mutex::new(0), engine());

@@ -58,6 +58,18 @@ async fn rule_70_a_request_whose_body_is_on_its_way_takes_no_place_behind_the_la
     Ok(())
 }
 
+/// One service for all requests, as a `Buffer` in front has it.
+#[tokio::test]
+async fn rule_70_a_request_that_is_refused_keeps_no_place_behind_the_layer() -> anyhow::Result<()> {
+    let mut limited = layer().layer(ConcurrencyLimitLayer::new(1).layer(service_fn(paid)));
+    let paying = limited.ready().await?.call(request("quick"));
+    let unkeyed = Request::post("/").body(Body::from("{}"))?;
+    let refused = within("the refusal", limited.ready().await?.call(unkeyed)).await??;
+    assert_eq!(refused.status(), 400);
+    assert_eq!(within("an answer", paying).await??.status(), 200);
+    Ok(())
+}
+
 #[tokio::test]
 async fn rule_70_a_request_that_waits_for_another_takes_no_place_behind_the_layer()
 -> anyhow::Result<()> {

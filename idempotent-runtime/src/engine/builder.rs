@@ -146,8 +146,9 @@ impl Builder {
         self
     }
 
-    /// Sets the longest time for which the lease of a running body is renewed. The default is an
-    /// hour.
+    /// Sets the longest time for which the lease of a running body is renewed, under
+    /// [`on_crash_verify`](crate::Call::on_crash_verify) with its delay and its question. The default
+    /// is an hour.
     pub fn max_run(mut self, duration: Duration) -> Self {
         self.settings.max_run = duration;
         self

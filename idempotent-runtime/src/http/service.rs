@@ -154,6 +154,8 @@ where
                 options: self.options.clone(),
             },
             Plan::Refuse(problem) => {
+                // Release the slot that `poll_ready` reserved: no request takes it.
+                self.service = self.service.clone();
                 Kind::Refused { response: Some(refusal(&self.options, problem)) }
             }
             Plan::Guard { request, key, required } => {

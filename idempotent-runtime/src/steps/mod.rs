@@ -89,7 +89,7 @@ impl Context {
     /// | `Decode` | the recorded result does not fit the type |
     /// | `TooLarge`, `Encode` | the result cannot be recorded. The step ran, is marked as such and never runs again: later attempts get the same error. Or there was no room for that mark, and it did not run |
     /// | `Config` | this attempt has used the identity before |
-    /// | `Unsupported` | in a transaction (`tx`), inside another step, and on SQLite where its record would wait for the transaction around it |
+    /// | `Unsupported` | in a transaction (`tx`), inside another step (in a task only if it was spawned with [`in_current_call`](crate::InCurrentCall::in_current_call)), and on SQLite where its record would wait for the transaction around it |
     pub fn step<B>(&self, name: &str, body: B) -> Step<StepOnce<B>> {
         self.step_at(name, 0, body)
     }
