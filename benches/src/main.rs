@@ -9,6 +9,7 @@ mod cpu;
 mod inbox;
 mod measure;
 mod memory;
+mod messages;
 mod page;
 mod peers;
 mod plot;
@@ -17,6 +18,7 @@ mod receipt;
 mod records;
 mod redis;
 mod sqlite;
+mod stream;
 mod waiters;
 
 use std::path::Path;
@@ -30,10 +32,11 @@ use measure::Row;
 
 type Group = fn() -> LocalBoxFuture<'static, anyhow::Result<Vec<Row>>>;
 
-const GROUPS: [(&str, Group); 9] = [
+const GROUPS: [(&str, Group); 10] = [
     ("redis", || redis::rows().boxed_local()),
     ("postgres", || postgres::rows().boxed_local()),
     ("inbox", || inbox::rows().boxed_local()),
+    ("messages", || messages::rows().boxed_local()),
     ("sqlite", || sqlite::rows().boxed_local()),
     ("memory", || memory::rows().boxed_local()),
     ("peers", || peers::rows().boxed_local()),

@@ -110,21 +110,12 @@ where
     F: Future<Output = anyhow::Result<()>>,
     G: Future<Output = anyhow::Result<()>>,
 {
-    let mut figures = Vec::new();
-    for round in 0..=turns.rounds {
-        let (of_subject, of_reference);
-        if round % 2 == 0 {
-            of_subject = median_time(&subject, turns.calls).await?;
-            of_reference = median_time(&reference, turns.calls).await?;
-        } else {
-            of_reference = median_time(&reference, turns.calls).await?;
-            of_subject = median_time(&subject, turns.calls).await?;
-        }
-        // The first round warms up.
-        if round > 0 {
-            figures.push((of_subject, of_reference));
-        }
-    }
+    let figures = alternate(
+        turns.rounds,
+        async || median_time(&subject, turns.calls).await,
+        async || median_time(&reference, turns.calls).await,
+    )
+    .await?;
     Ok(row.rounds(&figures, microseconds))
 }
 
@@ -143,6 +134,41 @@ where
     Ok(quantile(&times, 0.5).as_secs_f64())
 }
 
+/// Compares the rates, per second, that the turns of both return.
+pub async fn rates(
+    row: Row,
+    rounds: u32,
+    subject: impl AsyncFn() -> anyhow::Result<f64>,
+    reference: impl AsyncFn() -> anyhow::Result<f64>,
+) -> anyhow::Result<Row> {
+    let figures = alternate(rounds, subject, reference).await?;
+    Ok(row.rounds(&figures, per_second))
+}
+
+/// Lets both take turns, and returns what they do in each of `rounds` rounds.
+async fn alternate<T>(
+    rounds: u32,
+    subject: impl AsyncFn() -> anyhow::Result<T>,
+    reference: impl AsyncFn() -> anyhow::Result<T>,
+) -> anyhow::Result<Vec<(T, T)>> {
+    let mut figures = Vec::new();
+    for round in 0..=rounds {
+        let (of_subject, of_reference);
+        if round % 2 == 0 {
+            of_subject = subject().await?;
+            of_reference = reference().await?;
+        } else {
+            of_reference = reference().await?;
+            of_subject = subject().await?;
+        }
+        // The first round warms up.
+        if round > 0 {
+            figures.push((of_subject, of_reference));
+        }
+    }
+    Ok(figures)
+}
+
 /// Compares the number of calls per second that `clients` tasks make.
 pub async fn throughput<S, R, F, G>(
     row: Row,
@@ -158,10 +184,9 @@ where
     G: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let figures = take_turns(turns, subject, reference, clients, || Ok(Duration::ZERO)).await?;
-    let per_second = |(time, _): (Duration, Duration)| f64::from(turns.calls) / time.as_secs_f64();
-    let figures: Vec<_> =
-        figures.into_iter().map(|(s, r)| (per_second(s), per_second(r))).collect();
-    Ok(row.rounds(&figures, |figure| format!("{figure:.0}/s")))
+    let rate = |(time, _): Taken| f64::from(turns.calls) / time.as_secs_f64();
+    let figures: Vec<_> = figures.into_iter().map(|(s, r)| (rate(s), rate(r))).collect();
+    Ok(row.rounds(&figures, per_second))
 }
 
 /// Compares the growth of `spent` per call, with `clients` tasks.
@@ -202,21 +227,12 @@ where
     G: Future<Output = anyhow::Result<()>> + Send + 'static,
 {
     let (subject, reference) = (Arc::new(subject), Arc::new(reference));
-    let mut figures = Vec::new();
-    for round in 0..=turns.rounds {
-        let (of_subject, of_reference);
-        if round % 2 == 0 {
-            of_subject = at_once(&subject, turns.calls, clients, &spent).await?;
-            of_reference = at_once(&reference, turns.calls, clients, &spent).await?;
-        } else {
-            of_reference = at_once(&reference, turns.calls, clients, &spent).await?;
-            of_subject = at_once(&subject, turns.calls, clients, &spent).await?;
-        }
-        if round > 0 {
-            figures.push((of_subject, of_reference));
-        }
-    }
-    Ok(figures)
+    alternate(
+        turns.rounds,
+        async || at_once(&subject, turns.calls, clients, &spent).await,
+        async || at_once(&reference, turns.calls, clients, &spent).await,
+    )
+    .await
 }
 
 async fn at_once<S, F>(
@@ -249,6 +265,10 @@ where
         ended??;
     }
     Ok((start.elapsed(), spent()?.saturating_sub(before)))
+}
+
+fn per_second(rate: f64) -> String {
+    format!("{rate:.0}/s")
 }
 
 fn microseconds(seconds: f64) -> String {
