@@ -4,7 +4,7 @@ use std::future::{Future, pending};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use futures::TryStreamExt as _;
@@ -15,7 +15,7 @@ use idempotency_nats::async_nats::jetstream::consumer::{PullConsumer, pull};
 use idempotency_nats::async_nats::jetstream::message::PublishMessage;
 use idempotency_nats::async_nats::jetstream::{self, Context, stream};
 use idempotency_nats::{JetStream, StreamMessage};
-use idempotency_test_support::deadline::eventually_async;
+use idempotency_test_support::deadline::eventually_within;
 use idempotency_test_support::server::{NatsOptions, NatsServer};
 
 use crate::receipt::Order;
@@ -27,6 +27,7 @@ const PREFETCH: usize = 2 * AT_ONCE;
 /// The messages whose publication is confirmed together.
 const PUBLISHED: usize = 1_000;
 const CONSUMER: &str = "billing";
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server of streams.
 pub struct Streams {
@@ -152,9 +153,10 @@ impl Filled<'_> {
     }
 }
 
-/// Waits until no message is left, neither in the stream nor in hand.
+/// Waits until no message is left, neither in the stream nor in hand. Longer than the server waits for
+/// an acknowledgement: one that is lost costs its round, and not the run.
 async fn is_empty(consumer: &PullConsumer) -> anyhow::Result<()> {
-    eventually_async("all messages to be acknowledged", async || {
+    eventually_within(PATIENCE, "all messages to be acknowledged", async || {
         let info = consumer.get_info().await;
         info.is_ok_and(|info| (info.num_pending, info.num_ack_pending) == (0, 0))
     })
