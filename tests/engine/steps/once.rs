@@ -185,6 +185,21 @@ async fn a_step_that_has_failed_is_not_begun_for_the_steps_that_are_recorded_aft
     assert_eq!(world.ledger.charges(), ["reserve", "charge"]);
 }
 
+/// Nothing else is recorded after it.
+#[tokio::test]
+async fn a_step_that_has_failed_is_forgotten_as_begun_before_the_body_goes_on() {
+    let world = World::new();
+    let died = world.fulfil().run(async || {
+        let declined = async || Err::<String, _>(Declined);
+        let charge = Context::current().step("charge", declined).at_most_once();
+        assert!(charge.await.is_err());
+        hang::<Result<String, Error>>().await
+    });
+    world.crash_after(0, 2, died).await;
+    let again = world.fulfil().run(async || world.charge_once().await);
+    assert_eq!(again.await.unwrap(), "charge done");
+}
+
 #[tokio::test]
 async fn a_start_that_the_store_does_not_confirm_runs_nothing() {
     let world = impatient();
