@@ -75,7 +75,7 @@ pub(crate) const AREAS: &[Area] = &[
         name: "steps",
         rooms: &[Room {
             sources: &["steps"],
-            tests: &[UNIT, "engine", "edge", "redis", "conformance_sqlite"],
+            tests: &[UNIT, "engine", "edge", "redis", "transactions", "conformance_sqlite"],
         }],
     },
     Area {

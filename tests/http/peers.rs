@@ -88,7 +88,10 @@ async fn rule_66_refusals_have_the_form_that_the_service_gives_them() -> anyhow:
             .status(StatusCode::IM_A_TEAPOT)
             .header("content-type", "text/plain");
         // What the layer answers for stays: these are not the service's to say.
-        let shaped = shaped.header("content-length", "3").header("idempotency-replayed", "true");
+        let shaped = shaped
+            .header("content-length", "3")
+            .header("transfer-encoding", "chunked")
+            .header("idempotency-replayed", "true");
         shaped
             .header("idempotency-problem", "none")
             .body(Bytes::from(text))
