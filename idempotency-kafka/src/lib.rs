@@ -92,7 +92,7 @@ mod suspects;
 struct Page;
 
 pub use connect::Kafka;
-pub use error::Error;
+pub use error::{Error, Undelivered};
 pub use message::TopicMessage;
 pub use rdkafka;
 pub use source::Topics;
