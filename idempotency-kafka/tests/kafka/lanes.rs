@@ -1,6 +1,6 @@
 //! The order of messages, and what one that fails holds back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -254,16 +254,25 @@ async fn many_partitions_that_fail_keep_no_other_waiting() -> anyhow::Result<()>
             scene.publish_with(partition, "k", &[], &id).await?;
         }
     }
-    for id in ids("other", 300) {
-        scene.publish_with(12, "k", &[], &id).await?;
-    }
+    let have_failed = Arc::new(Mutex::new(BTreeSet::new()));
     let until = async {
+        eventually("a failure in each", || have_failed.lock().unwrap().len() == 12).await?;
+        for id in ids("other", 300) {
+            scene.publish_with(12, "k", &[], &id).await?;
+        }
         scene.have_happened(ids("other", 300)).await?;
         eventually("its commit", || scene.committed().is_ok_and(|all| all.get(&12) == Some(&300)))
             .await
     };
     let patient = inbox(&engine()).with_max_attempts(0);
-    let handler = waits_on_slow(&scene, &Arc::new(Semaphore::new(0)));
+    let (fails, failed) =
+        (waits_on_slow(&scene, &Arc::new(Semaphore::new(0))), have_failed.clone());
+    let handler = move |message: Arc<TopicMessage>| {
+        if message.payload() == Some(b"bad") {
+            failed.lock().unwrap().insert(message.partition());
+        }
+        fails(message)
+    };
     consume(patient, scene.source().await?, handler, until).await??;
     scene.assert_once(ids("other", 300))
 }
