@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::ensure;
+use futures::future::try_join_all;
 use idempotency::inbox::Consumer;
 use idempotency_kafka::TopicMessage;
 use idempotency_kafka::rdkafka::producer::FutureRecord;
@@ -249,10 +250,13 @@ async fn a_handler_that_is_slow_keeps_no_other_partition_waiting() -> anyhow::Re
 async fn many_partitions_that_fail_keep_no_other_waiting() -> anyhow::Result<()> {
     let scene = Scene::with("partitions", 13).await?;
     for partition in 0..12 {
-        scene.publish_with(partition, "k", &[], "bad").await?;
-        for id in ids(&format!("behind-{partition}"), 60) {
-            scene.publish_with(partition, "k", &[], &id).await?;
-        }
+        // At once: the broker returns them together.
+        let bad = ["bad".to_owned()].into_iter();
+        let sent = bad.chain(ids("behind", 60)).map(|payload| {
+            let scene = &scene;
+            async move { scene.publish_with(partition, "k", &[], &payload).await }
+        });
+        try_join_all(sent).await?;
     }
     let have_failed = Arc::new(Mutex::new(BTreeSet::new()));
     let until = async {
