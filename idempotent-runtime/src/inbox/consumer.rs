@@ -237,7 +237,8 @@ where
     };
     let notes = (intake, resting, calling);
     let drive = Drive::new(source, clock, notes, places, stopping, probe, concurrency, drain);
-    drive.run(stop, work).await
+    // Large, and once for each consumer.
+    Box::pin(drive.run(stop, work)).await
 }
 
 impl<S: Source, P> fmt::Debug for Consumer<S, P> {
