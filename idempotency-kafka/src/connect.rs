@@ -12,6 +12,7 @@ use rdkafka::consumer::{Consumer as _, StreamConsumer};
 use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::Producer as _;
 use rdkafka::types::RDKafkaErrorCode;
+use regex::Regex;
 
 use crate::dead_letter::DeadLetters;
 use crate::error::Error;
@@ -105,7 +106,8 @@ impl Kafka {
     /// # Errors
     /// - [`NoTopic`](Error::NoTopic), [`NoGroup`](Error::NoGroup), [`Setting`](Error::Setting),
     ///   [`Client`](Error::Client), [`DeadLettersComeBack`](Error::DeadLettersComeBack): an option or
-    ///   a setting is invalid
+    ///   a setting is invalid. A pattern that matches the topic of the dead letters and is not seen to
+    ///   here ends the consumer when a partition of that is assigned
     /// - [`MissingTopic`](Error::MissingTopic), [`MissingDeadLetters`](Error::MissingDeadLetters)
     /// - [`NoAnswer`](Error::NoAnswer): of the brokers, within ten seconds
     pub async fn connect(self) -> Result<Topics, Error> {
@@ -114,15 +116,16 @@ impl Kafka {
         if topics.is_empty() {
             return Err(Error::NoTopic);
         }
-        if let Some(topic) = dead_letters.as_ref().filter(|topic| topics.contains(topic)) {
+        if let Some(topic) = dead_letters.as_ref().filter(|topic| are_consumed(topic, &topics)) {
             return Err(Error::DeadLettersComeBack { topic: topic.clone() });
         }
+        let group = Group::new(by_key, key, dead_letters.clone());
         let dead_letters = match dead_letters {
             Some(topic) => DeadLetters::to(topic, &settings).map_err(Error::Client)?,
             None => DeadLetters::default(),
         };
         let client: StreamConsumer<Group> =
-            settings.create_with_context(Group::new(by_key, key)).map_err(Error::Client)?;
+            settings.create_with_context(group).map_err(Error::Client)?;
         // To ask blocks, and so does to close what is not used.
         let asked = tokio::task::spawn_blocking(move || {
             let looked = look_for_all(&topics, &client, &dead_letters).and_then(|()| {
@@ -215,6 +218,16 @@ fn check(settings: &mut ClientConfig) -> Result<(), Error> {
         settings.set("auto.offset.reset", "earliest");
     }
     Ok(())
+}
+
+/// Returns true if the topic of the dead letters is one of these, or is seen to match a pattern among
+/// them. A pattern in the client's own dialect that cannot be read here matches when the partitions
+/// are assigned.
+fn are_consumed(dead_letters: &str, topics: &[String]) -> bool {
+    topics.iter().any(|topic| {
+        let matches = |pattern: Regex| pattern.is_match(dead_letters);
+        topic == dead_letters || topic.starts_with(PATTERN) && Regex::new(topic).is_ok_and(matches)
+    })
 }
 
 fn look_for_all(

@@ -45,11 +45,15 @@ const TIME: &str = "idempotency-time";
 
 /// The reason why a dead letter is not known to have arrived.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Undelivered {
+#[non_exhaustive]
+pub enum Undelivered {
+    /// The consumer has no topic for dead letters.
     #[error("there is no topic for dead letters: set one with `dead_letters`")]
     NoPlace,
+    /// No broker has confirmed it within 12 seconds.
     #[error("no broker has confirmed it within 12 seconds")]
     NoAnswer,
+    /// The client, or a broker, has refused it.
     #[error("{0}")]
     Refused(#[from] KafkaError),
 }
@@ -123,7 +127,7 @@ fn headers(settled: &Settled<TopicMessage>, reason: DeadReason) -> OwnedHeaders 
     }
     // One that dies again says where it came from first. The default key can be made of that, also
     // for consumers of other groups.
-    if !message.was_dead() {
+    if message.origin().is_none() {
         let time = message.timestamp().map(|time| time.to_string()).unwrap_or_default();
         let (partition, offset) = (message.partition().to_string(), message.offset().to_string());
         ours.extend(PLACE.into_iter().zip([message.topic().to_owned(), partition, offset, time]));

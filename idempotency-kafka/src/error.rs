@@ -2,6 +2,8 @@
 
 use rdkafka::error::KafkaError;
 
+pub use crate::dead_letter::Undelivered;
+
 /// An error of the options, of the client, or of the group.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -43,8 +45,11 @@ pub enum Error {
         /// The name of the topic.
         topic: String,
     },
-    /// The dead letters would come back to this consumer.
-    #[error("`{topic}` is consumed here, and its dead letters would come back: name another topic")]
+    /// The dead letters would come back to this consumer, by the name of a topic or by a pattern.
+    #[error(
+        "`{topic}` is consumed here, and its dead letters would come back: name another topic with \
+         `dead_letters`, or a pattern that does not match it"
+    )]
     DeadLettersComeBack {
         /// The name of the topic.
         topic: String,
@@ -57,6 +62,9 @@ pub enum Error {
         /// The answer of the client.
         source: KafkaError,
     },
+    /// A dead letter has not arrived. It ends nothing: the message is handled again.
+    #[error("a dead letter has not arrived: {0}")]
+    Undelivered(#[source] Undelivered),
     /// The client cannot go on, for example because another member has its `group.instance.id`.
     #[error("the client of Kafka has ended: {0}")]
     Ended(#[source] KafkaError),

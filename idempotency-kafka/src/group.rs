@@ -1,49 +1,44 @@
 //! This member of the group: the partitions that it has, and its messages.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use idempotency::inbox::Offsets;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::message::{BorrowedMessage, OwnedMessage};
 use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
 use crate::message::{KeyOf, Place, TopicMessage, lane_of_key, lane_of_partition};
 use crate::suspects::Suspects;
 
-/// So many unfinished messages of a partition are in hand at most.
+/// So many unfinished messages of a partition are in hand at most,
 const MOST_UNFINISHED: usize = 1_000;
+/// with so many bytes, and the last one.
+const MOST_BYTES: usize = 4 << 20;
 /// So many are received behind one that is not finished.
 const MOST_BEHIND: usize = 10_000;
-/// So many wait here for keys whose first message waits for its next try, for each partition.
-const MOST_PARKED: usize = 100;
-/// So many wait here while the consumer has no room.
-const MOST_WAITING: usize = 100;
 
 /// What the rebalances of the client and the calls of the consumer share.
 pub(crate) struct Group {
     state: Mutex<State>,
-    /// Messages wait that did not before.
+    /// Messages wait that did not before, or the dead letters come back.
     pub(crate) changed: Notify,
 }
 
 pub(crate) struct State {
     key: Option<KeyOf>,
     by_key: bool,
-    topics: HashMap<Arc<str>, BTreeMap<i32, Partition>>,
+    /// The topic for dead letters.
+    dead_letters: Option<String>,
+    topics: Topics,
     /// The number of assignments so far.
     assignments: u64,
-    /// Messages that the consumer gets next.
-    waiting: VecDeque<Arc<TopicMessage>>,
-    /// The lanes that are held back, and what has come for them.
+    /// The lanes that are held back, and what has come for them where they are keys.
     held_back: HashMap<u64, VecDeque<Arc<TopicMessage>>>,
-    /// Messages that come again at a time, and a number for those of the same time.
-    resting: BTreeMap<(Instant, u64), Arc<TopicMessage>>,
-    rests: u64,
-    has_room: bool,
+    /// The assignment of the partition from which the last message was handed out.
+    last_turn: u64,
+    is_stopping: bool,
     /// How many messages the consumer has.
     in_hand: usize,
 }
@@ -52,28 +47,27 @@ pub(crate) struct State {
 struct Partition {
     assignment: u64,
     lane: u64,
+    /// Messages that the consumer gets next.
+    waiting: VecDeque<Arc<TopicMessage>>,
     offsets: Offsets,
-    unfinished: BTreeSet<i64>,
-    /// Those that are dead letters which have not arrived.
-    stuck: BTreeSet<i64>,
-    /// How many wait in lanes that are held back.
-    parked: usize,
+    /// The sizes of those that are not finished, by their offsets, and the sum.
+    unfinished: BTreeMap<i64, usize>,
+    bytes: usize,
     suspects: Suspects,
     is_paused: bool,
 }
 
 impl Group {
-    pub(crate) fn new(by_key: bool, key: Option<KeyOf>) -> Self {
+    pub(crate) fn new(by_key: bool, key: Option<KeyOf>, dead_letters: Option<String>) -> Self {
         let state = State {
             key,
             by_key,
+            dead_letters,
             topics: HashMap::new(),
             assignments: 0,
-            waiting: VecDeque::new(),
             held_back: HashMap::new(),
-            resting: BTreeMap::new(),
-            rests: 0,
-            has_room: true,
+            last_turn: 0,
+            is_stopping: false,
             in_hand: 0,
         };
         Self { state: Mutex::new(state), changed: Notify::new() }
@@ -81,11 +75,6 @@ impl Group {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How many messages wait for the consumer.
-    pub(crate) fn waits(&self) -> usize {
-        self.lock().waiting.len()
     }
 }
 
@@ -109,6 +98,7 @@ impl ConsumerContext for Group {
             // The client keeps a pause of an earlier assignment.
             note(consumer.resume(partitions), "a partition is not resumed");
             self.lock().steer(consumer);
+            self.changed.notify_one();
         }
     }
 }
@@ -122,10 +112,10 @@ impl State {
             let assigned = Partition {
                 assignment: self.assignments,
                 lane: lane_of_partition(topic, partition),
+                waiting: VecDeque::new(),
                 offsets: Offsets::new(),
-                unfinished: BTreeSet::new(),
-                stuck: BTreeSet::new(),
-                parked: 0,
+                unfinished: BTreeMap::new(),
+                bytes: 0,
                 suspects: Suspects::new(begun_ahead),
                 is_paused: false,
             };
@@ -150,13 +140,17 @@ impl State {
 
     /// Drops what was not handed out: whoever has its partition now receives it.
     fn forget_what_is_gone(&mut self) {
-        let Self { topics, waiting, held_back, resting, .. } = self;
-        let is_ours = |message: &Arc<TopicMessage>| partition_of(topics, message).is_some();
-        waiting.retain(is_ours);
+        let Self { topics, held_back, .. } = self;
+        topics.retain(|_, partitions| !partitions.is_empty());
         for parked in held_back.values_mut() {
-            parked.retain(is_ours);
+            parked.retain(|message| partition_of(topics, message).is_some());
         }
-        resting.retain(|_, message| partition_of(topics, message).is_some());
+    }
+
+    /// The topic of the dead letters, if a partition of it is assigned: what is buried would be
+    /// consumed, and buried again, without end.
+    pub(crate) fn comes_back(&self) -> Option<&str> {
+        self.dead_letters.as_deref().filter(|topic| self.topics.contains_key(*topic))
     }
 
     /// Takes a message in that the client has returned.
@@ -174,49 +168,62 @@ impl State {
         let assignment = partition.assignment;
         let place = Place { assignment, lane, has_proof: partition.suspects.has_proof().clone() };
         partition.offsets.received(message.offset());
-        partition.unfinished.insert(message.offset());
+        let bytes = [message.payload(), message.key()].into_iter().flatten().map(<[u8]>::len).sum();
+        partition.bytes += bytes;
+        let before = partition.unfinished.insert(message.offset(), bytes);
+        partition.bytes -= before.unwrap_or_default();
         let message = Arc::new(TopicMessage::new(message, place, self.key.clone()));
-        if let Some(parked) = self.held_back.get_mut(&lane) {
-            partition.parked += 1;
-            parked.push_back(message);
-        } else {
-            self.waiting.push_back(message);
-        }
-    }
-
-    /// Notes whether the consumer has room. While it has none, some messages may wait here: a pause
-    /// drops what the client has fetched.
-    pub(crate) fn has_room(&mut self, has_room: bool, consumer: &impl Consumer<Group>) {
-        let goes_on = has_room || self.waiting.len() < MOST_WAITING;
-        if std::mem::replace(&mut self.has_room, goes_on) != goes_on {
-            self.steer(consumer);
+        match self.held_back.get_mut(&lane) {
+            Some(parked) if self.by_key => parked.push_back(message),
+            _ => partition.waiting.push_back(message),
         }
     }
 
     /// Lets no partition go on.
     pub(crate) fn stop(&mut self, consumer: &impl Consumer<Group>) {
-        self.has_room = false;
-        self.waiting.clear();
-        self.resting.clear();
+        self.is_stopping = true;
+        self.partitions_mut().for_each(|partition| partition.waiting.clear());
         self.held_back.clear();
         self.steer(consumer);
     }
 
-    /// Hands messages out, at most so many.
-    pub(crate) fn hand_out(&mut self, room: usize) -> Vec<Arc<TopicMessage>> {
-        while let Some(first) = self.resting.first_entry()
-            && first.key().0 <= Instant::now()
-        {
-            self.waiting.push_back(first.remove());
+    /// Returns true if messages of the client are to be taken in: the consumer has more room than
+    /// waits for it, or a partition has nothing that waits. Its messages may be behind those of others.
+    pub(crate) fn is_hungry(&self, room: usize) -> bool {
+        let (mut waiting, mut goes_on) = (0, false);
+        for partition in self.partitions().filter(|partition| !self.is_held(partition)) {
+            if !partition.is_paused && partition.waiting.is_empty() {
+                return true;
+            }
+            waiting += partition.waiting.len();
+            goes_on |= !partition.is_paused;
         }
-        let messages: Vec<_> = self.waiting.drain(..room.min(self.waiting.len())).collect();
-        self.in_hand += messages.len();
-        messages
+        // Rebalances come by the client too.
+        (goes_on || self.topics.is_empty()) && waiting < room
     }
 
-    /// When a message comes again.
-    pub(crate) fn next_rest(&self) -> Option<Instant> {
-        self.resting.first_key_value().map(|((at, _), _)| *at)
+    /// Hands messages out, at most so many: of each partition one, by turns.
+    pub(crate) fn hand_out(&mut self, room: usize) -> Vec<Arc<TopicMessage>> {
+        let mut messages = Vec::new();
+        let (by_key, last) = (self.by_key, self.last_turn);
+        let Self { topics, held_back, .. } = self;
+        let is_held = |partition: &Partition| !by_key && held_back.contains_key(&partition.lane);
+        let all = topics.values_mut().flat_map(BTreeMap::values_mut);
+        let mut turns: VecDeque<_> =
+            all.filter(|one| !one.waiting.is_empty() && !is_held(one)).collect();
+        // Behind the one that had the last turn.
+        turns.make_contiguous().sort_by_key(|one| (one.assignment <= last, one.assignment));
+        while messages.len() < room
+            && let Some(partition) = turns.pop_front()
+        {
+            messages.extend(partition.waiting.pop_front());
+            self.last_turn = partition.assignment;
+            if !partition.waiting.is_empty() {
+                turns.push_back(partition);
+            }
+        }
+        self.in_hand += messages.len();
+        messages
     }
 
     pub(crate) fn in_hand(&self) -> usize {
@@ -258,10 +265,7 @@ impl State {
     /// the message, and receives it again.
     fn finished(&mut self, message: &TopicMessage, has_run: bool) -> Option<i64> {
         let (partition, offset) = (partition_of_mut(&mut self.topics, message)?, message.offset());
-        partition.stuck.remove(&offset);
-        if !partition.unfinished.remove(&offset) {
-            return None;
-        }
+        partition.bytes -= partition.unfinished.remove(&offset)?;
         if has_run {
             partition.suspects.ran(offset);
         }
@@ -270,46 +274,47 @@ impl State {
         Some(next)
     }
 
-    /// Lets a message come again after `pause`. `is_stuck`: its partition stops until it is finished.
-    pub(crate) fn rest(
-        &mut self,
-        message: &Arc<TopicMessage>,
-        pause: Duration,
-        is_stuck: bool,
-        consumer: &impl Consumer<Group>,
-    ) {
-        let Some(partition) = partition_of_mut(&mut self.topics, message) else { return };
-        if is_stuck {
-            partition.stuck.insert(message.offset());
+    /// Lets a message come again that was not handled, unless the consumer stops.
+    pub(crate) fn comes_again(&mut self, message: &Arc<TopicMessage>) {
+        if !self.is_stopping
+            && let Some(partition) = partition_of_mut(&mut self.topics, message)
+        {
+            partition.waiting.push_front(message.clone());
         }
-        self.rests += 1;
-        self.resting.insert((Instant::now() + pause, self.rests), message.clone());
-        self.steer_one(message.topic(), message.partition(), consumer);
     }
 
     /// Holds a lane back, or lets it go on.
-    pub(crate) fn hold(&mut self, lane: u64, is_held: bool, consumer: &impl Consumer<Group>) {
-        if is_held {
-            let parked = self.held_back.entry(lane).or_default();
-            let (of_lane, others) =
-                self.waiting.drain(..).partition(|message| message.place.lane == lane);
-            self.waiting = others;
-            parked.extend::<VecDeque<_>>(of_lane);
-        } else {
-            self.waiting.extend(self.held_back.remove(&lane).into_iter().flatten());
+    pub(crate) fn hold(&mut self, lane: u64, is_held: bool) {
+        let Self { topics, held_back, by_key, .. } = self;
+        if !is_held {
+            for message in held_back.remove(&lane).into_iter().flatten() {
+                if let Some(partition) = partition_of_mut(topics, &message) {
+                    partition.waiting.push_back(message);
+                }
+            }
+            return;
         }
-        self.count_parked();
-        self.steer(consumer);
-    }
-
-    fn count_parked(&mut self) {
-        let Self { topics, held_back, .. } = self;
-        topics.values_mut().flat_map(BTreeMap::values_mut).for_each(|one| one.parked = 0);
-        for message in held_back.values().flatten() {
-            if let Some(partition) = partition_of_mut(topics, message) {
-                partition.parked += 1;
+        let parked = held_back.entry(lane).or_default();
+        if *by_key {
+            for partition in topics.values_mut().flat_map(BTreeMap::values_mut) {
+                let (of_lane, others) =
+                    partition.waiting.drain(..).partition(|message| message.place.lane == lane);
+                partition.waiting = others;
+                parked.extend::<VecDeque<_>>(of_lane);
             }
         }
+    }
+
+    fn is_held(&self, partition: &Partition) -> bool {
+        !self.by_key && self.held_back.contains_key(&partition.lane)
+    }
+
+    fn partitions(&self) -> impl Iterator<Item = &Partition> {
+        self.topics.values().flat_map(BTreeMap::values)
+    }
+
+    fn partitions_mut(&mut self) -> impl Iterator<Item = &mut Partition> {
+        self.topics.values_mut().flat_map(BTreeMap::values_mut)
     }
 
     /// Pauses the partitions that have to wait, and resumes the others.
@@ -329,8 +334,7 @@ impl State {
     fn steer_one(&mut self, topic: &str, number: i32, consumer: &impl Consumer<Group>) {
         let partition = self.topics.get_mut(topic).and_then(|all| all.get_mut(&number));
         let Some(partition) = partition else { return };
-        let lane_waits = !self.by_key && self.held_back.contains_key(&partition.lane);
-        let waits = !self.has_room || lane_waits || partition.waits();
+        let waits = self.is_stopping || partition.waits();
         if waits == partition.is_paused {
             return;
         }
@@ -347,9 +351,8 @@ impl Partition {
     /// bounds: a pause drops what the client has fetched.
     fn waits(&self) -> bool {
         let bound = |most: usize| if self.is_paused { most / 2 } else { most };
-        !self.stuck.is_empty()
-            || self.parked > bound(MOST_PARKED)
-            || self.unfinished.len() >= bound(MOST_UNFINISHED)
+        self.unfinished.len() >= bound(MOST_UNFINISHED)
+            || self.bytes >= bound(MOST_BYTES)
             || self.offsets.len() >= bound(MOST_BEHIND)
     }
 }
@@ -385,7 +388,7 @@ mod tests {
     use super::*;
 
     fn assigned(by_key: bool) -> (State, TopicPartitionList) {
-        let group = Group::new(by_key, None);
+        let group = Group::new(by_key, None, None);
         let mut partitions = TopicPartitionList::new();
         partitions.add_partition_range("orders", 0, 1);
         let mut state = group.state.into_inner().unwrap();
@@ -436,17 +439,15 @@ mod tests {
         let (mut state, partitions) = assigned(false);
         state.admit(message(0, 0, None));
         state.admit(message(1, 0, None));
-        let lane = state.waiting[0].lane().unwrap();
-        state.held_back.insert(lane, VecDeque::new());
+        state.hold(state.topics["orders"][&0].lane, true);
         state.admit(message(0, 1, None));
         let mut first = TopicPartitionList::new();
         first.add_partition("orders", 0);
         state.revoke(&first);
         let left = state.hand_out(usize::MAX);
         assert_eq!(left.iter().map(|one| one.partition()).collect::<Vec<_>>(), [1]);
-        assert!(state.held_back[&lane].is_empty());
         state.revoke(&partitions);
-        assert!(state.topics.values().all(BTreeMap::is_empty));
+        assert!(state.topics.is_empty());
     }
 
     #[test]
@@ -478,6 +479,64 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_waits_at_its_bytes() {
+        let (mut state, _) = assigned(false);
+        let large = |offset| {
+            let (payload, time) = (Some(vec![0; MOST_BYTES / 4]), Timestamp::CreateTime(1));
+            OwnedMessage::new(payload, None, "orders".to_owned(), time, 0, offset, None)
+        };
+        let waits = |state: &State| state.topics["orders"][&0].waits();
+        (0..3).for_each(|offset| state.admit(large(offset)));
+        // One that comes again counts once.
+        state.admit(large(2));
+        assert!(!waits(&state));
+        state.admit(large(3));
+        assert!(waits(&state));
+        let first = state.hand_out(1).remove(0);
+        state.finished(&first, true);
+        assert!(!waits(&state));
+    }
+
+    #[test]
+    fn partitions_take_turns_and_those_that_are_held_have_none() {
+        let (mut state, _) = assigned(false);
+        for (partition, count) in [(0, 5), (1, 2)] {
+            (0..count).for_each(|offset| state.admit(message(partition, offset, None)));
+        }
+        let hand_out = |state: &mut State, room| -> Vec<_> {
+            state.hand_out(room).iter().map(|one| (one.partition(), one.offset())).collect()
+        };
+        assert_eq!(hand_out(&mut state, 1), [(0, 0)]);
+        assert_eq!(hand_out(&mut state, 2), [(1, 0), (0, 1)]);
+        let lane = state.topics["orders"][&0].lane;
+        state.hold(lane, true);
+        assert_eq!(hand_out(&mut state, 9), [(1, 1)]);
+        assert!(state.is_hungry(1), "the other has nothing");
+        state.admit(message(1, 2, None));
+        assert!(!state.is_hungry(1));
+        state.hold(lane, false);
+        assert_eq!(hand_out(&mut state, 9), [(0, 2), (1, 2), (0, 3), (0, 4)]);
+    }
+
+    #[test]
+    fn a_key_that_is_held_is_passed_over_and_keeps_its_order() {
+        let (mut state, _) = assigned(true);
+        for (offset, key) in [(0, "a"), (1, "b"), (2, "a")] {
+            state.admit(message(0, offset, Some(key)));
+        }
+        let hand_out = |state: &mut State| -> Vec<_> {
+            state.hand_out(9).iter().map(|one| one.offset()).collect()
+        };
+        let lane = state.topics["orders"][&0].waiting[0].lane().unwrap();
+        state.hold(lane, true);
+        state.admit(message(0, 3, Some("a")));
+        assert_eq!(hand_out(&mut state), [1]);
+        assert!(state.is_hungry(1), "nothing waits but for the key");
+        state.hold(lane, false);
+        assert_eq!(hand_out(&mut state), [0, 2, 3]);
+    }
+
+    #[test]
     fn lanes_are_partitions_or_keys_and_none_for_those_without() {
         for by_key in [false, true] {
             let (mut state, _) = assigned(by_key);
@@ -491,11 +550,12 @@ mod tests {
             ] {
                 state.admit(message(partition, offset, key));
             }
-            let lanes: Vec<_> = state.waiting.iter().map(|one| one.lane().unwrap()).collect();
+            let waiting = |partition: i32| &state.topics["orders"][&partition].waiting;
+            let lanes: Vec<_> = waiting(0).iter().map(|one| one.lane().unwrap()).collect();
             assert_eq!(lanes[0], lanes[1]);
-            assert_ne!(lanes[0], lanes[3], "another partition");
+            assert_ne!(Some(lanes[0]), waiting(1)[0].lane(), "another partition");
             assert_eq!(lanes[0] == lanes[2], !by_key);
-            assert_eq!(lanes[4] == lanes[5], !by_key);
+            assert_eq!(lanes[3] == lanes[4], !by_key);
         }
     }
 }

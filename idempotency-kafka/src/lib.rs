@@ -48,12 +48,16 @@
 //! | `DeadLetter` | a copy is produced with `acks=all`; once the brokers have confirmed it, the message is finished |
 //!
 //! A lane is a partition, or a key within a partition with [`Kafka::by_key`]. A dead letter that does
-//! not arrive, or has no place, is not dropped: an error is logged, its partition waits, and the
-//! message is handled again, after pauses that grow to five minutes. Other partitions go on.
+//! not arrive, or has no place, is not dropped: an error is logged, its lane waits, and the message is
+//! handled again, after pauses that grow to five minutes. Other lanes go on.
+//!
+//! Each partition has bounds of its own for what is in hand: 1 000 unfinished messages, and 4 MiB.
+//! At these it is paused, and the others go on.
 //!
 //! Kafka counts no deliveries. Those after an assignment of a partition are
 //! [suspects](idempotency::inbox::Delivery::suspect) until it is known that no later message was
-//! begun before: after the first one that runs and succeeds, or the first 1 000 by key.
+//! begun before: after the first one that runs and succeeds, or the first 1 000 by key. They are
+//! counted under their places.
 //!
 //! # Dead letters
 //!
@@ -66,7 +70,7 @@
 //! | `idempotency-reason` | [`DeadReason::as_str`](idempotency::inbox::DeadReason::as_str) |
 //! | `idempotency-record` | the hash of the record, 64 hexadecimal digits, for [`record_by_hash`](idempotency::Idempotency::record_by_hash); none without a usable key |
 //! | `idempotency-attempts` | the number of the last attempt, 0 if none was made in the last try |
-//! | `idempotency-topic`, `idempotency-partition`, `idempotency-offset`, `idempotency-timestamp` | where the message came from first |
+//! | `idempotency-topic`, `idempotency-partition`, `idempotency-offset`, `idempotency-timestamp` | where the message came from first, in Kafka |
 //! | `idempotency-time` | the time of this process, as in RFC 3339 |
 //!
 //! # The group
@@ -92,7 +96,7 @@ mod suspects;
 struct Page;
 
 pub use connect::Kafka;
-pub use error::Error;
+pub use error::{Error, Undelivered};
 pub use message::TopicMessage;
 pub use rdkafka;
 pub use source::Topics;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use idempotency::inbox::{Delivery, KEY_HEADER, Message};
@@ -22,6 +22,8 @@ const EVENT: [&str; 2] = ["ce_source", "ce_id"];
 const OF_HEADER: &str = "header";
 const OF_EVENT: &str = "event";
 const OF_POSITION: &str = "position";
+/// The tag of the place under which deliveries are counted.
+const OF_PLACE: &str = "place";
 
 /// The key of a message, as the user chooses it.
 pub(crate) type KeyOf = Arc<dyn for<'a> Fn(&'a TopicMessage) -> Delivery<'a> + Send + Sync>;
@@ -33,8 +35,6 @@ pub struct TopicMessage {
     pub(crate) place: Place,
     /// Whether the delivery is a suspect. It stays what it was at the first try.
     is_suspect: OnceLock<bool>,
-    /// How often it was a dead letter that has not arrived.
-    failures: AtomicU32,
 }
 
 /// Where a message was received.
@@ -58,8 +58,7 @@ enum Key<'m> {
 
 impl TopicMessage {
     pub(crate) fn new(message: OwnedMessage, place: Place, key: Option<KeyOf>) -> Self {
-        let (is_suspect, failures) = (OnceLock::new(), AtomicU32::new(0));
-        Self { message, key, place, is_suspect, failures }
+        Self { message, key, place, is_suspect: OnceLock::new() }
     }
 
     /// Returns the payload. `None`: the message is a tombstone.
@@ -134,19 +133,19 @@ impl TopicMessage {
     /// Where the message was published first, and when: a topic that is deleted and created again
     /// begins with the same offsets. Of a dead letter that was moved back, its headers say it.
     fn position(&self) -> String {
-        if self.was_dead()
-            && let [Some(topic), Some(partition), Some(offset), Some(time)] =
-                PLACE.map(|name| self.header(name))
-        {
+        if let Some([topic, partition, offset, time]) = self.origin() {
             return format!("{topic}:{partition}:{offset}:{time}");
         }
         let time = self.timestamp().map(|time| time.to_string()).unwrap_or_default();
         format!("{}:{}:{}:{time}", self.topic(), self.partition(), self.offset())
     }
 
-    /// Returns true if it is a dead letter that was moved back.
-    pub(crate) fn was_dead(&self) -> bool {
-        self.last(REASON).is_some()
+    /// Where a dead letter that was moved back came from first. `None` if it is none, or does not say
+    /// it in whole: dead letters of other brokers do not.
+    pub(crate) fn origin(&self) -> Option<[&str; 4]> {
+        self.last(REASON)?;
+        let [topic, partition, offset, time] = PLACE.map(|name| self.header(name));
+        Some([topic?, partition?, offset?, time?])
     }
 
     /// The key that it has unless the user chooses one.
@@ -164,11 +163,6 @@ impl TopicMessage {
             _ => Key::Text(OF_POSITION, self.position().into()),
         }
     }
-
-    /// Notes that it is a dead letter that has not arrived, and returns how often it was one.
-    pub(crate) fn fails(&self) -> u32 {
-        self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
-    }
 }
 
 impl Message for TopicMessage {
@@ -182,7 +176,12 @@ impl Message for TopicMessage {
         };
         let delivery = identified.payload(self.payload().unwrap_or_default());
         let has_proof = || self.place.has_proof.load(Ordering::Relaxed);
-        if *self.is_suspect.get_or_init(|| !has_proof()) { delivery.suspect() } else { delivery }
+        if !*self.is_suspect.get_or_init(|| !has_proof()) {
+            return delivery;
+        }
+        // Not where it came from first: a dead letter that was moved back is counted from one.
+        let position = (self.topic(), self.partition(), self.offset(), self.timestamp());
+        delivery.suspect_at((OF_PLACE, position))
     }
 
     fn lane(&self) -> Option<u64> {

@@ -4,30 +4,29 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::{FutureExt as _, join_all};
+use futures::future::FutureExt as _;
 use idempotency::inbox::{DeadReason, Disposition, Order, Settled, Source};
 use rdkafka::consumer::{CommitMode, Consumer as _, StreamConsumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::dead_letter::DeadLetters;
 use crate::error::Error;
 use crate::group::Group;
 use crate::message::TopicMessage;
 
-/// The time between two looks at the client while there is no room: rebalances wait for that, and
-/// the group gives up a member that does not look.
+/// The time between two looks at the client while no message is wanted: rebalances wait for that,
+/// and the group gives up a member that does not look.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long one look takes that finds no message.
 const LOOK: Duration = Duration::from_millis(10);
 /// The time for the client to commit, to leave the group, and to close.
 const CLOSED_WITHIN: Duration = Duration::from_secs(10);
-/// The first pause of a dead letter that has not arrived, and the longest.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// So many messages are taken in before some are handed out.
+const MOST_TAKEN: usize = 256;
 
 type Client = StreamConsumer<Group>;
 
@@ -56,30 +55,32 @@ impl Topics {
         self.answering.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Moves a message to the dead letters, or lets it come again if that fails.
-    async fn bury(&self, client: &Client, settled: Settled<TopicMessage>, reason: DeadReason) {
+    /// Moves a message to the dead letters.
+    async fn bury(
+        &self,
+        client: &Client,
+        settled: Settled<TopicMessage>,
+        reason: DeadReason,
+    ) -> Result<(), Error> {
         let group = client.context();
         let message = settled.message.clone();
         if !group.lock().is_ours(&message) {
             // Whoever has its partition now receives it, and it is a dead letter there.
-            return;
+            return Ok(());
         }
-        let Err(error) = self.dead_letters.publish(&settled, reason).await else {
-            return group.lock().finish(&message, false, client);
-        };
-        let pause = growing(message.fails());
-        tracing::error!(
-            topic = message.topic(),
-            partition = message.partition(),
-            offset = message.offset(),
-            reason = reason.as_str(),
-            %error,
-            ?pause,
-            "a dead letter has not arrived: its partition waits, and the message comes again after a \
-             pause"
-        );
-        group.lock().rest(&message, pause, true, client);
-        group.changed.notify_one();
+        if let Err(error) = self.dead_letters.publish(&settled, reason).await {
+            tracing::error!(
+                topic = message.topic(),
+                partition = message.partition(),
+                offset = message.offset(),
+                reason = reason.as_str(),
+                %error,
+                "a dead letter has not arrived: its lane waits"
+            );
+            return Err(Error::Undelivered(error));
+        }
+        group.lock().finish(&message, false, client);
+        Ok(())
     }
 
     /// Commits what is stored, leaves the group, and closes the client.
@@ -111,67 +112,66 @@ impl Source for Topics {
     async fn receive(&self, room: usize) -> Result<Vec<Arc<TopicMessage>>, Error> {
         let Some(client) = self.client() else { return std::future::pending().await };
         let group = client.context();
-        if room == 0 {
-            loop {
-                sleep(LOOK_EVERY).await;
-                group.lock().has_room(false, &*client);
-                if let Ok(received) = timeout(LOOK, client.recv()).await {
-                    take(&client, received)?;
-                }
-            }
-        }
-        group.lock().has_room(true, &*client);
         loop {
             let changed = group.changed.notified();
-            while group.waits() < room
-                && let Some(received) = client.recv().now_or_never()
-            {
+            for _ in 0..MOST_TAKEN {
+                if let Some(topic) = group.lock().comes_back() {
+                    return Err(Error::DeadLettersComeBack { topic: topic.to_owned() });
+                }
+                if room == 0 || !group.lock().is_hungry(room) {
+                    break;
+                }
+                let Some(received) = client.recv().now_or_never() else { break };
                 take(&client, received)?;
             }
-            let (messages, rest) = {
-                let mut state = group.lock();
-                (state.hand_out(room), state.next_rest())
-            };
+            let messages = group.lock().hand_out(room);
             if !messages.is_empty() {
                 return Ok(messages);
             }
-            let come_again = async {
-                match rest {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
+            if room > 0 && group.lock().is_hungry(room) {
+                tokio::select! {
+                    received = client.recv() => take(&client, received)?,
+                    () = changed => {}
                 }
-            };
+                continue;
+            }
             tokio::select! {
-                received = client.recv() => take(&client, received)?,
+                () = sleep(LOOK_EVERY) => {
+                    if let Ok(received) = timeout(LOOK, client.recv()).await {
+                        take(&client, received)?;
+                    }
+                }
                 () = changed => {}
-                () = come_again => {}
             }
         }
     }
 
     async fn settle(&self, settled: Vec<Settled<TopicMessage>>) -> Result<(), Error> {
         let Some(client) = self.client() else { return Ok(()) };
-        let (group, count) = (client.context(), settled.len());
-        let mut dead = Vec::new();
+        let group = client.context();
+        let mut result = Ok(());
         for settled in settled {
             let message = &settled.message;
             match settled.disposition {
                 Disposition::Ack => {
                     group.lock().finish(message, settled.attempt > 0, &*client);
                 }
-                Disposition::DeadLetter(reason) => dead.push(self.bury(&client, settled, reason)),
-                Disposition::Retry(pause) | Disposition::Postpone(pause) => {
-                    group.lock().rest(message, pause, false, &*client);
+                Disposition::DeadLetter(reason) => {
+                    let buried = self.bury(&client, settled, reason).await;
+                    if buried.is_err() {
+                        // It is handled again.
+                        result = buried;
+                        continue;
+                    }
                 }
-                // Not known here: it comes again.
-                _ => group.lock().rest(message, LONGEST_PAUSE, false, &*client),
+                // Tried again in place, but for those of a partition that went.
+                _ => group.lock().comes_again(message),
             }
+            group.lock().returned(1);
         }
         group.changed.notify_one();
-        join_all(dead).await;
-        group.lock().returned(count);
         self.close_at_the_end(client).await;
-        Ok(())
+        result
     }
 
     fn patience(&self) -> Option<Duration> {
@@ -184,7 +184,7 @@ impl Source for Topics {
 
     fn hold_lane(&self, lane: u64, is_held: bool) {
         let Some(client) = self.client() else { return };
-        client.context().lock().hold(lane, is_held, &*client);
+        client.context().lock().hold(lane, is_held);
         client.context().changed.notify_one();
     }
 
@@ -263,11 +263,6 @@ pub(crate) fn drop_aside<T: Send + Sync + 'static>(client: Arc<T>) -> oneshot::R
         tracing::warn!(%error, "there is no thread to close a client of Kafka");
     }
     is_dropped
-}
-
-/// Doubles from one second, up to the longest pause.
-fn growing(failures: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(9)).min(LONGEST_PAUSE)
 }
 
 impl fmt::Debug for Topics {

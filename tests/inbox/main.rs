@@ -5,6 +5,7 @@ mod consumer;
 mod deliveries;
 #[cfg(feature = "sqlite")]
 mod in_transactions;
+mod lanes;
 mod outages;
 mod script;
 mod stops;

@@ -84,6 +84,8 @@ struct State {
     is_closed: bool,
     refused_reports: usize,
     reports: Reports,
+    /// What it makes of those with a dead letter.
+    dead_letters: Reports,
 }
 
 /// What the broker makes of a report.
@@ -174,6 +176,17 @@ impl<const ORDER: u8> Broker<ORDER> {
         self.change(|state| state.reports = reports);
     }
 
+    /// Lets reports with a dead letter wait, or refuses them, or takes them.
+    pub fn delay_dead_letters(&self, delays: bool) {
+        let reports = if delays { Reports::Delayed } else { Reports::Taken };
+        self.change(|state| state.dead_letters = reports);
+    }
+
+    pub fn refuse_dead_letters(&self, refuses: bool) {
+        let reports = if refuses { Reports::Refused } else { Reports::Taken };
+        self.change(|state| state.dead_letters = reports);
+    }
+
     /// What the broker was answered, in order.
     pub fn settled(&self) -> Vec<(u64, Disposition)> {
         self.state().settled.clone()
@@ -256,8 +269,14 @@ impl<const ORDER: u8> Source for Broker<ORDER> {
 
     async fn settle(&self, settled: Vec<Settled<Mail>>) -> Result<(), Closed> {
         assert!(!settled.is_empty());
-        self.is(|broker| broker.state().reports != Reports::Delayed).await;
-        if self.state().reports == Reports::Refused {
+        let is_dead =
+            settled.iter().any(|one| matches!(one.disposition, Disposition::DeadLetter(_)));
+        let made = |state: &State| {
+            let Some(reports) = is_dead.then_some(state.dead_letters) else { return state.reports };
+            if reports == Reports::Taken { state.reports } else { reports }
+        };
+        self.is(|broker| made(&broker.state()) != Reports::Delayed).await;
+        if made(&self.state()) == Reports::Refused {
             self.change(|state| state.refused_reports += 1);
             return Err(Closed);
         }

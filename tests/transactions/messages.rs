@@ -288,6 +288,38 @@ where
     Ok(())
 }
 
+/// Two messages of a log that kill their process, one behind the other: the process that makes a
+/// dead letter of the first dies of the second, before the log knows that the first is finished.
+#[tokio::test]
+async fn on_sqlite_two_messages_of_a_log_that_kill_one_behind_the_other_kill_as_often_as_each_alone()
+-> anyhow::Result<()> {
+    type Sqlite = databases::Sqlite;
+    let scene = Scene::<Sqlite>::new(2, None).await?;
+    let inbox = inbox(&scene.engine).with_max_attempts(3);
+    let at = |offset: i64| {
+        delivery(if offset == 7 { "a" } else { "b" }).suspect_at(("orders", 0, offset))
+    };
+    let exhausted = Disposition::DeadLetter(DeadReason::Attempts);
+    for _ in 0..3 {
+        dies(&scene, &inbox, at(7)).await?;
+    }
+    for _ in 0..3 {
+        let first = book::<Sqlite>(&inbox, &scene.pool, at(7), "a").await;
+        assert_eq!(first.disposition, exhausted, "{first:?}");
+        dies(&scene, &inbox, at(8)).await?;
+    }
+    for (offset, id) in [(7, "a"), (8, "b")] {
+        let last = book::<Sqlite>(&inbox, &scene.pool, at(offset), id).await;
+        assert_eq!(last.disposition, exhausted, "{last:?}");
+    }
+    // A redrive has another place.
+    let redriven = delivery("a").suspect_at(("orders", 0, 9));
+    let redriven = book::<Sqlite>(&inbox, &scene.pool, redriven, "a").await;
+    assert_eq!(redriven.disposition, Disposition::Ack, "{redriven:?}");
+    assert_eq!((count(&scene, "a").await?, count(&scene, "b").await?), (1, 0));
+    Ok(())
+}
+
 /// By a broker that says that it delivers again, and not how often: the first delivery counts too.
 #[tokio::test]
 async fn on_sqlite_a_message_has_as_many_attempts_as_the_inbox_allows_though_none_was_counted()

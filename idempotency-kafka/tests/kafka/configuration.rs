@@ -2,10 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
+use idempotency::inbox::{ConsumeError, OnFailure};
 use idempotency_kafka::rdkafka::ClientConfig;
+use idempotency_kafka::rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use idempotency_kafka::{Error, Kafka};
 
-use crate::scene::{Scene, settings};
+use crate::cluster::Cluster;
+use crate::scene::{Scene, consume, engine, ids, inbox, settings};
 
 async fn refused(options: Kafka) -> Error {
     options.connect().await.expect_err("it is refused")
@@ -77,6 +81,65 @@ async fn dead_letters_that_would_come_back_are_refused() {
     let options = Kafka::new(settings("127.0.0.1:1", "billing"), ["orders", "returns"]);
     let error = refused(options.dead_letters("returns")).await;
     assert!(matches!(error, Error::DeadLettersComeBack { .. }), "{error:?}");
+    for pattern in ["^orders.*", "^(orders|returns)[.](dead|late)$", "^.*dead"] {
+        let options = Kafka::new(settings("127.0.0.1:1", "billing"), ["orders", pattern]);
+        let error = refused(options.dead_letters("orders.dead")).await;
+        assert!(matches!(error, Error::DeadLettersComeBack { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.starts_with("`orders.dead` is consumed here"), "{text}");
+        assert!(text.ends_with("or a pattern that does not match it"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_pattern_consumes_topics_and_no_dead_letters() -> anyhow::Result<()> {
+    let scene = Scene::new().await?;
+    scene.publish_with(0, "k", &[], "m-0").await?;
+    let of = || settings(scene.cluster.url(), &scene.topic);
+    let pattern = format!("^{}$", scene.topic);
+    let source = Kafka::new(of(), [pattern]).dead_letters(&*scene.dead).connect().await?;
+    consume(inbox(&engine()), source, scene.handler(), scene.is_empty()).await??;
+    scene.assert_once(["m-0".to_owned()])
+}
+
+/// A reference back to a group is understood by the client alone.
+#[tokio::test]
+async fn a_pattern_that_turns_out_to_match_the_dead_letters_ends_the_consumer() -> anyhow::Result<()>
+{
+    let scene = Scene::new().await?;
+    for id in ids("m", 20) {
+        scene.publish_with(0, "k", &[], &id).await?;
+    }
+    let (kind, rest) = scene.topic.split_at("partitions".len());
+    ensure!(kind == "partitions", "{kind}");
+    let pattern = format!("^par(t)i\\1ions{rest}");
+    let options = Kafka::new(settings(scene.cluster.url(), &scene.topic), [pattern]);
+    let source = options.dead_letters(&*scene.dead).connect().await?;
+    let failing = inbox(&engine()).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+    let handler = |_| std::future::ready(Err("the card is unknown"));
+    let ended = consume(failing, source, handler, std::future::pending()).await?;
+    let Err(ConsumeError::Source(Error::DeadLettersComeBack { topic })) = ended else {
+        anyhow::bail!("{ended:?}");
+    };
+    assert_eq!((topic, scene.letters()?), (scene.dead.clone(), 0));
+    Ok(())
+}
+
+/// A broker that says that another member has the same name in the group.
+#[tokio::test]
+async fn a_client_that_cannot_go_on_ends_the_consumer() -> anyhow::Result<()> {
+    let scene = Scene::at(Cluster::mock(1)?, "partitions", 1).await?;
+    let mut settings = settings(scene.cluster.url(), &scene.topic);
+    settings.set("group.instance.id", "the only one");
+    let source = Kafka::new(settings, [&*scene.topic]).connect().await?;
+    let fenced = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID];
+    scene.cluster.ask(move |mock| mock.request_errors(RDKafkaApiKey::Heartbeat, &fenced))?;
+    let ended = consume(inbox(&engine()), source, scene.handler(), std::future::pending()).await?;
+    let Err(ConsumeError::Source(Error::Ended(error))) = ended else {
+        anyhow::bail!("{ended:?}");
+    };
+    ensure!(error.to_string().contains("Fatal"), "{error}");
+    Ok(())
 }
 
 #[tokio::test]

@@ -41,6 +41,9 @@ async fn a_dead_letter_is_the_message_with_its_story_and_the_offset_is_committed
     let moved = [
         ("idempotency-reason", "failed"),
         ("idempotency-topic", "shop"),
+        ("idempotency-partition", "1"),
+        ("idempotency-offset", "7"),
+        ("idempotency-timestamp", "9"),
         ("idempotency-record", "of an earlier death"),
     ];
     let mut tombstone = FutureRecord::to(&scene.topic).partition(2).headers(headers(&moved));
@@ -73,9 +76,46 @@ async fn a_dead_letter_is_the_message_with_its_story_and_the_offset_is_committed
 
     let letter = scene.letter().await?;
     assert_eq!((letter.payload(), letter.key()), (None, Some(&b"customer"[..])));
-    assert_eq!(header(&letter, "idempotency-topic"), Some("shop"));
-    assert_eq!(header(&letter, "idempotency-partition"), None);
+    for (name, value) in &moved[1..5] {
+        assert_eq!(header(&letter, name), Some(*value), "{name}");
+    }
     assert_eq!(header(&letter, "idempotency-key"), None);
+    Ok(())
+}
+
+/// Other brokers know no partitions: their dead letters say nothing of one, or a part of it.
+#[tokio::test]
+async fn a_dead_letter_of_another_broker_is_the_same_message_again_each_time() -> anyhow::Result<()>
+{
+    let scene = Scene::new().await?;
+    let engine = engine();
+    for topic in [None, Some(("idempotency-topic", "a queue"))] {
+        let moved: Vec<_> =
+            [("idempotency-reason", "failed"), ("trace", "t-1")].into_iter().chain(topic).collect();
+        scene.publish_with(0, "k", &moved, "m-0").await?;
+    }
+    let failing = inbox(&engine).with_on_failure(|_: &&str| OnFailure::DeadLetter);
+    consume(failing, scene.source().await?, refuses, scene.is_empty()).await??;
+    let letters = [scene.letter().await?, scene.letter().await?];
+    for (letter, offset) in letters.iter().zip(["0", "1"]) {
+        for (name, value) in [
+            ("trace", "t-1"),
+            ("idempotency-topic", &*scene.topic),
+            ("idempotency-partition", "0"),
+            ("idempotency-offset", offset),
+        ] {
+            assert_eq!(header(letter, name), Some(value), "{name}");
+        }
+        ensure!(header(letter, "idempotency-timestamp").is_some(), "no time");
+        // By its position, whose record is that of the redrive.
+        record(letter)?;
+        for _ in 0..2 {
+            scene.redrive(letter).await?;
+        }
+    }
+    let until = scene.is_empty();
+    consume(inbox(&engine), scene.source().await?, scene.handler(), until).await??;
+    assert_eq!((scene.effects.count("m-0")?, scene.letters()?), (2, 0));
     Ok(())
 }
 
@@ -174,9 +214,9 @@ async fn without_a_place_its_partition_waits_the_others_go_on_and_nothing_is_dro
     };
     consume(failing, source.connect().await?, handler, until).await??;
     ensure!(warnings.count("a dead letter has not arrived") >= 3, "an error for each try");
-    // It waits: but for those that were in hand, nothing behind it was handled.
+    // It waits: nothing behind it was handled.
     let behind = scene.effects.lines()?.iter().filter(|line| line.starts_with("behind")).count();
-    ensure!(behind < 100, "{behind} were handled");
+    ensure!(behind == 0, "{behind} were handled");
     let committed = scene.committed()?;
     ensure!(!committed.contains_key(&0) && committed[&1] == 200, "{committed:?}");
 
@@ -213,11 +253,16 @@ async fn a_dead_letter_that_the_broker_refuses_comes_later_after_growing_pauses(
     Ok(())
 }
 
-/// The broker takes the connection, and answers nothing about the dead letter.
+/// The broker takes the connection, and answers nothing about the dead letter. Other partitions go on
+/// meanwhile, and their offsets are committed; its own waits.
 #[tokio::test]
 async fn a_confirmation_that_does_not_come_is_not_waited_for() -> anyhow::Result<()> {
     let scene = Scene::at(Cluster::mock(1)?, "partitions", 2).await?;
     scene.publish_with(0, "k", &[], "bad").await?;
+    scene.publish_with(0, "k", &[], "behind").await?;
+    for id in ids("other", 100) {
+        scene.publish_with(1, "k", &[], &id).await?;
+    }
     let (effects, tries) = (scene.effects.clone(), Arc::new(Mutex::new(Vec::new())));
     let counter = tries.clone();
     let handler = move |message: Arc<TopicMessage>| {
@@ -234,7 +279,13 @@ async fn a_confirmation_that_does_not_come_is_not_waited_for() -> anyhow::Result
     let timed_out = vec![RDKafkaRespErr::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT; 10_000];
     scene.cluster.ask(move |mock| mock.request_errors(RDKafkaApiKey::Produce, &timed_out))?;
     let until = async {
+        eventually("the first try", || !tries.lock().unwrap().is_empty()).await?;
+        let committed = || scene.committed().is_ok_and(|all| all.get(&1) == Some(&100));
+        let at_once = Duration::from_secs(6);
+        tokio::time::timeout(at_once, eventually("the commit of the others", committed)).await??;
+        ensure!(tries.lock().unwrap().len() == 1, "the commit has waited for the dead letter");
         eventually("a second try", || tries.lock().unwrap().len() == 2).await?;
+        ensure!(scene.effects.count("behind")? == 0, "its partition has not waited");
         scene.cluster.ask(|mock| mock.clear_request_errors(RDKafkaApiKey::Produce))?;
         scene.publish_with(1, "k", &[], "good").await?;
         scene.is_empty().await
@@ -243,7 +294,7 @@ async fn a_confirmation_that_does_not_come_is_not_waited_for() -> anyhow::Result
     let tries = tries.lock().unwrap();
     let pause = tries[1] - tries[0];
     assert!((Duration::from_secs(10)..Duration::from_secs(20)).contains(&pause), "{pause:?}");
-    scene.assert_once(["good".to_owned()])?;
+    scene.assert_once(ids("other", 100).chain(["behind", "good"].map(str::to_owned)))?;
     ensure!(scene.letters()? >= 1, "the dead letter is lost");
     Ok(())
 }

@@ -1,11 +1,12 @@
 //! The order of messages, and what one that fails holds back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::ensure;
+use futures::future::try_join_all;
 use idempotency::inbox::Consumer;
 use idempotency_kafka::TopicMessage;
 use idempotency_kafka::rdkafka::producer::FutureRecord;
@@ -193,4 +194,111 @@ async fn a_consumer_without_room_stays_in_its_group() -> anyhow::Result<()> {
     ensure!(drained.left == 0, "{drained:?}");
     ensure!(!warnings.mention("reports an error"), "it was given up");
     scene.assert_once(ids("m", 300))
+}
+
+/// Waits at a gate with "slow" until that is open, fails on "bad", and writes the other payloads.
+fn waits_on_slow(
+    scene: &Scene,
+    gate: &Arc<Semaphore>,
+) -> impl Fn(Arc<TopicMessage>) -> futures::future::BoxFuture<'static, Result<(), &'static str>>
++ Send
++ Sync
++ use<> {
+    let (effects, gate) = (scene.effects.clone(), gate.clone());
+    move |message| {
+        let (effects, gate) = (effects.clone(), gate.clone());
+        Box::pin(async move {
+            match message.payload() {
+                Some(b"slow") => drop(gate.acquire().await),
+                Some(b"bad") => return Err("not now"),
+                _ => append(&effects, &message),
+            }
+            Ok(())
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_is_slow_keeps_no_other_partition_waiting() -> anyhow::Result<()> {
+    let scene = Scene::with("partitions", 3).await?;
+    for partition in 0..2 {
+        scene.publish_with(partition, "k", &[], "slow").await?;
+        // More than are in hand at once, and received before the others.
+        for id in ids(&format!("behind-{partition}"), 1_200) {
+            scene.publish_with(partition, "k", &[], &id).await?;
+        }
+    }
+    let gate = Arc::new(Semaphore::new(0));
+    let until = async {
+        eventually("the first look", || scene.committed().is_ok()).await?;
+        for id in ids("other", 300) {
+            scene.publish_with(2, "k", &[], &id).await?;
+        }
+        scene.have_happened(ids("other", 300)).await?;
+        ensure!(scene.effects.lines()?.len() == 300, "something behind it has run");
+        gate.add_permits(2);
+        scene.is_empty().await
+    };
+    let handler = waits_on_slow(&scene, &gate);
+    consume(inbox(&engine()), scene.source().await?, handler, until).await??;
+    let behind = (0..2).flat_map(|partition| ids(&format!("behind-{partition}"), 1_200));
+    scene.assert_once(behind.chain(ids("other", 300)))
+}
+
+/// Eight were as many as kept all others waiting.
+#[tokio::test]
+async fn many_partitions_that_fail_keep_no_other_waiting() -> anyhow::Result<()> {
+    let scene = Scene::with("partitions", 13).await?;
+    for partition in 0..12 {
+        // At once: the broker returns them together.
+        let bad = ["bad".to_owned()].into_iter();
+        let sent = bad.chain(ids("behind", 60)).map(|payload| {
+            let scene = &scene;
+            async move { scene.publish_with(partition, "k", &[], &payload).await }
+        });
+        try_join_all(sent).await?;
+    }
+    let have_failed = Arc::new(Mutex::new(BTreeSet::new()));
+    let until = async {
+        eventually("a failure in each", || have_failed.lock().unwrap().len() == 12).await?;
+        for id in ids("other", 300) {
+            scene.publish_with(12, "k", &[], &id).await?;
+        }
+        scene.have_happened(ids("other", 300)).await?;
+        eventually("its commit", || scene.committed().is_ok_and(|all| all.get(&12) == Some(&300)))
+            .await
+    };
+    let patient = inbox(&engine()).with_max_attempts(0);
+    let (fails, failed) =
+        (waits_on_slow(&scene, &Arc::new(Semaphore::new(0))), have_failed.clone());
+    let handler = move |message: Arc<TopicMessage>| {
+        if message.payload() == Some(b"bad") {
+            failed.lock().unwrap().insert(message.partition());
+        }
+        fails(message)
+    };
+    consume(patient, scene.source().await?, handler, until).await??;
+    scene.assert_once(ids("other", 300))
+}
+
+#[tokio::test]
+async fn by_key_many_keys_that_fail_keep_no_other_partition_waiting() -> anyhow::Result<()> {
+    let scene = Scene::by_key(2).await?;
+    for id in ids("bad", 400) {
+        scene.publish_with(0, &id, &[], "bad").await?;
+    }
+    for id in ids("other", 300) {
+        scene.publish_with(1, &id, &[], &id).await?;
+    }
+    let until = async {
+        scene.have_happened(ids("other", 300)).await?;
+        eventually("its commit", || scene.committed().is_ok_and(|all| all.get(&1) == Some(&300)))
+            .await
+    };
+    let patient = inbox(&engine())
+        .with_max_attempts(0)
+        .with_backoff(Duration::from_secs(60), Duration::from_secs(60));
+    let handler = waits_on_slow(&scene, &Arc::new(Semaphore::new(0)));
+    consume(patient, scene.source().await?, handler, until).await??;
+    scene.assert_once(ids("other", 300))
 }

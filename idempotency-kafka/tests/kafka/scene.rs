@@ -290,6 +290,9 @@ impl Broker for Scene {
     /// positions.
     const KINDS: usize = 2;
 
+    /// That of a process which is past the first message of a partition that runs.
+    const UNCOUNTED_DEATHS: usize = 1;
+
     const IS_IMPATIENT: bool = false;
 
     async fn create(number: usize) -> anyhow::Result<Self> {

@@ -1,6 +1,7 @@
 //! Messages that kill their process, where the attempts are rolled back with everything else: they
 //! are counted as suspects. Those that run beside them are counted too, and may be dead letters.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +50,7 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     let source = Kafka::new(settings, [topic]).dead_letters(format!("{topic}.dead"));
     let source = if topic.starts_with("keys") { source.by_key() } else { source };
     let handler = |mut tx: OpenTransaction<Sqlite>, message: Arc<TopicMessage>| async move {
-        if message.payload() == Some(b"poison") {
+        if message.payload().is_some_and(|payload| payload.starts_with(b"poison")) {
             std::process::abort();
         }
         let payload = String::from_utf8_lossy(message.payload().unwrap_or_default()).into_owned();
@@ -64,8 +65,9 @@ async fn obeys_its_orders() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets the poison kill, until it is a dead letter. Returns how many processes it has killed.
-async fn poison(scene: &Scene, file: &str) -> anyhow::Result<usize> {
+/// Lets the poison kill, as many messages one behind the other, until they are dead letters. Returns
+/// how many processes they have killed.
+async fn poison(scene: &Scene, file: &str, count: usize) -> anyhow::Result<usize> {
     let pool = pool(file).await?;
     sqlx::query("CREATE TABLE bookings (payload TEXT)").execute(&pool).await?;
     let mut expected = Vec::new();
@@ -73,7 +75,9 @@ async fn poison(scene: &Scene, file: &str) -> anyhow::Result<usize> {
         scene.publish_with(0, &id, &[], &id).await?;
         expected.push(id);
     }
-    scene.publish_with(0, "poison", &[], "poison").await?;
+    for id in ids("poison", count) {
+        scene.publish_with(0, &id, &[], &id).await?;
+    }
     for id in ids("after", 100) {
         scene.publish_with(0, &id, &[], &id).await?;
         expected.push(id);
@@ -85,33 +89,36 @@ async fn poison(scene: &Scene, file: &str) -> anyhow::Result<usize> {
         command.env(ORDERS_VARIABLE, format!("{} {} {file}", scene.cluster.url(), scene.topic));
         Worker::spawn(command, &[])
     };
-    let (mut died, mut worker, mut dead) = (0, spawn()?, Vec::new());
+    let most = MOST_DEATHS * count;
+    let (mut died, mut worker, mut dead) = (0, spawn()?, BTreeSet::new());
     let rows = || sqlx::query_as::<_, (String,)>("SELECT payload FROM bookings").fetch_all(&pool);
     let all = async {
-        while !dead.contains(&"poison".to_owned())
-            || rows().await?.len() + dead.len() <= expected.len()
+        while !ids("poison", count).all(|id| dead.contains(&id))
+            || rows().await?.len() + dead.len() < expected.len() + count
         {
             while scene.letters()? > 0 {
                 let letter = scene.letter().await?;
                 let reason = header(&letter, "idempotency-reason").context("a reason")?;
                 ensure!(reason == "attempts", "{reason}");
-                dead.push(String::from_utf8(letter.payload().unwrap_or_default().to_vec())?);
+                // What is dead may be so again, while its offset is not committed.
+                dead.insert(String::from_utf8(letter.payload().unwrap_or_default().to_vec())?);
             }
             let ended = tokio::time::timeout(Duration::from_millis(50), worker.wait()).await;
             if let Ok(status) = ended {
                 ensure!(!status?.success(), "the worker has stopped");
                 died += 1;
-                ensure!(died <= MOST_DEATHS, "it has killed {died} processes");
+                ensure!(died <= most, "{died} processes have died");
                 worker = spawn()?;
             }
         }
         anyhow::Ok(())
     };
     // Each death costs the time in which the group notices it.
-    tokio::time::timeout(3 * DEADLINE, all).await??;
+    let longest = 3 * DEADLINE * u32::try_from(count)?;
+    tokio::time::timeout(longest, all).await??;
     worker.kill().await?;
     let mut found: Vec<_> = rows().await?.into_iter().map(|(row,)| row).collect();
-    found.extend(dead.into_iter().filter(|payload| payload != "poison"));
+    found.extend(dead.into_iter().filter(|payload| !payload.starts_with("poison")));
     found.sort_unstable();
     expected.sort_unstable();
     ensure!(found == expected, "{found:?}");
@@ -125,10 +132,18 @@ async fn a_message_that_kills_its_process_far_behind_what_is_committed_is_a_dead
     let file = |name: &str| directory.path().join(name).display().to_string();
     let (lanes, keys) = (Scene::with("partitions", 1).await?, Scene::by_key(1).await?);
     let (of_lanes, of_keys) = (file("lanes"), file("keys"));
-    let (lanes, keys) = tokio::join!(poison(&lanes, &of_lanes), poison(&keys, &of_keys));
+    let (lanes, keys) = tokio::join!(poison(&lanes, &of_lanes, 1), poison(&keys, &of_keys, 1));
     for died in [lanes.context("lanes of partitions")?, keys.context("lanes of keys")?] {
         // A process that is held up may count more than one.
         ensure!((1..=MOST_DEATHS).contains(&died), "{died}");
     }
     Ok(())
+}
+
+/// In `minutes`.
+pub async fn two_behind_one_another() -> anyhow::Result<usize> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("bookings").display().to_string();
+    let scene = Scene::with("partitions", 1).await?;
+    poison(&scene, &file, 2).await
 }

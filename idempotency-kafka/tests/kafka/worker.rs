@@ -1,6 +1,6 @@
 //! The consumer that the tests start as another process.
 
-use idempotency_test_support::consuming::obey;
+use idempotency_test_support::consuming::{book, obey};
 
 use crate::scene::Scene;
 
@@ -8,4 +8,10 @@ use crate::scene::Scene;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn obeys_its_orders() -> anyhow::Result<()> {
     obey::<Scene>().await
+}
+
+/// The same, for messages whose record and effect are one transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn books_as_ordered() -> anyhow::Result<()> {
+    book::<Scene>().await
 }

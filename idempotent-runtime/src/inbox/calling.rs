@@ -29,6 +29,11 @@ impl Calling {
         Self { clock, longest, begun: Mutex::default() }
     }
 
+    /// How often to look for handlers that hang.
+    pub(super) fn look_every(&self) -> Duration {
+        self.longest / 4
+    }
+
     /// Notes that the message of this task is being handled.
     pub(super) fn this(&self) -> Calls<'_> {
         let id = tokio::task::try_id();
@@ -49,7 +54,8 @@ impl Calling {
             tracing::error!(
                 max_run = ?self.longest,
                 "the handler of a message has run for longer than `max_run`: the broker may deliver \
-                 the message to another consumer, which finds its record"
+                 the message to another consumer, which finds its record; where it cannot, the lane \
+                 waits"
             );
         }
         hangs

@@ -33,8 +33,9 @@ pub(super) type Question<M> =
 /// A consumer: it receives messages from a [`Source`], handles each by an [`Inbox`], and reports the
 /// dispositions to the broker.
 ///
-/// It holds twice as many messages as it runs handlers, beside those of lanes that are
-/// [held back](Source::hold_lane). Those of one [lane](super::Message::lane) run one after the other.
+/// It holds twice as many messages as it runs handlers; where lanes are
+/// [held back](Source::hold_lane), those that wait in their lane are beside these, up to three times
+/// as many as handlers for each lane. Those of one [lane](super::Message::lane) run one after the other.
 /// While the store does not answer, nothing is received: what is in hand waits without an answer to
 /// the broker, and is tried again when the store is back.
 ///
@@ -236,7 +237,8 @@ where
     };
     let notes = (intake, resting, calling);
     let drive = Drive::new(source, clock, notes, places, stopping, probe, concurrency, drain);
-    drive.run(stop, work).await
+    // Large, and once for each consumer.
+    Box::pin(drive.run(stop, work)).await
 }
 
 impl<S: Source, P> fmt::Debug for Consumer<S, P> {

@@ -26,6 +26,8 @@ pub struct Delivery<'a> {
     payload: Option<&'a [u8]>,
     deliveries: Option<u32>,
     is_suspect: bool,
+    /// The place under which it is counted in the store, if that is not its key.
+    place: Option<Key>,
     /// How many deliveries came before those that are counted in the store.
     before: u32,
     /// The failed tries of a consumer that has not returned the message in between.
@@ -45,6 +47,7 @@ impl<'a> Delivery<'a> {
             payload: None,
             deliveries: None,
             is_suspect: false,
+            place: None,
             before: 0,
             failures: 0,
         }
@@ -86,6 +89,26 @@ impl<'a> Delivery<'a> {
         Self { is_suspect: true, ..self }
     }
 
+    /// Marks a [suspect](Self::suspect) that is counted under its place in a log, and not under its
+    /// key.
+    ///
+    /// The count of a message whose attempts are used up stays, for as long as a record: where the
+    /// process dies before its broker knows that the message is a dead letter, the next delivery is
+    /// one at once, and kills no process again. A redrive has another place, and begins to count from
+    /// one.
+    ///
+    /// ```
+    /// use idempotency::inbox::Delivery;
+    ///
+    /// fn delivery(id: &str, partition: i32, offset: i64) -> Delivery<'static> {
+    ///     Delivery::new(("id", id)).suspect_at(("orders", partition, offset))
+    /// }
+    /// # let _ = delivery("7", 0, 7);
+    /// ```
+    pub fn suspect_at<K: IntoKey>(self, place: K) -> Self {
+        Self { is_suspect: true, place: Some(Key::of(&place)), ..self }
+    }
+
     /// Marks a delivery that is a repetition, by a broker that says that and not how often. It is
     /// counted as a [suspect](Self::suspect), and the first one, which was not, counts too.
     ///
@@ -104,6 +127,18 @@ impl<'a> Delivery<'a> {
 
     pub(super) fn key(&self) -> Key {
         self.key.clone()
+    }
+
+    /// The key under which the store counts it.
+    #[cfg(feature = "__sql")]
+    pub(super) fn counted_under(&self) -> Key {
+        self.place.clone().unwrap_or_else(|| self.key())
+    }
+
+    /// Returns true if its count stays when its attempts are used up.
+    #[cfg(feature = "__sql")]
+    pub(super) fn stays_counted(&self) -> bool {
+        self.place.is_some()
     }
 
     /// Counts the failed tries of a consumer that has not returned the message in between.

@@ -1,6 +1,6 @@
 //! What a consumer has in hand, and what it does next.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::{Future, pending};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -27,8 +27,9 @@ use crate::record::RecordHandle;
 const BATCH: usize = 10;
 /// or those of this time.
 const FLUSH: Duration = Duration::from_millis(50);
-/// All that is in hand, with the lanes that are held back, in multiples of what is without them.
-const MOST_IN_HAND: usize = 8;
+/// The first pause of a message whose dead letter has not reached the broker, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// The least time between two requests to leave messages here, or to keep the connection alive.
 const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 /// The time between two looks at a store that does not answer.
@@ -50,18 +51,32 @@ pub(super) struct Drive<S: Source> {
     places: Arc<Semaphore>,
     stopping: Stopping,
     probe: RecordHandle,
-    /// How many messages may be in hand.
+    /// How many messages may be in hand, but for those that wait where lanes are held.
     prefetch: usize,
+    /// How many may wait behind another one of their lane, where lanes are held.
+    most_behind: usize,
     drain: Duration,
 
     lanes: Lanes<Arc<S::Message>>,
     tasks: Tasks,
     running: HashMap<Id, (LaneId, Arc<S::Message>)>,
-    /// Those of them that hang, and whose lanes go on without them.
+    /// Those of them that hang. Their lanes go on without them, or their places go to others where
+    /// lanes are held.
     hanging: HashSet<Id>,
+    /// How many places are to be taken back from others, since what hung has ended.
+    lent: usize,
     unsettled: Vec<Settled<S::Message>>,
     /// The lanes that the source holds back.
     held_back: BTreeSet<u64>,
+    /// The lanes whose first message waits for its next try.
+    resting_lanes: BTreeSet<u64>,
+    /// Where lanes are held: dead letters that are not reported yet, those of which each is a report
+    /// on its way, and their lanes, which wait for that.
+    dead: Vec<(Option<LaneId>, Settled<S::Message>)>,
+    burials: JoinSet<Buried<S::Message>>,
+    dead_lanes: BTreeSet<u64>,
+    /// How often the dead letter of the first message of a lane has not reached the broker.
+    undelivered: BTreeMap<LaneId, u32>,
     /// The lanes of messages that go back to the broker before those behind them: those that are not
     /// reported yet, and those of the report on its way.
     returned: Vec<LaneId>,
@@ -71,7 +86,7 @@ pub(super) struct Drive<S: Source> {
     receiving: Option<Counted<Received<S>>>,
     /// The report of dispositions, and of how many.
     settling: Option<Counted<Reported<S>>>,
-    /// The dead letters of the report on its way. One whose time with the broker ends before its
+    /// The dead letters of the reports on their way. One whose time with the broker ends before its
     /// copy is confirmed would be delivered again, and handled again.
     burying: Vec<Arc<S::Message>>,
     keeping: Option<Boxed<Reported<S>>>,
@@ -83,6 +98,8 @@ pub(super) struct Drive<S: Source> {
     closing: Option<Boxed<Reported<S>>>,
     flush: Option<Sleep>,
     keep: Option<Sleep>,
+    /// The next look for handlers that hang, where the source has no patience.
+    watch: Option<Sleep>,
     /// The end of the drain. Present once the consumer stops.
     end: Option<Sleep>,
     failure: Option<ConsumeError<S::Error>>,
@@ -107,12 +124,22 @@ impl Drop for Tasks {
     }
 }
 
+/// The end of a report of a dead letter.
+struct Buried<M> {
+    /// `None`: the message has none that could be read.
+    lane: Option<LaneId>,
+    settled: Settled<M>,
+    /// The broker has it. Otherwise the pause after that is over.
+    is_confirmed: bool,
+}
+
 /// What has happened.
 enum Event<S: Source> {
     Stop,
     Received(Received<S>),
     Worked(Result<(Id, Worked), JoinError>),
     Settled(Reported<S>),
+    Buried(Result<Buried<S::Message>, JoinError>),
     Kept(Reported<S>),
     Place(Option<OwnedSemaphorePermit>),
     /// The store is to be looked at.
@@ -125,6 +152,7 @@ enum Event<S: Source> {
     Closed(Reported<S>),
     Flush,
     Keep,
+    Watch,
     End,
 }
 
@@ -150,13 +178,20 @@ impl<S: Source> Drive<S> {
             stopping: Stopping(stopping),
             probe,
             prefetch: concurrency.saturating_mul(2),
+            most_behind: concurrency,
             drain,
             lanes: Lanes::new(),
             tasks: Tasks(JoinSet::new()),
             running: HashMap::new(),
             hanging: HashSet::new(),
+            lent: 0,
             unsettled: Vec::new(),
             held_back: BTreeSet::new(),
+            resting_lanes: BTreeSet::new(),
+            dead: Vec::new(),
+            burials: JoinSet::new(),
+            dead_lanes: BTreeSet::new(),
+            undelivered: BTreeMap::new(),
             returned: Vec::new(),
             reported: Vec::new(),
             closing: None,
@@ -168,6 +203,7 @@ impl<S: Source> Drive<S> {
             placing: None,
             flush: None,
             keep: None,
+            watch: None,
             end: None,
             failure: None,
         }
@@ -193,7 +229,12 @@ impl<S: Source> Drive<S> {
                 Event::Place(place) => {
                     self.placing = None;
                     if let Some(place) = place {
-                        self.start(place, &work);
+                        if self.lent > 0 {
+                            self.lent -= 1;
+                            place.forget();
+                        } else {
+                            self.start(place, &work);
+                        }
                     }
                 }
                 Event::Worked(worked) => self.worked(worked),
@@ -204,6 +245,7 @@ impl<S: Source> Drive<S> {
                         "dispositions did not reach the broker, which delivers their messages again",
                     );
                 }
+                Event::Buried(buried) => self.buried(buried),
                 Event::Kept(kept) => {
                     self.keeping = None;
                     warn_of(kept, "the broker was not asked to leave messages with this consumer");
@@ -214,13 +256,17 @@ impl<S: Source> Drive<S> {
                     self.intake.look_succeeded();
                 }
                 Event::Intake => {}
-                Event::Rests => self.hold_lanes_back(),
+                Event::Rests => self.rests(),
                 Event::Closed(closed) => {
                     self.closing = None;
                     warn_of(closed, "the broker was not asked to deliver no more messages");
                 }
                 Event::Flush => self.settle(),
                 Event::Keep => self.keep_held(),
+                Event::Watch => {
+                    self.watch = None;
+                    self.leave_what_hangs();
+                }
                 Event::End => break,
             }
         }
@@ -240,20 +286,26 @@ impl<S: Source> Drive<S> {
 
     fn in_hand(&self) -> usize {
         let settling = self.settling.as_ref().map_or(0, |(count, _)| *count);
-        self.lanes.len() + self.running.len() + self.unsettled.len() + settling
+        let dead = self.dead.len() + self.burials.len();
+        self.lanes.len() + self.running.len() + self.unsettled.len() + settling + dead
     }
 
-    /// How many more messages the source may deliver. Those of lanes that it holds back do not take
-    /// the room of others, up to a bound of all that is in hand.
+    /// How many more messages the source may deliver.
+    ///
+    /// Where lanes are held, those that wait take no room of other lanes: for a message before them,
+    /// for their next try, for their dead letter, for a handler that hangs. Of each lane they are few,
+    /// and the source has a bound for all lanes.
     fn room(&self) -> usize {
         if self.intake.is_paused() {
             return 0;
         }
-        let in_hand = self.in_hand();
-        let behind: usize = self.held_back.iter().map(|lane| self.lanes.len_of(*lane)).sum();
-        let others = in_hand.saturating_sub(behind + self.held_back.len());
-        let bound = self.prefetch.saturating_mul(MOST_IN_HAND).saturating_sub(in_hand);
-        self.prefetch.saturating_sub(others).min(bound)
+        if S::ORDER != Order::HoldLane {
+            return self.prefetch.saturating_sub(self.in_hand());
+        }
+        let settling = self.settling.as_ref().map_or(0, |(count, _)| *count);
+        let waiting = self.resting_lanes.len() + self.hanging.len();
+        let working = self.running.len().saturating_sub(waiting) + self.lanes.ready();
+        self.prefetch.saturating_sub(working + self.unsettled.len() + settling)
     }
 
     /// Begins what is due: a request for messages, a report of dispositions, the timers.
@@ -291,6 +343,14 @@ impl<S: Source> Drive<S> {
         {
             self.keep = Some(self.clock.sleep((patience / 3).max(LEAST_PATIENCE)));
         }
+        if S::ORDER == Order::HoldLane && self.watch.is_none() && !self.running.is_empty() {
+            self.watch = Some(self.clock.sleep(self.calling.look_every().max(LEAST_PATIENCE)));
+        }
+        if self.closing.is_none() {
+            for (lane, settled) in std::mem::take(&mut self.dead) {
+                self.bury(lane, settled);
+            }
+        }
         if self.can_settle() && !self.unsettled.is_empty() {
             if self.unsettled.len() >= BATCH || (self.is_stopping() && self.running.is_empty()) {
                 self.settle();
@@ -317,12 +377,14 @@ impl<S: Source> Drive<S> {
             closed = of(&mut self.closing) => Event::Closed(closed),
             Some(worked) = self.tasks.0.join_next_with_id() => Event::Worked(worked),
             settled = of_counted(&mut self.settling) => Event::Settled(settled),
+            Some(buried) = self.burials.join_next() => Event::Buried(buried),
             () = of(&mut self.looking) => Event::Looked,
             () = self.intake.is_to_be_looked_at(), if self.looking.is_none() => Event::Look,
             () = self.intake.changed(is_paused) => Event::Intake,
             () = self.resting.changed(), if !is_stopping => Event::Rests,
             kept = of(&mut self.keeping) => Event::Kept(kept),
             () = of(&mut self.keep) => Event::Keep,
+            () = of(&mut self.watch) => Event::Watch,
             () = of(&mut self.flush), if can_settle => Event::Flush,
             place = of(&mut self.placing) => Event::Place(place),
             received = of_counted(&mut self.receiving) => Event::Received(received),
@@ -363,14 +425,22 @@ impl<S: Source> Drive<S> {
         let Ok(lane) = catch_unwind(AssertUnwindSafe(|| message.lane())) else {
             tracing::error!("the lane of a message cannot be read: its code has panicked");
             let disposition = Disposition::DeadLetter(DeadReason::InvalidKey);
-            self.unsettled.push(Settled { message, disposition, record: None, attempt: 0 });
+            let settled = Settled { message, disposition, record: None, attempt: 0 };
+            if S::ORDER == Order::HoldLane {
+                self.dead.push((None, settled));
+            } else {
+                self.unsettled.push(settled);
+            }
             return;
         };
         self.lanes.push(lane, message);
+        if let Some(lane) = lane {
+            self.steer(LaneId::Named(lane));
+        }
     }
 
-    /// Holds the lanes back whose first message waits for its next try, and lets the others go on.
-    fn hold_lanes_back(&mut self) {
+    /// Looks which messages wait for their next try.
+    fn rests(&mut self) {
         if S::ORDER != Order::HoldLane {
             return;
         }
@@ -379,13 +449,40 @@ impl<S: Source> Drive<S> {
             _ => None,
         };
         let resting: BTreeSet<u64> = self.running.iter().filter_map(rests).collect();
-        for lane in self.held_back.difference(&resting) {
-            self.source.hold_lane(*lane, false);
+        let before = std::mem::replace(&mut self.resting_lanes, resting);
+        let changed: Vec<u64> = before.symmetric_difference(&self.resting_lanes).copied().collect();
+        for lane in changed {
+            self.steer(LaneId::Named(lane));
         }
-        for lane in resting.difference(&self.held_back) {
-            self.source.hold_lane(*lane, true);
+        let resting = &self.resting;
+        let ended: Vec<Id> = self.hanging.extract_if(|id| resting.contains(*id)).collect();
+        for _ in ended {
+            self.take_place_back();
         }
-        self.held_back = resting;
+    }
+
+    /// Holds a lane back if its first message waits for its next try or for its dead letter, or if
+    /// enough wait behind it, and lets it go on otherwise.
+    fn steer(&mut self, lane: LaneId) {
+        let LaneId::Named(lane) = lane else { return };
+        if S::ORDER != Order::HoldLane || self.is_stopping() {
+            return;
+        }
+        let is_held = self.held_back.contains(&lane);
+        // One that is held goes on at half of the bound: it may cost the source something.
+        let bound = if is_held { self.most_behind / 2 } else { self.most_behind };
+        let holds = self.resting_lanes.contains(&lane)
+            || self.dead_lanes.contains(&lane)
+            || self.lanes.len_of(lane) > bound;
+        if holds == is_held {
+            return;
+        }
+        if holds {
+            self.held_back.insert(lane);
+        } else {
+            self.held_back.remove(&lane);
+        }
+        self.source.hold_lane(lane, holds);
     }
 
     fn start<W, F>(&mut self, place: OwnedSemaphorePermit, work: &W)
@@ -396,10 +493,13 @@ impl<S: Source> Drive<S> {
         if let Some((lane, message)) = self.lanes.take() {
             if self.source.is_gone(&message) {
                 self.unsettled.push(Settled::untried(message));
-                return self.lanes.back(lane);
+                self.undelivered.remove(&lane);
+                self.lanes.back(lane);
+            } else {
+                let task = self.tasks.0.spawn(work(message.clone(), place));
+                self.running.insert(task.id(), (lane, message));
             }
-            let task = self.tasks.0.spawn(work(message.clone(), place));
-            self.running.insert(task.id(), (lane, message));
+            self.steer(lane);
         }
     }
 
@@ -410,10 +510,25 @@ impl<S: Source> Drive<S> {
             Err(error) => (error.id(), None),
         };
         let Some((lane, message)) = self.running.remove(&id) else { return };
-        let has_lane = !self.hanging.remove(&id);
-        let mut is_returned = false;
+        let hung = self.hanging.remove(&id);
+        let has_lane = !hung || S::ORDER == Order::HoldLane;
+        if hung && S::ORDER == Order::HoldLane {
+            self.take_place_back();
+        }
+        let (mut is_returned, mut is_dead) = (false, false);
         match worked {
+            Some(Worked::Settle { disposition, record, attempt })
+                if S::ORDER == Order::HoldLane
+                    && matches!(disposition, Disposition::DeadLetter(_)) =>
+            {
+                is_dead = true;
+                self.dead.push((Some(lane), Settled { message, disposition, record, attempt }));
+                if let LaneId::Named(lane) = lane {
+                    self.dead_lanes.insert(lane);
+                }
+            }
             Some(Worked::Settle { disposition, record, attempt }) => {
+                self.undelivered.remove(&lane);
                 self.unsettled.push(Settled { message, disposition, record, attempt });
                 let is_back =
                     matches!(disposition, Disposition::Retry(_) | Disposition::Postpone(_));
@@ -432,22 +547,95 @@ impl<S: Source> Drive<S> {
         if is_returned {
             // Closed until the broker knows: what it delivers before is behind this one.
             self.returned.push(lane);
-        } else if has_lane {
+        } else if has_lane && !is_dead {
             self.lanes.back(lane);
         }
-        self.hold_lanes_back();
+        self.rests();
+        self.steer(lane);
+    }
+
+    /// Reports a dead letter apart from all others: its lane waits for that, and nothing else does.
+    fn bury(&mut self, lane: Option<LaneId>, settled: Settled<S::Message>) {
+        let Settled { disposition, record, attempt, .. } = settled;
+        let message = settled.message.clone();
+        let again = Settled { message, disposition, record, attempt };
+        let failures = lane.and_then(|lane| self.undelivered.get(&lane)).copied().unwrap_or(0);
+        let (source, clock) = (self.source.clone(), self.clock.clone());
+        let stopping = self.stopping.0.clone();
+        self.burying.push(settled.message.clone());
+        self.burials.spawn(async move {
+            let reported = source.settle(vec![settled]).await;
+            let is_confirmed = reported.is_ok();
+            if let Err(error) = reported {
+                let pause = FIRST_PAUSE.saturating_mul(1 << failures.min(9)).min(LONGEST_PAUSE);
+                tracing::warn!(
+                    %error,
+                    ?pause,
+                    "a dead letter has not reached the broker: its lane waits, and its message is \
+                     handled again after a pause"
+                );
+                tokio::select! {
+                    biased;
+                    _ = stopping.when(|stops| *stops) => {}
+                    () = clock.sleep(pause) => {}
+                }
+            }
+            Buried { lane, settled: again, is_confirmed }
+        });
+    }
+
+    /// Lets the lane of a dead letter go on, with its message again if the broker has no copy.
+    fn buried(&mut self, buried: Result<Buried<S::Message>, JoinError>) {
+        let Buried { lane, settled, is_confirmed } = match buried {
+            Ok(buried) => buried,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => return,
+            },
+        };
+        self.burying.retain(|message| !Arc::ptr_eq(message, &settled.message));
+        if !is_confirmed && self.is_stopping() {
+            self.unsettled.push(Settled::untried(settled.message));
+        } else if !is_confirmed {
+            match lane {
+                Some(lane) => {
+                    let failures = self.undelivered.entry(lane).or_default();
+                    *failures = failures.saturating_add(1);
+                    self.lanes.push_front(lane, settled.message);
+                }
+                None => self.dead.push((None, settled)),
+            }
+        }
+        let Some(lane) = lane else { return };
+        if is_confirmed {
+            self.undelivered.remove(&lane);
+        }
+        if let LaneId::Named(lane) = lane {
+            self.dead_lanes.remove(&lane);
+        }
+        self.lanes.back(lane);
+        self.steer(lane);
+    }
+
+    /// Takes the place back that others got for one whose handler hung, and has ended.
+    fn take_place_back(&mut self) {
+        if self.places.forget_permits(1) == 0 {
+            self.lent += 1;
+        }
     }
 
     /// Lets the lanes go on whose handler hangs, where the broker can deliver its message again: what
-    /// waits behind it goes back too, or it would keep the whole lane from other consumers.
+    /// waits behind it goes back too, or it would keep the whole lane from other consumers. Where it
+    /// cannot, the lane waits, and other lanes get the place of the handler.
     fn leave_what_hangs(&mut self) {
-        if S::ORDER == Order::HoldLane {
-            return;
-        }
         let hangs = |id: &&Id| !self.hanging.contains(*id) && self.calling.hangs(**id);
         let hanging: Vec<_> = self.running.keys().filter(hangs).copied().collect();
         for id in hanging {
             self.hanging.insert(id);
+            if S::ORDER == Order::HoldLane {
+                self.places.add_permits(1);
+                continue;
+            }
             let Some((lane, _)) = self.running.get(&id) else { continue };
             let lane = *lane;
             if S::ORDER == Order::ReturnLane && self.return_behind(lane) {
@@ -471,7 +659,9 @@ impl<S: Source> Drive<S> {
     /// is reported.
     fn reported(&mut self) {
         self.settling = None;
-        self.burying.clear();
+        if S::ORDER != Order::HoldLane {
+            self.burying.clear();
+        }
         for lane in std::mem::take(&mut self.reported) {
             if self.return_behind(lane) {
                 self.returned.push(lane);
@@ -502,7 +692,8 @@ impl<S: Source> Drive<S> {
         let is_kept = |(id, _): &(&Id, _)| !self.calling.hangs(**id);
         let running = self.running.iter().filter(is_kept).map(|(_, (_, message))| message);
         let unsettled = self.unsettled.iter().map(|settled| &settled.message);
-        let burying = &self.burying;
+        let dead = self.dead.iter().map(|(_, settled)| &settled.message);
+        let burying = self.burying.iter().chain(dead);
         let held: Vec<_> =
             waiting.chain(running).chain(unsettled).chain(burying).cloned().collect();
         if held.is_empty() || self.keeping.is_some() {

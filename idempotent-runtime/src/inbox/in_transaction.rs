@@ -177,11 +177,12 @@ impl<P> Inbox<P> {
             }
             // Not in the transaction: it would need a second connection, and all of a pool may be in
             // transactions that wait for one.
-            match self.counter(delivery.key()).count().await {
+            match self.counter(delivery.counted_under()).count().await {
                 Ok(count) => counted.set(count),
                 Err(error) => return refused(error),
             }
         };
+        let is_exhausted = matches!(ended, Err(Undone::Exhausted));
         let answer = match ended {
             Ok(outcome) => self.answered_in(outcome, attempt, seen),
             Err(Undone::Exhausted | Undone::Uncounted) => {
@@ -199,9 +200,10 @@ impl<P> Inbox<P> {
                 self.answered(EdgeOutcome::Executed(Ended::Failed(error, disposition)), seen)
             }
         };
-        if counted.get() > 0 && matches!(answer.disposition, Disposition::DeadLetter(_)) {
+        let is_dead = matches!(answer.disposition, Disposition::DeadLetter(_));
+        if counted.get() > 0 && is_dead && !(is_exhausted && delivery.stays_counted()) {
             // A redrive begins to count from one.
-            if let Err(error) = self.counter(delivery.key()).uncount().await {
+            if let Err(error) = self.counter(delivery.counted_under()).uncount().await {
                 tracing::warn!(%error, "the count of the deliveries of a dead letter stays");
             }
         }

@@ -48,6 +48,19 @@ impl<M> Lanes<M> {
         lane.waiting.push_back(message);
     }
 
+    /// Puts a message that is out before the others of its lane. It can be taken once its turn has
+    /// [ended](Self::back).
+    pub(super) fn push_front(&mut self, id: LaneId, message: M) {
+        if let Some(lane) = self.all.get_mut(&id) {
+            lane.waiting.push_front(message);
+        }
+    }
+
+    /// How many lanes have a message that can be taken.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// Returns true if a message can be taken.
     pub(super) fn is_ready(&self) -> bool {
         !self.ready.is_empty()
@@ -127,6 +140,21 @@ mod tests {
         lanes.back(lane);
         assert!(!lanes.is_ready());
         assert_eq!(lanes.len(), 0);
+    }
+
+    #[test]
+    fn a_message_that_is_put_back_is_taken_before_those_behind_it() {
+        let mut lanes = Lanes::new();
+        for message in ["a", "b"] {
+            lanes.push(Some(1), message);
+        }
+        let (lane, first) = lanes.take().unwrap();
+        lanes.push_front(lane, first);
+        assert_eq!((lanes.ready(), lanes.len()), (0, 2), "it is out");
+        lanes.back(lane);
+        assert_eq!(lanes.take(), Some((lane, "a")));
+        lanes.back(lane);
+        assert_eq!(lanes.take(), Some((lane, "b")));
     }
 
     #[test]

@@ -103,6 +103,11 @@ pub trait Source: Send + Sync + 'static {
     /// whose broker cannot delay a message keeps the message itself until the time has come, and
     /// returns. Where the order is [`ReturnLane`](Order::ReturnLane), `Ok` says that the broker, or
     /// the source, delivers no message of the lane before the one that was returned.
+    ///
+    /// Where the order is [`HoldLane`](Order::HoldLane), each dead letter is a report of its own, and
+    /// several are on their way beside the others. Its lane waits for it. After an error the message
+    /// is handled again here, after a pause that grows from one second to five minutes, and before
+    /// those behind it.
     fn settle(
         &self,
         settled: Vec<Settled<Self::Message>>,
@@ -122,9 +127,12 @@ pub trait Source: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// Holds a lane back, or lets it go on: while it is held, [`receive`](Self::receive) returns no
-    /// message of it. Called where the order is [`HoldLane`](Order::HoldLane), when the first
-    /// message of a lane waits for its next try: those behind it would take the room of other
-    /// lanes.
+    /// message of it. Called where the order is [`HoldLane`](Order::HoldLane): when the first
+    /// message of a lane waits for its next try, or for its dead letter, and when as many as there
+    /// are handlers wait behind it.
+    ///
+    /// Messages that wait take no room of other lanes. So a source whose lanes are many, such as keys,
+    /// has a bound of its own for those that it has delivered and that are not settled.
     ///
     /// It is called while a `receive` is in flight, which has to notice it: its messages may be
     /// those of the lane that goes on. All lanes go on when the consumer stops. A log pauses the

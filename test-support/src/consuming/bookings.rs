@@ -267,6 +267,10 @@ impl<S: Source> Source for Watched<S> {
         self.source.hold_lane(lane, is_held);
     }
 
+    fn is_gone(&self, message: &S::Message) -> bool {
+        self.source.is_gone(message)
+    }
+
     async fn stop(&self) -> Result<(), S::Error> {
         self.source.stop().await
     }

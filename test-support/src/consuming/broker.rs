@@ -38,6 +38,10 @@ pub trait Broker: Sized + 'static {
     /// recognises the second.
     const COPIES: usize = 2;
 
+    /// How many deaths by one message are not counted, where its attempts are rolled back: the broker
+    /// counts no deliveries, and the first process that dies may not have looked.
+    const UNCOUNTED_DEATHS: usize = 0;
+
     /// The broker delivers a message again after a time in which its consumer does not answer, though
     /// the connection lives.
     const IS_IMPATIENT: bool;

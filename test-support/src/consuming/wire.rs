@@ -71,6 +71,8 @@ struct Shared<P> {
     lost: LostAcks,
     /// How often all connections were cut.
     cuts: watch::Sender<u32>,
+    /// The broker is not to be reached.
+    is_away: AtomicBool,
 }
 
 impl<P: Protocol> Wire<P> {
@@ -82,11 +84,15 @@ impl<P: Protocol> Wire<P> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let (protocol, lost) = (P::default(), LostAcks::default());
-        let shared = Arc::new(Shared { protocol, lost, cuts: watch::channel(0).0 });
+        let is_away = AtomicBool::new(false);
+        let shared = Arc::new(Shared { protocol, lost, cuts: watch::channel(0).0, is_away });
         let accepts = tokio::spawn({
             let shared = shared.clone();
             async move {
                 while let Ok((client, _)) = listener.accept().await {
+                    if shared.is_away.load(Ordering::SeqCst) {
+                        continue;
+                    }
                     if let Ok(broker) = TcpStream::connect(&broker).await {
                         tokio::spawn(carry(client, broker, shared.clone()));
                     }
@@ -118,6 +124,15 @@ impl<P: Protocol> Wire<P> {
     pub async fn has_swallowed(&self, acks: usize) -> anyhow::Result<()> {
         let count = &self.shared.lost.count;
         eventually("a lost acknowledgement", || count.load(Ordering::SeqCst) >= acks).await
+    }
+
+    /// Keeps the broker away, or lets it come back: all connections are cut, and new ones end at once.
+    /// Its port stays its own meanwhile.
+    pub fn keep_away(&self, is_away: bool) {
+        self.shared.is_away.store(is_away, Ordering::SeqCst);
+        if is_away {
+            self.cut();
+        }
     }
 
     /// Cuts all connections. New ones are accepted.

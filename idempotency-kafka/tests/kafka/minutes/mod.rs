@@ -5,3 +5,5 @@ mod fleet;
 mod kills;
 mod outages;
 mod rebalance;
+mod stalls;
+mod transactions;

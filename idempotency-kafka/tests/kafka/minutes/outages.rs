@@ -8,15 +8,16 @@ use anyhow::ensure;
 use idempotency::inbox::Consumer;
 use idempotency::store::RedisStore;
 use idempotency::{Idempotency, OnCrash};
-use idempotency_kafka::TopicMessage;
 use idempotency_kafka::rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr as Code};
-use idempotency_test_support::consuming::{Broker as _, quiet};
+use idempotency_kafka::{TopicMessage, Topics};
+use idempotency_test_support::consuming::Broker as _;
 use idempotency_test_support::deadline::{eventually, within};
 use idempotency_test_support::server::{RedisOptions, RedisServer};
 use tokio::time::Instant;
 
 use crate::cluster::Cluster;
 use crate::scene::{Scene, append, consume, engine, ids, inbox};
+use crate::wire::Wire;
 
 /// A handler that takes a while.
 fn slow(
@@ -40,6 +41,13 @@ async fn mock() -> anyhow::Result<Scene> {
     Scene::at(Cluster::mock(1)?, "partitions", 4).await
 }
 
+/// Connects a consumer by a way that can be cut.
+async fn by(scene: &Scene, wire: &Wire) -> anyhow::Result<Topics> {
+    let mut address = scene.address();
+    address.url = wire.url();
+    Scene::connect(&address).await
+}
+
 async fn has_effects(scene: &Scene, count: usize) -> anyhow::Result<()> {
     let some = || scene.effects.lines().is_ok_and(|lines| lines.len() >= count);
     eventually(format!("{count} effects"), some).await
@@ -48,19 +56,20 @@ async fn has_effects(scene: &Scene, count: usize) -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_broker_that_goes_and_comes_back_costs_no_message_and_no_second_effect()
 -> anyhow::Result<()> {
-    let _is_quiet = quiet().await?;
     let scene = mock().await?;
+    let wire = scene.wire().await?;
     scene.publish_all(ids("m", 400)).await?;
     let until = async {
         for count in [40, 120] {
             has_effects(&scene, count).await?;
-            scene.cluster.ask(|mock| mock.broker_down(1))??;
+            wire.keep_away(true);
             tokio::time::sleep(Duration::from_secs(1)).await;
-            scene.cluster.ask(|mock| mock.broker_up(1))??;
+            wire.keep_away(false);
         }
         scene.is_empty().await
     };
-    consume(inbox(&engine()), scene.source().await?, slow(&scene), until).await??;
+    let source = by(&scene, &wire).await?;
+    consume(inbox(&engine()), source, slow(&scene), until).await??;
     scene.assert_once(ids("m", 400))?;
     assert_eq!(scene.letters()?, 0);
     Ok(())
@@ -132,9 +141,7 @@ async fn a_connection_that_is_cut_again_and_again_costs_no_message_and_no_second
         }
         scene.is_empty().await
     };
-    let mut address = scene.address();
-    address.url = wire.url();
-    let source = Scene::connect(&address).await?;
+    let source = by(&scene, &wire).await?;
     consume(inbox(&engine()), source, slow(&scene), until).await??;
     scene.assert_once(ids("m", 400))?;
     assert_eq!(scene.letters()?, 0);
@@ -143,23 +150,22 @@ async fn a_connection_that_is_cut_again_and_again_costs_no_message_and_no_second
 
 #[tokio::test]
 async fn a_consumer_that_stops_does_not_wait_for_a_broker_that_is_away() -> anyhow::Result<()> {
-    let _is_quiet = quiet().await?;
     let scene = mock().await?;
+    let wire = scene.wire().await?;
     scene.publish_all(ids("m", 40)).await?;
-    let source = scene.source().await?;
+    let source = by(&scene, &wire).await?;
     let engine = engine();
     let consumer = Consumer::new(inbox(&engine), source);
     let mut stopped = None;
     let stop = async {
         has_effects(&scene, 10).await.expect("some effects");
-        scene.cluster.ask(|mock| mock.broker_down(1)).expect("an answer").expect("it goes");
+        wire.keep_away(true);
         stopped = Some(Instant::now());
     };
     let drained = within("the end", Box::pin(consumer.run(stop, slow(&scene)))).await??;
     ensure!(drained.left == 0, "{drained:?}");
     let took = stopped.map(|stopped| stopped.elapsed()).unwrap_or_default();
     ensure!(took < Duration::from_secs(13), "{took:?}");
-    scene.cluster.ask(|mock| mock.broker_up(1))??;
     consume(inbox(&engine), scene.source().await?, slow(&scene), scene.is_empty()).await??;
     scene.assert_once(ids("m", 40))
 }

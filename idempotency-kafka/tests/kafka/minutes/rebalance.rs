@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use idempotency::inbox::Consumer;
+use idempotency_kafka::rdkafka::ClientContext;
+use idempotency_kafka::rdkafka::consumer::{
+    BaseConsumer, Consumer as _, ConsumerContext, Rebalance,
+};
 use idempotency_kafka::{Kafka, TopicMessage};
 use idempotency_test_support::consuming::{Broker as _, Orders, finish};
 use idempotency_test_support::deadline::{eventually, eventually_async, within};
@@ -167,6 +171,33 @@ async fn a_message_whose_partition_moves_while_its_handler_runs_has_one_effect()
     Ok(())
 }
 
+/// A member of the group that notes that it has joined, and got its partitions, or none.
+#[derive(Default)]
+struct Joining(AtomicBool);
+
+impl ClientContext for Joining {}
+
+impl ConsumerContext for Joining {
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        self.0.fetch_or(matches!(rebalance, Rebalance::Assign(_)), Ordering::SeqCst);
+    }
+}
+
+/// Joins the group of a scene, which loses nothing by that, and leaves it.
+async fn joins_and_leaves(scene: &Scene) -> anyhow::Result<()> {
+    let mut settings = settings(scene.cluster.url(), &scene.topic);
+    settings.set("enable.auto.commit", "false");
+    let member: BaseConsumer<Joining> = settings.create_with_context(Joining::default())?;
+    member.subscribe(&[&scene.topic])?;
+    eventually_async("a member that has joined", async || {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let _ = member.poll(Duration::ZERO);
+        member.context().0.load(Ordering::SeqCst)
+    })
+    .await?;
+    Ok(tokio::task::spawn_blocking(move || drop(member)).await?)
+}
+
 /// The client keeps the pause of a partition that comes back.
 #[tokio::test]
 async fn a_partition_that_waited_when_it_went_goes_on_when_it_comes_back() -> anyhow::Result<()> {
@@ -195,12 +226,7 @@ async fn a_partition_that_waited_when_it_went_goes_on_when_it_comes_back() -> an
     let until = async {
         eventually("it to be a dead letter", || tries.load(Ordering::SeqCst) >= 3).await?;
         // Another member comes and goes: the only partition comes back, or never went.
-        let other = plain().connect().await?;
-        let joined = async {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            Ok(())
-        };
-        consume(dying(), other, handler(), joined).await??;
+        joins_and_leaves(&scene).await?;
         is_well.store(true, Ordering::SeqCst);
         scene.is_empty().await
     };
