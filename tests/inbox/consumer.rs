@@ -330,6 +330,20 @@ async fn dispositions_that_do_not_reach_the_broker_end_nothing() {
 }
 
 #[tokio::test]
+async fn dispositions_wait_for_no_others_while_nothing_is_handled() {
+    for handlers in [1, 16] {
+        let world = World::new();
+        let broker: Broker = Broker::new();
+        broker.deliver(0..5);
+        let handler = fails(Arc::default(), |_| 0);
+        let consumer = Consumer::new(inbox(&world), broker.clone()).with_concurrency(handlers);
+        // No time passes.
+        consumer.run(broker.has_settled(5), handler).await.unwrap();
+        assert_eq!(broker.acked(), 5);
+    }
+}
+
+#[tokio::test]
 async fn what_comes_before_the_broker_knows_of_a_failure_goes_back_too() {
     let world = World::new();
     let broker: Broker<2> = Broker::new();
@@ -343,7 +357,13 @@ async fn what_comes_before_the_broker_knows_of_a_failure_goes_back_too() {
         fails(mail)
     };
     let consumer = Consumer::new(inbox(&world), broker.clone());
-    world.while_time_passes(consumer.run(broker.has_settled(3), handler)).await.unwrap();
+    broker.delay_reports(true);
+    let stop = async {
+        broker.is(|broker| tries.lock().unwrap().len() == 1 && broker.queued() == 0).await;
+        broker.delay_reports(false);
+        broker.has_settled(3).await;
+    };
+    world.while_time_passes(consumer.run(stop, handler)).await.unwrap();
     let settled = broker.settled();
     assert!(matches!(settled[0], (1, Disposition::Retry(_))), "{settled:?}");
     assert_eq!(settled[1..], [(2, BACK), (3, BACK)]);

@@ -23,9 +23,10 @@ use crate::clock::{Clock, Sleep};
 use crate::error::ErrorKind;
 use crate::record::RecordHandle;
 
-/// Dispositions are reported together: so many,
+/// Dispositions are reported together: so many, or fewer where fewer handlers run at the same time:
+/// those that wait for a report take the room of others.
 const BATCH: usize = 10;
-/// or those of this time.
+/// The longest time for which one waits for others while messages are handled.
 const FLUSH: Duration = Duration::from_millis(50);
 /// The first pause of a message whose dead letter has not reached the broker, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -55,6 +56,8 @@ pub(super) struct Drive<S: Source> {
     prefetch: usize,
     /// How many may wait behind another one of their lane, where lanes are held.
     most_behind: usize,
+    /// So many dispositions are reported without waiting for more.
+    batch: usize,
     drain: Duration,
 
     lanes: Lanes<Arc<S::Message>>,
@@ -179,6 +182,7 @@ impl<S: Source> Drive<S> {
             probe,
             prefetch: concurrency.saturating_mul(2),
             most_behind: concurrency,
+            batch: BATCH.min(concurrency),
             drain,
             lanes: Lanes::new(),
             tasks: Tasks(JoinSet::new()),
@@ -352,7 +356,9 @@ impl<S: Source> Drive<S> {
             }
         }
         if self.can_settle() && !self.unsettled.is_empty() {
-            if self.unsettled.len() >= BATCH || (self.is_stopping() && self.running.is_empty()) {
+            // No other will join them soon.
+            let is_idle = self.running.is_empty() && self.lanes.len() == 0;
+            if self.unsettled.len() >= self.batch || is_idle {
                 self.settle();
             } else if self.flush.is_none() {
                 self.flush = Some(self.clock.sleep(FLUSH));
