@@ -14,6 +14,7 @@ use idempotency::http::HeaderNames;
 use idempotency::http::client::{ClientError, ClientLayer, RequestKey, RequestLabel, Sent};
 use idempotency::testing::ManualClock;
 use idempotency_test_support::deadline::within;
+use tower::limit::ConcurrencyLimitLayer;
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 use uuid::Uuid;
 
@@ -360,6 +361,19 @@ async fn a_request_with_two_keys_is_not_sent() -> anyhow::Result<()> {
 }
 
 /// To the service it is none, and a retry would be a second request.
+#[tokio::test]
+async fn a_request_that_is_not_sent_keeps_no_place_of_the_service() -> anyhow::Result<()> {
+    let service = Scripted::start([]).await?;
+    let limited = ConcurrencyLimitLayer::new(1).layer(Strict::new());
+    let mut client = layer(&ManualClock::new()).layer(limited);
+    let mut blank = service.post("/pay");
+    blank.headers_mut().insert("idempotency-key", "".parse()?);
+    let refused = client.ready().await?.call(blank).await;
+    assert!(matches!(refused, Err(ClientError::NotSent(_))));
+    assert!(send(client.clone(), service.post("/pay")).await?.is_ok());
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_request_with_a_blank_key_is_not_sent() -> anyhow::Result<()> {
     let service = Scripted::start([Step::Close]).await?;

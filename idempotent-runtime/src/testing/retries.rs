@@ -18,8 +18,9 @@ use crate::watch::Watch;
 /// `effects` counts outside of the code under test: rows, files, messages at a fake provider. It is
 /// called once the tasks that the calls spawned have ended, which are awaited for as long as one of
 /// them ends every 200 ms, for five seconds at most. Tasks that do nothing for longer cannot be
-/// distinguished from those that never end, and their later effects are not counted. Tokio does not
-/// report work on threads, `spawn_blocking` included: a call must wait for it, or its effect may
+/// distinguished from those that never end, and their later effects are not counted. Neither are
+/// those of tasks of a `LocalSet` that wait, nor of tasks in whose place others have ended. Tokio does
+/// not report work on threads, `spawn_blocking` included: a call must wait for it, or its effect may
 /// come after the count.
 ///
 /// ```
@@ -288,6 +289,7 @@ fn check_that_calls_met(watch: &Watch, were_at_once: bool, caller: &Location<'_>
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::rc::Rc;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -333,6 +335,20 @@ mod tests {
             effects.fetch_add(1, Ordering::SeqCst)
         });
         Ok(())
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "had 2 effects")]
+    async fn a_call_that_runs_twice_in_a_local_set_is_reported() {
+        let effects = &Rc::new(Cell::new(0));
+        let call = || async {
+            yield_now().await;
+            let effects = effects.clone();
+            tokio::task::spawn_local(async move { effects.set(effects.get() + 1) });
+            Ok::<_, ()>(())
+        };
+        let local = tokio::task::LocalSet::new();
+        local.run_until(assert_runs_once(call, || effects.get())).await;
     }
 
     #[tokio::test]

@@ -22,6 +22,8 @@ pub enum Flaw {
     BodyBeforeState,
     /// Each handle answers from what it has read before.
     ReadsRemembered,
+    /// Each handle has the results at hand that it has read before.
+    LocalResultsRemembered,
     /// Reading is done from a copy that is one write behind.
     ReadsOneWriteBehind,
     /// Tokens are 64 bits.
@@ -166,7 +168,7 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them, each with the case that is about it.
-    pub const ALL: [(Self, &'static str); 78] = [
+    pub const ALL: [(Self, &'static str); 79] = [
         (Self::LockOfOneHandle, "requests_that_meet_on_a_running_record_have_an_order"),
         (Self::NothingAtomic, "requests_that_meet_where_no_record_is_have_an_order"),
         (Self::ClaimsAtomicOnly, "requests_that_meet_on_a_doubt_have_an_order"),
@@ -175,6 +177,7 @@ impl Flaw {
         (Self::StateBeforeBody, "a_reader_sees_no_half_of_a_write"),
         (Self::BodyBeforeState, "a_reader_sees_no_half_of_a_write"),
         (Self::ReadsRemembered, "what_one_handle_wrote_the_other_sees"),
+        (Self::LocalResultsRemembered, "a_local_result_is_that_of_the_record"),
         (Self::ReadsOneWriteBehind, "what_one_handle_wrote_the_other_sees"),
         (Self::TokensOf64Bits, "an_owner_is_known_by_its_whole_token"),
         (Self::TokensOfUpperHalf, "an_owner_is_known_by_its_whole_token"),

@@ -11,9 +11,9 @@ use idempotency::clock::{Clock, Timestamp};
 use idempotency::key::{Fingerprint, KeyHash};
 use idempotency::store::{
     Abandon, AdminOutcome, Capabilities, Census, CensusBudget, CensusGroup, Checkpoint, Claim,
-    ClaimOutcome, Commit, CrashPolicy, Cursor, Facets, Grant, Only, Page, Park, PurgeOutcome,
-    Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token, Watch,
-    WriteOutcome, transition,
+    ClaimOutcome, Commit, CrashPolicy, Cursor, Facets, Grant, LocalResults, Only, Page, Park,
+    PurgeOutcome, Record, Release, Remove, Renewal, Resolve, Scan, State, Store, StoreError, Token,
+    Watch, WriteOutcome, transition,
 };
 use idempotency::testing::ManualClock;
 use tokio::sync::Notify;
@@ -310,6 +310,17 @@ impl BrokenStore {
     }
 }
 
+impl LocalResults for BrokenStore {
+    fn local_result(&self, key: &KeyHash) -> Option<Record> {
+        let record = locked(&self.shared.records).get(key).cloned();
+        let result = record.filter(|record| record.state.is_answer());
+        let mut remembered = locked(&self.remembered);
+        let known = remembered.entry(*key).or_default();
+        *known = known.take().or(result);
+        known.clone()
+    }
+}
+
 impl Store for BrokenStore {
     fn name(&self) -> &'static str {
         "broken"
@@ -322,7 +333,8 @@ impl Store for BrokenStore {
     }
 
     fn facets(&self) -> Facets<'_> {
-        Facets::none()
+        let remembers = self.has(Flaw::LocalResultsRemembered);
+        Facets::none().with_local_results(remembers.then_some(self as &dyn LocalResults))
     }
 
     async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError> {

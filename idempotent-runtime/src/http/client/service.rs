@@ -133,7 +133,11 @@ where
                     future: Box::pin(delivery.run(Request::from_parts(head, body), key)),
                 }
             }
-            Err(error) => Kind::NotSent { error: Some(error) },
+            Err(error) => {
+                // Release the slot that `poll_ready` reserved: no request takes it.
+                self.service = self.service.clone();
+                Kind::NotSent { error: Some(error) }
+            }
         };
         ClientFuture { kind }
     }

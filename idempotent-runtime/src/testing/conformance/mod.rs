@@ -3,6 +3,7 @@
 pub mod census;
 pub mod claims;
 pub mod clocks;
+pub mod facets;
 pub mod handles;
 pub mod operators;
 pub mod origins;
@@ -232,6 +233,8 @@ macro_rules! __conformance_list {
                 what_one_handle_wrote_the_other_sees
                 fences_grow_over_handles
                 a_watch_is_woken_by_another_handle;
+            facets:
+                a_local_result_is_that_of_the_record;
             origins:
                 a_claim_is_kept_with_its_origin
                 a_takeover_replaces_holder_and_trace
@@ -325,6 +328,7 @@ mod tests {
             include_str!("census.rs"),
             include_str!("claims.rs"),
             include_str!("clocks.rs"),
+            include_str!("facets.rs"),
             include_str!("handles.rs"),
             include_str!("operators.rs"),
             include_str!("origins.rs"),
