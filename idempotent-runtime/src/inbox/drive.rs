@@ -1,6 +1,6 @@
 //! What a consumer has in hand, and what it does next.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::future::{Future, pending};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{Id, JoinError, JoinSet};
 
+use super::burials::{Burials, Buried};
 use super::calling::Calling;
 use super::consumer::{ConsumeError, Drained};
 use super::handled::{DeadReason, Disposition};
@@ -28,9 +29,6 @@ use crate::record::RecordHandle;
 const BATCH: usize = 10;
 /// The longest time for which one waits for others while messages are handled.
 const FLUSH: Duration = Duration::from_millis(50);
-/// The first pause of a message whose dead letter has not reached the broker, and the longest.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// The least time between two requests to leave messages here, or to keep the connection alive.
 const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 /// The time between two looks at a store that does not answer.
@@ -73,13 +71,8 @@ pub(super) struct Drive<S: Source> {
     held_back: BTreeSet<u64>,
     /// The lanes whose first message waits for its next try.
     resting_lanes: BTreeSet<u64>,
-    /// Where lanes are held: dead letters that are not reported yet, those of which each is a report
-    /// on its way, and their lanes, which wait for that.
-    dead: Vec<(Option<LaneId>, Settled<S::Message>)>,
-    burials: JoinSet<Buried<S::Message>>,
-    dead_lanes: BTreeSet<u64>,
-    /// How often the dead letter of the first message of a lane has not reached the broker.
-    undelivered: BTreeMap<LaneId, u32>,
+    /// Dead letters, where lanes are held.
+    burials: Burials<S::Message>,
     /// The lanes of messages that go back to the broker before those behind them: those that are not
     /// reported yet, and those of the report on its way.
     returned: Vec<LaneId>,
@@ -89,7 +82,7 @@ pub(super) struct Drive<S: Source> {
     receiving: Option<Counted<Received<S>>>,
     /// The report of dispositions, and of how many.
     settling: Option<Counted<Reported<S>>>,
-    /// The dead letters of the reports on their way. One whose time with the broker ends before its
+    /// The dead letters of the report on its way. One whose time with the broker ends before its
     /// copy is confirmed would be delivered again, and handled again.
     burying: Vec<Arc<S::Message>>,
     keeping: Option<Boxed<Reported<S>>>,
@@ -125,15 +118,6 @@ impl Drop for Tasks {
     fn drop(&mut self) {
         self.0.detach_all();
     }
-}
-
-/// The end of a report of a dead letter.
-struct Buried<M> {
-    /// `None`: the message has none that could be read.
-    lane: Option<LaneId>,
-    settled: Settled<M>,
-    /// The broker has it. Otherwise the pause after that is over.
-    is_confirmed: bool,
 }
 
 /// What has happened.
@@ -192,10 +176,7 @@ impl<S: Source> Drive<S> {
             unsettled: Vec::new(),
             held_back: BTreeSet::new(),
             resting_lanes: BTreeSet::new(),
-            dead: Vec::new(),
-            burials: JoinSet::new(),
-            dead_lanes: BTreeSet::new(),
-            undelivered: BTreeMap::new(),
+            burials: Burials::new(),
             returned: Vec::new(),
             reported: Vec::new(),
             closing: None,
@@ -290,8 +271,8 @@ impl<S: Source> Drive<S> {
 
     fn in_hand(&self) -> usize {
         let settling = self.settling.as_ref().map_or(0, |(count, _)| *count);
-        let dead = self.dead.len() + self.burials.len();
-        self.lanes.len() + self.running.len() + self.unsettled.len() + settling + dead
+        let waiting = self.lanes.len() + self.burials.len();
+        waiting + self.running.len() + self.unsettled.len() + settling
     }
 
     /// How many more messages the source may deliver.
@@ -351,9 +332,7 @@ impl<S: Source> Drive<S> {
             self.watch = Some(self.clock.sleep(self.calling.look_every().max(LEAST_PATIENCE)));
         }
         if self.closing.is_none() {
-            for (lane, settled) in std::mem::take(&mut self.dead) {
-                self.bury(lane, settled);
-            }
+            self.burials.report(&self.source, &self.clock, &self.stopping.0);
         }
         if self.can_settle() && !self.unsettled.is_empty() {
             // No other will join them soon.
@@ -383,7 +362,7 @@ impl<S: Source> Drive<S> {
             closed = of(&mut self.closing) => Event::Closed(closed),
             Some(worked) = self.tasks.0.join_next_with_id() => Event::Worked(worked),
             settled = of_counted(&mut self.settling) => Event::Settled(settled),
-            Some(buried) = self.burials.join_next() => Event::Buried(buried),
+            Some(buried) = self.burials.next() => Event::Buried(buried),
             () = of(&mut self.looking) => Event::Looked,
             () = self.intake.is_to_be_looked_at(), if self.looking.is_none() => Event::Look,
             () = self.intake.changed(is_paused) => Event::Intake,
@@ -433,7 +412,7 @@ impl<S: Source> Drive<S> {
             let disposition = Disposition::DeadLetter(DeadReason::InvalidKey);
             let settled = Settled { message, disposition, record: None, attempt: 0 };
             if S::ORDER == Order::HoldLane {
-                self.dead.push((None, settled));
+                self.burials.add(None, settled);
             } else {
                 self.unsettled.push(settled);
             }
@@ -478,7 +457,7 @@ impl<S: Source> Drive<S> {
         // One that is held goes on at half of the bound: it may cost the source something.
         let bound = if is_held { self.most_behind / 2 } else { self.most_behind };
         let holds = self.resting_lanes.contains(&lane)
-            || self.dead_lanes.contains(&lane)
+            || self.burials.hold(lane)
             || self.lanes.len_of(lane) > bound;
         if holds == is_held {
             return;
@@ -499,7 +478,7 @@ impl<S: Source> Drive<S> {
         if let Some((lane, message)) = self.lanes.take() {
             if self.source.is_gone(&message) {
                 self.unsettled.push(Settled::untried(message));
-                self.undelivered.remove(&lane);
+                self.burials.forget(lane);
                 self.lanes.back(lane);
             } else {
                 let task = self.tasks.0.spawn(work(message.clone(), place));
@@ -528,13 +507,11 @@ impl<S: Source> Drive<S> {
                     && matches!(disposition, Disposition::DeadLetter(_)) =>
             {
                 is_dead = true;
-                self.dead.push((Some(lane), Settled { message, disposition, record, attempt }));
-                if let LaneId::Named(lane) = lane {
-                    self.dead_lanes.insert(lane);
-                }
+                let settled = Settled { message, disposition, record, attempt };
+                self.burials.add(Some(lane), settled);
             }
             Some(Worked::Settle { disposition, record, attempt }) => {
-                self.undelivered.remove(&lane);
+                self.burials.forget(lane);
                 self.unsettled.push(Settled { message, disposition, record, attempt });
                 let is_back =
                     matches!(disposition, Disposition::Retry(_) | Disposition::Postpone(_));
@@ -560,67 +537,23 @@ impl<S: Source> Drive<S> {
         self.steer(lane);
     }
 
-    /// Reports a dead letter apart from all others: its lane waits for that, and nothing else does.
-    fn bury(&mut self, lane: Option<LaneId>, settled: Settled<S::Message>) {
-        let Settled { disposition, record, attempt, .. } = settled;
-        let message = settled.message.clone();
-        let again = Settled { message, disposition, record, attempt };
-        let failures = lane.and_then(|lane| self.undelivered.get(&lane)).copied().unwrap_or(0);
-        let (source, clock) = (self.source.clone(), self.clock.clone());
-        let stopping = self.stopping.0.clone();
-        self.burying.push(settled.message.clone());
-        self.burials.spawn(async move {
-            let reported = source.settle(vec![settled]).await;
-            let is_confirmed = reported.is_ok();
-            if let Err(error) = reported {
-                let pause = FIRST_PAUSE.saturating_mul(1 << failures.min(9)).min(LONGEST_PAUSE);
-                tracing::warn!(
-                    %error,
-                    ?pause,
-                    "a dead letter has not reached the broker: its lane waits, and its message is \
-                     handled again after a pause"
-                );
-                tokio::select! {
-                    biased;
-                    _ = stopping.when(|stops| *stops) => {}
-                    () = clock.sleep(pause) => {}
-                }
-            }
-            Buried { lane, settled: again, is_confirmed }
-        });
-    }
-
     /// Lets the lane of a dead letter go on, with its message again if the broker has no copy.
     fn buried(&mut self, buried: Result<Buried<S::Message>, JoinError>) {
-        let Buried { lane, settled, is_confirmed } = match buried {
-            Ok(buried) => buried,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => return,
-            },
+        let Some(Buried { lane, settled, is_confirmed }) = self.burials.ended(buried) else {
+            return;
         };
-        self.burying.retain(|message| !Arc::ptr_eq(message, &settled.message));
         if !is_confirmed && self.is_stopping() {
             self.unsettled.push(Settled::untried(settled.message));
         } else if !is_confirmed {
             match lane {
-                Some(lane) => {
-                    let failures = self.undelivered.entry(lane).or_default();
-                    *failures = failures.saturating_add(1);
-                    self.lanes.push_front(lane, settled.message);
-                }
-                None => self.dead.push((None, settled)),
+                Some(lane) => self.lanes.push_front(lane, settled.message),
+                None => self.burials.add(None, settled),
             }
         }
-        let Some(lane) = lane else { return };
-        if is_confirmed {
-            self.undelivered.remove(&lane);
+        if let Some(lane) = lane {
+            self.lanes.back(lane);
+            self.steer(lane);
         }
-        if let LaneId::Named(lane) = lane {
-            self.dead_lanes.remove(&lane);
-        }
-        self.lanes.back(lane);
-        self.steer(lane);
     }
 
     /// Takes the place back that others got for one whose handler hung, and has ended.
@@ -665,9 +598,7 @@ impl<S: Source> Drive<S> {
     /// is reported.
     fn reported(&mut self) {
         self.settling = None;
-        if S::ORDER != Order::HoldLane {
-            self.burying.clear();
-        }
+        self.burying.clear();
         for lane in std::mem::take(&mut self.reported) {
             if self.return_behind(lane) {
                 self.returned.push(lane);
@@ -698,8 +629,7 @@ impl<S: Source> Drive<S> {
         let is_kept = |(id, _): &(&Id, _)| !self.calling.hangs(**id);
         let running = self.running.iter().filter(is_kept).map(|(_, (_, message))| message);
         let unsettled = self.unsettled.iter().map(|settled| &settled.message);
-        let dead = self.dead.iter().map(|(_, settled)| &settled.message);
-        let burying = self.burying.iter().chain(dead);
+        let burying = self.burying.iter().chain(self.burials.messages());
         let held: Vec<_> =
             waiting.chain(running).chain(unsettled).chain(burying).cloned().collect();
         if held.is_empty() || self.keeping.is_some() {

@@ -30,6 +30,7 @@
 //!
 //! A delivery is never acknowledged because another consumer **probably** handles the message.
 
+mod burials;
 mod calling;
 mod consumer;
 mod delivery;

@@ -1,0 +1,171 @@
+//! Dead letters where lanes are held: each is reported apart from all others. Its lane waits for the
+//! report, and nothing else does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{JoinError, JoinSet};
+
+use super::lanes::LaneId;
+use super::observed::Observed;
+use super::source::{Settled, Source};
+use crate::clock::Clock;
+
+/// The first pause of a message whose dead letter has not reached the broker, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+/// The dead letters that wait for their report, and those whose report is on its way.
+pub(super) struct Burials<M> {
+    waiting: Vec<(Option<LaneId>, Settled<M>)>,
+    reports: JoinSet<Buried<M>>,
+    /// The messages of the reports on their way. One whose time with the broker ends before its copy
+    /// is confirmed would be delivered again, and handled again.
+    on_their_way: Vec<Arc<M>>,
+    /// The lanes of all of them.
+    lanes: BTreeSet<u64>,
+    /// How often the dead letter of the first message of a lane has not reached the broker.
+    undelivered: BTreeMap<LaneId, u32>,
+}
+
+/// The end of a report of a dead letter.
+pub(super) struct Buried<M> {
+    /// `None`: the message has none that could be read.
+    pub(super) lane: Option<LaneId>,
+    pub(super) settled: Settled<M>,
+    /// The broker has it. Otherwise the pause after that is over.
+    pub(super) is_confirmed: bool,
+}
+
+impl<M> Burials<M> {
+    pub(super) fn new() -> Self {
+        Self {
+            waiting: Vec::new(),
+            reports: JoinSet::new(),
+            on_their_way: Vec::new(),
+            lanes: BTreeSet::new(),
+            undelivered: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len() + self.reports.len()
+    }
+
+    pub(super) fn messages(&self) -> impl Iterator<Item = &Arc<M>> {
+        self.waiting.iter().map(|(_, settled)| &settled.message).chain(&self.on_their_way)
+    }
+
+    /// Returns true if the lane waits for its dead letter.
+    pub(super) fn hold(&self, lane: u64) -> bool {
+        self.lanes.contains(&lane)
+    }
+
+    /// Adds the dead letter of the first message of the lane.
+    pub(super) fn add(&mut self, lane: Option<LaneId>, settled: Settled<M>) {
+        if let Some(LaneId::Named(lane)) = lane {
+            self.lanes.insert(lane);
+        }
+        self.waiting.push((lane, settled));
+    }
+
+    /// Forgets how often the dead letter of the first message of the lane has not arrived: it has
+    /// ended otherwise.
+    pub(super) fn forget(&mut self, lane: LaneId) {
+        self.undelivered.remove(&lane);
+    }
+
+    /// Begins the reports of all that wait.
+    pub(super) fn report<S>(
+        &mut self,
+        source: &Arc<S>,
+        clock: &Arc<dyn Clock>,
+        stopping: &Arc<Observed<bool>>,
+    ) where
+        S: Source<Message = M>,
+        M: Send + Sync + 'static,
+    {
+        for (lane, settled) in std::mem::take(&mut self.waiting) {
+            let failures = lane.and_then(|lane| self.undelivered.get(&lane)).copied().unwrap_or(0);
+            self.on_their_way.push(settled.message.clone());
+            let (source, clock, stopping) = (source.clone(), clock.clone(), stopping.clone());
+            self.reports.spawn(async move {
+                let is_confirmed =
+                    bury(&*source, again(&settled), failures, &*clock, &stopping).await;
+                Buried { lane, settled, is_confirmed }
+            });
+        }
+    }
+
+    /// Returns the end of a report, or `None` if none is on its way.
+    pub(super) async fn next(&mut self) -> Option<Result<Buried<M>, JoinError>>
+    where
+        M: 'static,
+    {
+        self.reports.join_next().await
+    }
+
+    /// Takes the end of a report. Returns `None` if the runtime ends.
+    ///
+    /// # Panics
+    /// If the source has panicked.
+    pub(super) fn ended(&mut self, buried: Result<Buried<M>, JoinError>) -> Option<Buried<M>> {
+        let buried = match buried {
+            Ok(buried) => buried,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => return None,
+            },
+        };
+        let Buried { lane, settled, is_confirmed } = &buried;
+        self.on_their_way.retain(|message| !Arc::ptr_eq(message, &settled.message));
+        if let Some(LaneId::Named(lane)) = lane {
+            self.lanes.remove(lane);
+        }
+        match lane {
+            Some(lane) if *is_confirmed => self.forget(*lane),
+            Some(lane) => {
+                let failures = self.undelivered.entry(*lane).or_default();
+                *failures = failures.saturating_add(1);
+            }
+            None => {}
+        }
+        Some(buried)
+    }
+}
+
+fn again<M>(settled: &Settled<M>) -> Settled<M> {
+    let Settled { message, disposition, record, attempt } = settled;
+    Settled {
+        message: message.clone(),
+        disposition: disposition.clone(),
+        record: record.clone(),
+        attempt: *attempt,
+    }
+}
+
+/// Returns true if the broker has confirmed the dead letter. Otherwise it pauses before that, for
+/// longer after each failure, unless the consumer stops.
+async fn bury<S: Source>(
+    source: &S,
+    settled: Settled<S::Message>,
+    failures: u32,
+    clock: &dyn Clock,
+    stopping: &Observed<bool>,
+) -> bool {
+    let Err(error) = source.settle(vec![settled]).await else { return true };
+    let pause = FIRST_PAUSE.saturating_mul(1 << failures.min(9)).min(LONGEST_PAUSE);
+    tracing::warn!(
+        %error,
+        ?pause,
+        "a dead letter has not reached the broker: its lane waits, and its message is handled again \
+         after a pause"
+    );
+    tokio::select! {
+        biased;
+        _ = stopping.when(|stops| *stops) => {}
+        () = clock.sleep(pause) => {}
+    }
+    false
+}
