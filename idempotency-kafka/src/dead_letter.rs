@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use idempotency::inbox::{DeadReason, Settled};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Header, Headers as _, OwnedHeaders};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio::time::timeout;
 
@@ -135,7 +135,7 @@ fn headers(settled: &Settled<TopicMessage>, reason: DeadReason) -> OwnedHeaders 
     // That of an earlier death says nothing of this one.
     let is_kept = |name: &str| name != RECORD && ours.iter().all(|(of_ours, _)| *of_ours != name);
     let mut headers = OwnedHeaders::new();
-    for header in message.headers().into_iter().flat_map(|headers| headers.iter()) {
+    for header in message.readable_headers() {
         if is_kept(header.key) {
             headers = headers.insert(header);
         }

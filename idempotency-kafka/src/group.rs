@@ -50,6 +50,8 @@ struct Partition {
     /// Messages that the consumer gets next.
     waiting: VecDeque<Arc<TopicMessage>>,
     offsets: Offsets,
+    /// The offset of the message that came last.
+    latest: Option<i64>,
     /// The sizes of those that are not finished, by their offsets, and the sum.
     unfinished: BTreeMap<i64, usize>,
     bytes: usize,
@@ -103,22 +105,35 @@ impl ConsumerContext for Group {
     }
 }
 
+impl Partition {
+    fn new(assignment: u64, lane: u64, begun_ahead: usize) -> Self {
+        Self {
+            assignment,
+            lane,
+            waiting: VecDeque::new(),
+            offsets: Offsets::new(),
+            latest: None,
+            unfinished: BTreeMap::new(),
+            bytes: 0,
+            suspects: Suspects::new(begun_ahead),
+            is_paused: false,
+        }
+    }
+}
+
 impl State {
+    /// How many unfinished messages of a partition an earlier consumer had in hand at most.
+    fn begun_ahead(&self) -> usize {
+        if self.by_key { MOST_UNFINISHED } else { 1 }
+    }
+
     fn assign(&mut self, partitions: &TopicPartitionList) {
-        let begun_ahead = if self.by_key { MOST_UNFINISHED } else { 1 };
+        let begun_ahead = self.begun_ahead();
         for element in partitions.elements() {
             self.assignments += 1;
             let (topic, partition) = (element.topic(), element.partition());
-            let assigned = Partition {
-                assignment: self.assignments,
-                lane: lane_of_partition(topic, partition),
-                waiting: VecDeque::new(),
-                offsets: Offsets::new(),
-                unfinished: BTreeMap::new(),
-                bytes: 0,
-                suspects: Suspects::new(begun_ahead),
-                is_paused: false,
-            };
+            let lane = lane_of_partition(topic, partition);
+            let assigned = Partition::new(self.assignments, lane, begun_ahead);
             self.topics.entry(topic.into()).or_default().insert(partition, assigned);
         }
         self.forget_what_is_gone();
@@ -160,18 +175,27 @@ impl State {
     }
 
     fn admit(&mut self, message: OwnedMessage) {
+        let begun_ahead = self.begun_ahead();
         let of_topic = self.topics.get_mut(message.topic());
         let assigned = of_topic.and_then(|all| all.get_mut(&message.partition()));
         // It is another member's, which receives it.
         let Some(partition) = assigned else { return };
+        // The client has gone back without an assignment: the topic was created again, or its log cut
+        // off. What came before may be other messages at these offsets, and finishes none of them.
+        if partition.latest.is_some_and(|latest| message.offset() <= latest) {
+            self.assignments += 1;
+            let is_paused = partition.is_paused;
+            *partition = Partition::new(self.assignments, partition.lane, begun_ahead);
+            partition.is_paused = is_paused;
+        }
+        partition.latest = Some(message.offset());
         let lane = if self.by_key { lane_of_key(&message) } else { partition.lane };
         let assignment = partition.assignment;
         let place = Place { assignment, lane, has_proof: partition.suspects.has_proof().clone() };
         partition.offsets.received(message.offset());
         let bytes = [message.payload(), message.key()].into_iter().flatten().map(<[u8]>::len).sum();
         partition.bytes += bytes;
-        let before = partition.unfinished.insert(message.offset(), bytes);
-        partition.bytes -= before.unwrap_or_default();
+        partition.unfinished.insert(message.offset(), bytes);
         let message = Arc::new(TopicMessage::new(message, place, self.key.clone()));
         match self.held_back.get_mut(&lane) {
             Some(parked) if self.by_key => parked.push_back(message),
@@ -451,13 +475,17 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_delivered_again_in_one_assignment_is_unfinished_once() {
+    fn an_offset_that_comes_again_in_one_assignment_is_of_another_message() {
         let (mut state, _) = assigned(false);
-        let first = receive(&mut state, 0..2);
-        let again = receive(&mut state, 0..1);
-        assert_eq!(state.finished(&first[0], true), Some(1));
-        assert_eq!(state.finished(&again[0], false), None);
-        assert_eq!(state.finished(&first[1], true), Some(2));
+        let first = receive(&mut state, 3..6);
+        assert_eq!(state.finished(&first[0], true), Some(4));
+        // The topic was created again, and has other messages at the same offsets.
+        let again = receive(&mut state, 0..6);
+        assert_eq!(state.finished(&first[1], true), None);
+        assert_eq!(state.finished(&first[2], true), None);
+        assert!((0..4).all(|at| state.finished(&again[at], true).is_some()));
+        assert_eq!(state.topics["orders"][&0].unfinished.len(), 2);
+        assert_eq!(state.finished(&again[4], true), Some(5));
     }
 
     #[test]
@@ -487,8 +515,6 @@ mod tests {
         };
         let waits = |state: &State| state.topics["orders"][&0].waits();
         (0..3).for_each(|offset| state.admit(large(offset)));
-        // One that comes again counts once.
-        state.admit(large(2));
         assert!(!waits(&state));
         state.admit(large(3));
         assert!(waits(&state));

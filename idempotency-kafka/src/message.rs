@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use idempotency::inbox::{Delivery, KEY_HEADER, Message};
-use rdkafka::message::{Header, Headers as _, Message as _, OwnedHeaders, OwnedMessage};
+use rdkafka::message::{Header, Headers, Message as _, OwnedHeaders, OwnedMessage};
 use serde::de::DeserializeOwned;
 
 /// The headers of a dead letter that say where its message came from first.
@@ -124,10 +125,17 @@ impl TopicMessage {
 
     /// The last header of this name.
     fn last(&self, name: &str) -> Option<Header<'_, &[u8]>> {
-        let headers = self.headers()?;
-        let of_name = |at: &usize| headers.try_get(*at).is_some_and(|header| header.key == name);
-        let last = (0..headers.count()).rev().find(of_name)?;
-        headers.try_get(last)
+        self.readable_headers().rev().find(|header| header.key == name)
+    }
+
+    /// The headers whose names are text. The client panics at any other name.
+    pub(crate) fn readable_headers(&self) -> impl DoubleEndedIterator<Item = Header<'_, &[u8]>> {
+        let headers = self.headers();
+        let count = headers.map_or(0, Headers::count);
+        (0..count).filter_map(move |at| {
+            let read = || headers.and_then(|headers| headers.try_get(at));
+            catch_unwind(AssertUnwindSafe(read)).ok().flatten()
+        })
     }
 
     /// Where the message was published first, and when: a topic that is deleted and created again

@@ -381,10 +381,10 @@ async fn rule_66_problems_that_handlers_answer_with_have_the_form_that_the_servi
 #[tokio::test]
 async fn rule_66_problems_that_handlers_answer_with_have_the_address_and_the_header_of_the_layer()
 -> anyhow::Result<()> {
-    let names = HeaderNames::default().with_problem("x-refused")?;
+    let renaming = HeaderNames::default().with_problem("x-refused")?;
     let addressed: fn(_) -> _ =
         |layer: IdempotencyLayer| layer.with_documentation("https://shop/keys");
-    let named = move |layer: IdempotencyLayer| layer.with_header_names(names.clone());
+    let named = move |layer: IdempotencyLayer| layer.with_header_names(renaming.clone());
     let worlds = [
         (World::setup().layer(addressed), "https://shop/keys#uncertain", "idempotency-problem"),
         (World::setup().layer(named), "https://docs.rs/idempotency/", "x-refused"),

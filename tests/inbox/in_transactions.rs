@@ -1,11 +1,11 @@
 //! The loop with messages whose record is in one transaction with what their handler writes.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use idempotency::inbox::{
-    ConsumeError, Consumer, DeadReason, Disposition, FailurePolicy, Inbox, Source,
+    ConsumeError, Consumer, DeadReason, Disposition, FailurePolicy, Inbox, OnFailure, Source,
 };
 use idempotency::store::SqliteStore;
 use idempotency::tx::OpenTransaction;
@@ -141,6 +141,34 @@ async fn a_handler_that_panics_leaves_nothing_and_its_message_is_tried_again() -
     assert!(matches!(settled[0], (1, Disposition::Retry(_))), "{settled:?}");
     assert_eq!(settled[1], (2, Disposition::Ack));
     assert_eq!(bookings.booked().await?, [(2, 1)]);
+    Ok(())
+}
+
+/// Nothing is left of it on record, and it may have had an effect outside of the database.
+#[tokio::test]
+async fn a_doubt_whose_dead_letter_is_refused_is_not_handled_again() -> anyhow::Result<()> {
+    let bookings = Bookings::open().await?;
+    let broker: Broker<1> = Broker::new();
+    broker.refuse_dead_letters(true);
+    broker.deliver_in_lane(1, [1, 2]);
+    let inbox = bookings.inbox().with_on_failure(|_: &BookError| OnFailure::Hold);
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let asked = tries.clone();
+    let handler = move |_, mail: Arc<Mail>| {
+        asked.lock().unwrap().push(mail.id);
+        async move { if mail.id == 1 { Err(BookError::No) } else { Ok(()) } }
+    };
+    let stop = async {
+        broker.is(|broker| broker.refused_reports() == 2).await;
+        broker.refuse_dead_letters(false);
+        broker.has_settled(2).await;
+    };
+    let consumer = Consumer::new(inbox, broker.clone());
+    let drained = within("the consumer", consumer.run_in(bookings.pool.clone(), stop, handler));
+    drained.await?.map_err(|error| anyhow::anyhow!("{error}"))?;
+    let in_doubt = Disposition::DeadLetter(DeadReason::InDoubt);
+    assert_eq!(broker.settled(), [(1, in_doubt), (2, Disposition::Ack)]);
+    assert_eq!(*tries.lock().unwrap(), [1, 2]);
     Ok(())
 }
 

@@ -2,7 +2,11 @@
 //! report, and nothing else does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::{JoinError, JoinSet};
@@ -107,17 +111,8 @@ impl<M> Burials<M> {
     }
 
     /// Takes the end of a report. Returns `None` if the runtime ends.
-    ///
-    /// # Panics
-    /// If the source has panicked.
     pub(super) fn ended(&mut self, buried: Result<Buried<M>, JoinError>) -> Option<Buried<M>> {
-        let buried = match buried {
-            Ok(buried) => buried,
-            Err(error) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => return None,
-            },
-        };
+        let buried = buried.ok()?;
         let Buried { lane, settled, is_confirmed } = &buried;
         self.on_their_way.retain(|message| !Arc::ptr_eq(message, &settled.message));
         if let Some(LaneId::Named(lane)) = lane {
@@ -136,13 +131,7 @@ impl<M> Burials<M> {
 }
 
 fn again<M>(settled: &Settled<M>) -> Settled<M> {
-    let Settled { message, disposition, record, attempt } = settled;
-    Settled {
-        message: message.clone(),
-        disposition: disposition.clone(),
-        record: record.clone(),
-        attempt: *attempt,
-    }
+    Settled { message: settled.message.clone(), ..*settled }
 }
 
 /// Returns true if the broker has confirmed the dead letter. Otherwise it pauses before that, for
@@ -154,7 +143,16 @@ async fn bury<S: Source>(
     clock: &dyn Clock,
     stopping: &Observed<bool>,
 ) -> bool {
-    let Err(error) = source.settle(vec![settled]).await else { return true };
+    let mut report = pin!(source.settle(vec![settled]));
+    // A source whose code panics at one message must not end the consumer for all others.
+    let reported = poll_fn(|cx| {
+        let poll = catch_unwind(AssertUnwindSafe(|| report.as_mut().poll(cx)));
+        poll.map_or_else(
+            |_| Poll::Ready(Err(String::from("the code of the source has panicked"))),
+            |poll| poll.map_err(|error| error.to_string()),
+        )
+    });
+    let Err(error) = reported.await else { return true };
     let pause = FIRST_PAUSE.saturating_mul(1 << failures.min(9)).min(LONGEST_PAUSE);
     tracing::warn!(
         %error,

@@ -213,7 +213,7 @@ where
     }
     let clock = clock(inbox.engine());
     let intake = Arc::new(Intake::new());
-    let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
+    let places = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS / 2)));
     let resting = Arc::new(Resting::default());
     let calling = Arc::new(Calling::new(clock.clone(), limits(inbox.engine()).max_run));
     let stopping = Arc::new(Observed::default());

@@ -27,6 +27,7 @@ pub struct Delivery<'a> {
     deliveries: Option<u32>,
     is_suspect: bool,
     /// The place under which it is counted in the store, if that is not its key.
+    #[cfg_attr(not(feature = "__sql"), expect(dead_code, reason = "transactions are counted"))]
     place: Option<Key>,
     /// How many deliveries came before those that are counted in the store.
     before: u32,

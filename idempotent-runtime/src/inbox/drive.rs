@@ -31,6 +31,7 @@ const BATCH: usize = 10;
 const FLUSH: Duration = Duration::from_millis(50);
 /// The least time between two requests to leave messages here, or to keep the connection alive.
 const LEAST_PATIENCE: Duration = Duration::from_millis(100);
+const IN_DOUBT: Disposition = Disposition::DeadLetter(DeadReason::InDoubt);
 /// The time between two looks at a store that does not answer.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -546,6 +547,10 @@ impl<S: Source> Drive<S> {
             self.unsettled.push(Settled::untried(settled.message));
         } else if !is_confirmed {
             match lane {
+                // What may have had its effect is not handled again, also where its record is gone.
+                Some(_) if settled.disposition == IN_DOUBT => {
+                    return self.burials.add(lane, settled);
+                }
                 Some(lane) => self.lanes.push_front(lane, settled.message),
                 None => self.burials.add(None, settled),
             }

@@ -261,15 +261,14 @@ impl Shared {
             turn = home.connecting.lock() => turn,
         };
         // Another task may have connected while this one waited for the lock.
-        let open = match self.current(&home) {
-            Some(open) => Ok(open),
-            None => {
-                let open = self.connect().await;
-                if let Ok(open) = &open {
-                    *home.current.write() = Some(open.clone());
-                }
-                open
+        let open = if let Some(open) = self.current(&home) {
+            Ok(open)
+        } else {
+            let opened = self.connect().await;
+            if let Ok(open) = &opened {
+                *home.current.write() = Some(open.clone());
             }
+            opened
         };
         // The caller may be gone.
         let _ = caller.send(open);
@@ -376,6 +375,7 @@ mod tests {
 
     /// The server takes connections and says nothing: opening one lasts for an hour.
     #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "callers that give up, in real time")]
     async fn callers_that_go_away_leave_one_attempt_to_connect_behind() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = Client::open(format!("redis://{}", listener.local_addr().unwrap())).unwrap();
