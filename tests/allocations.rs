@@ -99,9 +99,10 @@ fn assert_allocations(
 const NEAR_HIT: usize = 1 + 2 + 1 + 1;
 /// The record, whose body is not copied.
 const MEMORY_HIT: usize = NEAR_HIT + 1;
-/// The call and its way to the store, the place where others with the same key wait, the request,
-/// who follows it when the caller leaves, its time limit, and the future of the store.
-const ASKING: usize = 7;
+/// The call and its way to the store, the place where others with the same key wait, the claim, the
+/// request, the failures of its tries, who follows it when the caller leaves, its time limit, and the
+/// future of the store.
+const ASKING: usize = 9;
 /// The grant, the lease and the signal of its end, what is under way, the journal, context and
 /// scope of the body, the result as bytes (two, and one to share them), and the commit with its
 /// future, its request, the future of the store, its time limit and the record. The text in the

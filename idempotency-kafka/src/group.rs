@@ -8,6 +8,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
 use rdkafka::message::{BorrowedMessage, OwnedMessage};
 use rdkafka::{ClientContext, Message as _, Offset, TopicPartitionList};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::message::{KeyOf, Place, TopicMessage, lane_of_key, lane_of_partition};
 use crate::suspects::Suspects;
@@ -39,6 +40,8 @@ pub(crate) struct State {
     /// The assignment of the partition from which the last message was handed out.
     last_turn: u64,
     is_stopping: bool,
+    /// When the client was polled last. It answers its group while it is polled.
+    looked_at: Instant,
     /// How many messages the consumer has.
     in_hand: usize,
 }
@@ -70,6 +73,7 @@ impl Group {
             held_back: HashMap::new(),
             last_turn: 0,
             is_stopping: false,
+            looked_at: Instant::now(),
             in_hand: 0,
         };
         Self { state: Mutex::new(state), changed: Notify::new() }
@@ -193,14 +197,22 @@ impl State {
         let assignment = partition.assignment;
         let place = Place { assignment, lane, has_proof: partition.suspects.has_proof().clone() };
         partition.offsets.received(message.offset());
-        let bytes = [message.payload(), message.key()].into_iter().flatten().map(<[u8]>::len).sum();
-        partition.bytes += bytes;
-        partition.unfinished.insert(message.offset(), bytes);
         let message = Arc::new(TopicMessage::new(message, place, self.key.clone()));
+        partition.bytes += message.size();
+        partition.unfinished.insert(message.offset(), message.size());
         match self.held_back.get_mut(&lane) {
             Some(parked) if self.by_key => parked.push_back(message),
             _ => partition.waiting.push_back(message),
         }
+    }
+
+    /// Notes that the client is polled.
+    pub(crate) fn looks(&mut self) {
+        self.looked_at = Instant::now();
+    }
+
+    pub(crate) fn looked_at(&self) -> Instant {
+        self.looked_at
     }
 
     /// Lets no partition go on.

@@ -32,6 +32,8 @@ pub(crate) type KeyOf = Arc<dyn for<'a> Fn(&'a TopicMessage) -> Delivery<'a> + S
 /// A message of [`Topics`](crate::Topics).
 pub struct TopicMessage {
     message: OwnedMessage,
+    /// The places of the headers whose names are text.
+    readable: Vec<usize>,
     key: Option<KeyOf>,
     pub(crate) place: Place,
     /// Whether the delivery is a suspect. It stays what it was at the first try.
@@ -59,7 +61,14 @@ enum Key<'m> {
 
 impl TopicMessage {
     pub(crate) fn new(message: OwnedMessage, place: Place, key: Option<KeyOf>) -> Self {
-        Self { message, key, place, is_suspect: OnceLock::new() }
+        let headers = message.headers();
+        // The client panics at a name that is not text.
+        let is_readable = |at: &usize| {
+            let read = || headers.is_some_and(|headers| headers.try_get(*at).is_some());
+            catch_unwind(AssertUnwindSafe(read)).unwrap_or(false)
+        };
+        let readable = (0..headers.map_or(0, Headers::count)).filter(is_readable).collect();
+        Self { message, readable, key, place, is_suspect: OnceLock::new() }
     }
 
     /// Returns the payload. `None`: the message is a tombstone.
@@ -128,14 +137,19 @@ impl TopicMessage {
         self.readable_headers().rev().find(|header| header.key == name)
     }
 
-    /// The headers whose names are text. The client panics at any other name.
+    /// How many bytes it takes here.
+    pub(crate) fn size(&self) -> usize {
+        let header =
+            |header: Header<'_, &[u8]>| header.key.len() + header.value.map_or(0, <[u8]>::len);
+        let parts = [self.payload(), self.message_key()];
+        let parts: usize = parts.into_iter().flatten().map(<[u8]>::len).sum();
+        parts + self.readable_headers().map(header).sum::<usize>()
+    }
+
+    /// The headers whose names are text.
     pub(crate) fn readable_headers(&self) -> impl DoubleEndedIterator<Item = Header<'_, &[u8]>> {
         let headers = self.headers();
-        let count = headers.map_or(0, Headers::count);
-        (0..count).filter_map(move |at| {
-            let read = || headers.and_then(|headers| headers.try_get(at));
-            catch_unwind(AssertUnwindSafe(read)).ok().flatten()
-        })
+        self.readable.iter().filter_map(move |at| headers?.try_get(*at))
     }
 
     /// Where the message was published first, and when: a topic that is deleted and created again

@@ -11,7 +11,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use crate::dead_letter::DeadLetters;
 use crate::error::Error;
@@ -114,6 +114,13 @@ impl Source for Topics {
         let group = client.context();
         loop {
             let changed = group.changed.notified();
+            // However often something changes: rebalances come by the client too.
+            if group.lock().looked_at().elapsed() >= LOOK_EVERY {
+                group.lock().looks();
+                if let Ok(received) = timeout(LOOK, client.recv()).await {
+                    take(&client, received)?;
+                }
+            }
             for _ in 0..MOST_TAKEN {
                 if let Some(topic) = group.lock().comes_back() {
                     return Err(Error::DeadLettersComeBack { topic: topic.to_owned() });
@@ -121,6 +128,7 @@ impl Source for Topics {
                 if room == 0 || !group.lock().is_hungry(room) {
                     break;
                 }
+                group.lock().looks();
                 let Some(received) = client.recv().now_or_never() else { break };
                 take(&client, received)?;
             }
@@ -129,18 +137,16 @@ impl Source for Topics {
                 return Ok(messages);
             }
             if room > 0 && group.lock().is_hungry(room) {
+                group.lock().looks();
                 tokio::select! {
                     received = client.recv() => take(&client, received)?,
                     () = changed => {}
                 }
                 continue;
             }
+            let next_look = group.lock().looked_at() + LOOK_EVERY;
             tokio::select! {
-                () = sleep(LOOK_EVERY) => {
-                    if let Ok(received) = timeout(LOOK, client.recv()).await {
-                        take(&client, received)?;
-                    }
-                }
+                () = sleep_until(next_look) => {}
                 () = changed => {}
             }
         }

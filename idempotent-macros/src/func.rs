@@ -303,6 +303,7 @@ mod tests {
             assert_eq!(mentioned(source), source.contains("{id"), "{source}");
         }
     }
+
     #[test]
     fn a_template_mentions_a_name_anywhere_in_its_values() {
         let name = Ident::new("id", Span::call_site());

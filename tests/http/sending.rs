@@ -360,7 +360,6 @@ async fn a_request_with_two_keys_is_not_sent() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// To the service it is none, and a retry would be a second request.
 #[tokio::test]
 async fn a_request_that_is_not_sent_keeps_no_place_of_the_service() -> anyhow::Result<()> {
     let service = Scripted::start([]).await?;
@@ -374,6 +373,7 @@ async fn a_request_that_is_not_sent_keeps_no_place_of_the_service() -> anyhow::R
     Ok(())
 }
 
+/// To the service it is none, and a retry would be a second request.
 #[tokio::test]
 async fn a_request_with_a_blank_key_is_not_sent() -> anyhow::Result<()> {
     let service = Scripted::start([Step::Close]).await?;

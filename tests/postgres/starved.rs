@@ -33,8 +33,8 @@ async fn a_call_that_gets_no_connection_says_why_after_its_claim_timeout() -> an
     let world = World::new().await?;
     let pool = PgPoolOptions::new().max_connections(1).connect(&world.url).await?;
     let store = PostgresStore::from_pool(pool.clone());
-    // More than one wait for a connection, and less than two.
-    let engine = Idempotency::builder(store).claim_timeout(Duration::from_millis(2_500)).build()?;
+    // More than one wait of two seconds for a connection, and less than two of them.
+    let engine = Idempotency::builder(store).claim_timeout(Duration::from_secs(3)).build()?;
     let transaction = pool.begin().await?;
     let call = engine.call("charge", "order-7").ttl(Duration::from_secs(60));
     let error = call.run(async || Ok::<_, idempotency::Error>(())).await.unwrap_err();

@@ -245,7 +245,6 @@ async fn a_handler_that_is_slow_keeps_no_other_partition_waiting() -> anyhow::Re
     scene.assert_once(behind.chain(ids("other", 300)))
 }
 
-/// Eight were as many as kept all others waiting.
 #[tokio::test]
 async fn many_partitions_that_fail_keep_no_other_waiting() -> anyhow::Result<()> {
     let scene = Scene::with("partitions", 13).await?;

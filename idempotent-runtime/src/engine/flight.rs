@@ -42,7 +42,7 @@ pub(crate) struct Flight {
     chosen_elsewhere: AtomicBool,
     /// The forsaken flight in whose place this one is. Its body may still run, or its result is on
     /// its way to the store.
-    before: Option<Arc<Flight>>,
+    before: Mutex<Option<Arc<Flight>>>,
     /// True if it has no leader any more.
     is_over: AtomicBool,
 }
@@ -80,12 +80,14 @@ impl Flight {
         )
     }
 
-    /// Returns the latest of the flights before this one that has a leader.
+    /// Returns the latest of the flights before this one that has a leader, and lets go of those
+    /// between them.
     fn at_work_before(&self) -> Option<Arc<Self>> {
-        let is_over = |flight: &&Arc<Self>| flight.is_over.load(Ordering::Acquire);
-        std::iter::successors(self.before.as_ref(), |flight| flight.before.as_ref())
-            .find(|flight| !is_over(flight))
-            .cloned()
+        let mut before = self.before.lock();
+        while let Some(flight) = before.clone().filter(|it| it.is_over.load(Ordering::Acquire)) {
+            *before = flight.before.lock().take();
+        }
+        before.clone()
     }
 
     fn is_forsaken(&self) -> bool {
@@ -123,13 +125,17 @@ impl Flights {
             Some(flight) if !flight.is_forsaken() => return Seat::Follower(flight.clone()),
             other => other.cloned(),
         };
+        // Those that are over are not kept for as long as one of them is forsaken after the other.
+        if let Some(flight) = &before {
+            flight.at_work_before();
+        }
         let flight = Arc::new(Flight {
             stage: Mutex::new(Stage::Querying),
             changed: Notify::new(),
             lease: OnceLock::new(),
             has_met: AtomicBool::new(before.is_some()),
             chosen_elsewhere: AtomicBool::new(false),
-            before,
+            before: Mutex::new(before),
             is_over: AtomicBool::new(false),
         });
         // This may replace a forsaken flight. Its leader notices that when it ends, see

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -22,7 +21,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 /// The dead letters that wait for their report, and those whose report is on its way.
 pub(super) struct Burials<M> {
-    waiting: Vec<(Option<LaneId>, Settled<M>)>,
+    waiting: Vec<Waiting<M>>,
     reports: JoinSet<Buried<M>>,
     /// The messages of the reports on their way. One whose time with the broker ends before its copy
     /// is confirmed would be delivered again, and handled again.
@@ -33,6 +32,15 @@ pub(super) struct Burials<M> {
     undelivered: BTreeMap<LaneId, u32>,
 }
 
+/// A dead letter that waits for its report.
+struct Waiting<M> {
+    /// `None`: the message has none that could be read.
+    lane: Option<LaneId>,
+    settled: Settled<M>,
+    /// How often it has not reached the broker.
+    failures: u32,
+}
+
 /// The end of a report of a dead letter.
 pub(super) struct Buried<M> {
     /// `None`: the message has none that could be read.
@@ -40,6 +48,7 @@ pub(super) struct Buried<M> {
     pub(super) settled: Settled<M>,
     /// The broker has it. Otherwise the pause after that is over.
     pub(super) is_confirmed: bool,
+    failures: u32,
 }
 
 impl<M> Burials<M> {
@@ -58,7 +67,7 @@ impl<M> Burials<M> {
     }
 
     pub(super) fn messages(&self) -> impl Iterator<Item = &Arc<M>> {
-        self.waiting.iter().map(|(_, settled)| &settled.message).chain(&self.on_their_way)
+        self.waiting.iter().map(|waiting| &waiting.settled.message).chain(&self.on_their_way)
     }
 
     /// Returns true if the lane waits for its dead letter.
@@ -68,10 +77,20 @@ impl<M> Burials<M> {
 
     /// Adds the dead letter of the first message of the lane.
     pub(super) fn add(&mut self, lane: Option<LaneId>, settled: Settled<M>) {
-        if let Some(LaneId::Named(lane)) = lane {
+        let failures = lane.and_then(|lane| self.undelivered.get(&lane)).copied().unwrap_or(0);
+        self.push(Waiting { lane, settled, failures });
+    }
+
+    /// Adds a dead letter that has not reached the broker.
+    pub(super) fn add_again(&mut self, Buried { lane, settled, failures, .. }: Buried<M>) {
+        self.push(Waiting { lane, settled, failures: failures.saturating_add(1) });
+    }
+
+    fn push(&mut self, waiting: Waiting<M>) {
+        if let Some(LaneId::Named(lane)) = waiting.lane {
             self.lanes.insert(lane);
         }
-        self.waiting.push((lane, settled));
+        self.waiting.push(waiting);
     }
 
     /// Forgets how often the dead letter of the first message of the lane has not arrived: it has
@@ -90,14 +109,13 @@ impl<M> Burials<M> {
         S: Source<Message = M>,
         M: Send + Sync + 'static,
     {
-        for (lane, settled) in std::mem::take(&mut self.waiting) {
-            let failures = lane.and_then(|lane| self.undelivered.get(&lane)).copied().unwrap_or(0);
+        for Waiting { lane, settled, failures } in std::mem::take(&mut self.waiting) {
             self.on_their_way.push(settled.message.clone());
             let (source, clock, stopping) = (source.clone(), clock.clone(), stopping.clone());
             self.reports.spawn(async move {
                 let is_confirmed =
                     bury(&*source, again(&settled), failures, &*clock, &stopping).await;
-                Buried { lane, settled, is_confirmed }
+                Buried { lane, settled, is_confirmed, failures }
             });
         }
     }
@@ -113,7 +131,7 @@ impl<M> Burials<M> {
     /// Takes the end of a report. Returns `None` if the runtime ends.
     pub(super) fn ended(&mut self, buried: Result<Buried<M>, JoinError>) -> Option<Buried<M>> {
         let buried = buried.ok()?;
-        let Buried { lane, settled, is_confirmed } = &buried;
+        let Buried { lane, settled, is_confirmed, .. } = &buried;
         self.on_their_way.retain(|message| !Arc::ptr_eq(message, &settled.message));
         if let Some(LaneId::Named(lane)) = lane {
             self.lanes.remove(lane);
@@ -143,10 +161,13 @@ async fn bury<S: Source>(
     clock: &dyn Clock,
     stopping: &Observed<bool>,
 ) -> bool {
-    let mut report = pin!(source.settle(vec![settled]));
+    let (mut settled, mut report) = (Some(settled), None);
     // A source whose code panics at one message must not end the consumer for all others.
     let reported = poll_fn(|cx| {
-        let poll = catch_unwind(AssertUnwindSafe(|| report.as_mut().poll(cx)));
+        let poll = catch_unwind(AssertUnwindSafe(|| {
+            let begin = || Box::pin(source.settle(settled.take().into_iter().collect()));
+            report.get_or_insert_with(begin).as_mut().poll(cx)
+        }));
         poll.map_or_else(
             |_| Poll::Ready(Err(String::from("the code of the source has panicked"))),
             |poll| poll.map_err(|error| error.to_string()),
@@ -157,7 +178,7 @@ async fn bury<S: Source>(
     tracing::warn!(
         %error,
         ?pause,
-        "a dead letter has not reached the broker: its lane waits, and its message is handled again \
+        "a dead letter has not reached the broker: its lane waits, and its message is tried again \
          after a pause"
     );
     tokio::select! {

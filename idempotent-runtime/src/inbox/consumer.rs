@@ -236,7 +236,8 @@ where
         worker.clone().work(message, place).instrument(span)
     };
     let notes = (intake, resting, calling);
-    let drive = Drive::new(source, clock, notes, places, stopping, probe, concurrency, drain);
+    let mut drive = Drive::new(source, clock, notes, places, stopping, probe, concurrency, drain);
+    drive.forgets_doubts = H::FORGETS_DOUBTS;
     // Large, and once for each consumer.
     Box::pin(drive.run(stop, work)).await
 }

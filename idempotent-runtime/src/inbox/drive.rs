@@ -58,6 +58,8 @@ pub(super) struct Drive<S: Source> {
     /// So many dispositions are reported without waiting for more.
     batch: usize,
     drain: Duration,
+    /// True if a message in doubt may have no record.
+    pub(super) forgets_doubts: bool,
 
     lanes: Lanes<Arc<S::Message>>,
     tasks: Tasks,
@@ -169,6 +171,7 @@ impl<S: Source> Drive<S> {
             most_behind: concurrency,
             batch: BATCH.min(concurrency),
             drain,
+            forgets_doubts: false,
             lanes: Lanes::new(),
             tasks: Tasks(JoinSet::new()),
             running: HashMap::new(),
@@ -540,19 +543,16 @@ impl<S: Source> Drive<S> {
 
     /// Lets the lane of a dead letter go on, with its message again if the broker has no copy.
     fn buried(&mut self, buried: Result<Buried<S::Message>, JoinError>) {
-        let Some(Buried { lane, settled, is_confirmed }) = self.burials.ended(buried) else {
-            return;
-        };
-        if !is_confirmed && self.is_stopping() {
-            self.unsettled.push(Settled::untried(settled.message));
-        } else if !is_confirmed {
+        let Some(buried) = self.burials.ended(buried) else { return };
+        let lane = buried.lane;
+        if !buried.is_confirmed && self.is_stopping() {
+            self.unsettled.push(Settled::untried(buried.settled.message));
+        } else if !buried.is_confirmed {
+            // What may have had its effect is not handled again where no record says so.
+            let is_forgotten = self.forgets_doubts && buried.settled.disposition == IN_DOUBT;
             match lane {
-                // What may have had its effect is not handled again, also where its record is gone.
-                Some(_) if settled.disposition == IN_DOUBT => {
-                    return self.burials.add(lane, settled);
-                }
-                Some(lane) => self.lanes.push_front(lane, settled.message),
-                None => self.burials.add(None, settled),
+                Some(lane) if !is_forgotten => self.lanes.push_front(lane, buried.settled.message),
+                _ => return self.burials.add_again(buried),
             }
         }
         if let Some(lane) = lane {

@@ -16,6 +16,8 @@ pub(super) trait Handling<M, P>: Send + Sync + 'static {
     type Error: fmt::Debug + Send + 'static;
     /// What is kept for all tries of one delivery.
     type Kept: Default + Send + Sync;
+    /// True if a message in doubt may have no record.
+    const FORGETS_DOUBTS: bool;
 
     /// Handles `message` once.
     fn handle(
@@ -47,6 +49,7 @@ where
 {
     type Error = E;
     type Kept = ();
+    const FORGETS_DOUBTS: bool = false;
 
     async fn handle(
         &self,
@@ -90,6 +93,7 @@ where
 {
     type Error = E;
     type Kept = super::in_transaction::Counted;
+    const FORGETS_DOUBTS: bool = true;
 
     async fn handle(
         &self,

@@ -107,7 +107,7 @@ pub trait Source: Send + Sync + 'static {
     /// Where the order is [`HoldLane`](Order::HoldLane), each dead letter is a report of its own, and
     /// several are on their way beside the others. Its lane waits for it. After an error the message
     /// is handled again here, after a pause that grows from one second to five minutes, and before
-    /// those behind it.
+    /// those behind it. A doubt that may have no record is not: its dead letter is reported again.
     fn settle(
         &self,
         settled: Vec<Settled<Self::Message>>,
