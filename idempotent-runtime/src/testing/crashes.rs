@@ -95,6 +95,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # What it does not see
 ///
+/// - Points that later calls do not reach: the search ends where calls return before their point, as
+///   they do once a stock, a limit or a rate that each number uses up has ended. Let there be more of it
+///   than calls.
 /// - Tasks are awaited for as long as one of them ends every 200 ms, for five seconds at most. Fewer
 ///   tasks that do nothing for longer cannot be distinguished from connections and workers, and
 ///   their later effects are not checked. Neither are those of tasks of a `LocalSet` that wait, nor

@@ -20,7 +20,8 @@ pub trait Subject: Send + Sync + 'static {
     /// connection to the server, and nothing shared except what is stored. For a store within one
     /// process, return a clone.
     ///
-    /// The suite uses both concurrently. Everything that makes the store correct must be in what
+    /// The suite uses both concurrently, as far as the store waits: one that blocks the thread instead
+    /// lets them take turns. Everything that makes the store correct must be in what
     /// they share.
     fn second(&self) -> impl Future<Output = Self::Store> + Send;
 
