@@ -85,7 +85,7 @@ impl EdgeCall {
     }
 
     /// Checks that transactions of `pool` are in the database of the engine's store: their records
-    /// would be in another one otherwise. Writes nothing.
+    /// would be in another one otherwise. Writes nothing. A disabled operation is not checked.
     ///
     /// # Errors
     /// [`Config`](ErrorKind::Config) if they are not, or if an option is invalid.
