@@ -139,6 +139,27 @@ async fn only_answers_that_can_change_are_asked_for_again() -> anyhow::Result<()
 }
 
 #[tokio::test]
+async fn a_key_in_the_usual_header_is_not_replaced_by_one_in_another() -> anyhow::Result<()> {
+    let service = Scripted::start([]).await?;
+    let names = HeaderNames::new().with_key("x-request-key")?;
+    let layer = layer(&ManualClock::new()).with_header_names(names);
+    let with = |name: &'static str| {
+        let mut request = service.post("/pay");
+        request.headers_mut().insert(name, HeaderValue::from_static("order-7"));
+        request
+    };
+    let error = failure(send(client(&layer), with("idempotency-key")).await?)?;
+    assert!(
+        matches!(&error, ClientError::NotSent(error) if error.kind() == ErrorKind::InvalidKey),
+        "{error}"
+    );
+    assert!(service.received().is_empty());
+    assert!(send(client(&layer), with("x-request-key")).await?.is_ok());
+    assert_eq!(service.received().len(), 1);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_problem_counts_under_its_usual_name_too() -> anyhow::Result<()> {
     for name in ["idempotency-problem", "x-why"] {
         let names = HeaderNames::new().with_problem("x-why")?;

@@ -11,6 +11,7 @@ use super::layer::Options;
 use super::unlabelled::Place;
 use crate::edge::Attempt;
 use crate::error::{Error, ErrorKind};
+use crate::http::key::IDEMPOTENCY_KEY;
 use crate::http::method::is_grpc;
 
 /// The key of a request, as an extension of the request.
@@ -216,6 +217,14 @@ impl Options {
             |method: &Method| method.as_str().eq_ignore_ascii_case(request.method.as_str());
         if !self.methods.iter().any(is_one_of_ours) {
             return Ok(None);
+        }
+        // With a key of ours beside it, its service would not refuse it as misplaced, and a retry of the
+        // caller, which repeats only that one, would be a second request.
+        if request.headers.contains_key(IDEMPOTENCY_KEY) {
+            return Err(Error::new(ErrorKind::InvalidKey).with_text(
+                "the request has its key in `Idempotency-Key`, and the client sends keys in another header",
+                "put the key into the header that is set for the client, or leave it out",
+            ));
         }
         let Some(attempt) = Attempt::current() else {
             return self.chosen(&self.fresh()?.to_string(), None).map(Some);
